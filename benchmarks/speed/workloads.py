@@ -1,0 +1,139 @@
+"""What every peer is asked to do: the numbers of W1, W2 and W3. Standard library only: each peer's venv reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One training job: environment, rollout, update, network and losses. Every peer reads these and nothing else."""
+
+    name: str
+    env_id: str  # a Gymnasium id, or "tensor" for tensor_env.py
+    num_envs: int
+    num_steps: int  # T, per environment and rollout
+    num_iterations: int  # timed ones; one more runs before the clock starts
+    num_epochs: int
+    num_minibatches: int
+    hidden: tuple[int, ...]
+    activation: str  # "tanh" or "elu"
+    init_std: float = 1.0  # state-independent, learned; continuous actions only
+    learning_rate: float = 3e-4
+    desired_kl: float | None = None  # adapt the learning rate to this KL; None: constant
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_epsilon: float = 0.2
+    clip_value: bool = False
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    max_grad_norm: float = 0.5
+    normalize_advantage: str = "minibatch"  # or "rollout"
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """T * N environment steps."""
+        return self.num_steps * self.num_envs
+
+    @property
+    def minibatch_size(self) -> int:
+        """Rows of one gradient step."""
+        return self.steps_per_iteration // self.num_minibatches
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps inside the clock."""
+        return self.num_iterations * self.steps_per_iteration
+
+    @property
+    def gradient_steps(self) -> int:
+        """Optimizer steps inside the clock."""
+        return self.num_iterations * self.num_epochs * self.num_minibatches
+
+
+WORKLOADS: dict[str, Workload] = {
+    "W1": Workload(
+        name="W1",
+        env_id="CartPole-v1",
+        num_envs=8,
+        num_steps=128,
+        num_iterations=98,  # 100,352 steps
+        num_epochs=4,
+        num_minibatches=4,
+        hidden=(64, 64),
+        activation="tanh",
+    ),
+    "W2": Workload(
+        name="W2",
+        env_id="HalfCheetah-v5",
+        num_envs=8,
+        num_steps=256,
+        num_iterations=20,  # 40,960 steps
+        num_epochs=10,
+        num_minibatches=32,
+        hidden=(64, 64),
+        activation="tanh",
+    ),
+    "W3": Workload(
+        name="W3",
+        env_id="tensor",
+        num_envs=1024,  # 4,096 on a GPU
+        num_steps=24,
+        num_iterations=5,
+        num_epochs=5,
+        num_minibatches=4,
+        hidden=(512, 256, 128),
+        activation="elu",
+        learning_rate=1e-3,
+        desired_kl=0.01,
+        clip_value=True,
+        value_coef=1.0,
+        max_grad_norm=1.0,
+        normalize_advantage="rollout",
+    ),
+}
+"""W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job."""
+
+NUM_ENVS_ON_GPU = {"W3": 4096}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A library to compare with: its module in peers/, and what pip is asked for (empty: runs in ours)."""
+
+    module: str
+    package: str  # whose version is recorded
+    requirements: tuple[str, ...] = ()
+    variant: str = ""  # a choice inside our own library
+    unsupported: tuple[tuple[str, str], ...] = ()  # (workload, why it cannot run there)
+
+
+TORCH = "torch==2.13.0"  # always installed first, alone: nothing else may pull another build
+SIMULATORS = ("gymnasium[mujoco]==1.4.0", "mujoco==4.0.0")
+
+PEERS: dict[str, Peer] = {
+    "understudy": Peer(module="understudy", package="understudy"),
+    "understudy-eager": Peer(module="understudy", package="understudy", variant="eager"),
+    "understudy-compile": Peer(module="understudy", package="understudy", variant="compile"),
+    "understudy-envpool": Peer(
+        module="understudy", package="understudy", variant="envpool", unsupported=(("W3", "a tensor environment"),)
+    ),
+    "stable-baselines3": Peer(
+        module="stable_baselines3", package="stable-baselines3", requirements=("stable-baselines3==2.9.2",)
+    ),
+    "skrl": Peer(module="skrl", package="skrl", requirements=("skrl==2.1.1",)),
+    "rsl-rl-lib": Peer(
+        module="rsl_rl",
+        package="rsl-rl-lib",
+        requirements=("rsl-rl-lib==5.5.1",),
+        unsupported=(("W1", "no discrete actions"),),
+    ),
+    "torchrl": Peer(module="torchrl", package="torchrl", requirements=("torchrl==0.14.1",)),
+    "tianshou": Peer(module="tianshou", package="tianshou", requirements=("tianshou==2.0.1",)),
+    "plain": Peer(module="plain_ppo", package="torch"),
+}
+"""`plain` is our own single file, `understudy-*` are choices of our own library, pip installs the others."""
+
+OURS = "understudy"
+DEFAULT_PEERS = tuple(name for name in PEERS if name == OURS or not name.startswith(OURS + "-"))
+"""What a comparison runs unless told otherwise."""

@@ -1,0 +1,297 @@
+"""The command line: `understudy train | evaluate | plot | list`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, get_type_hints
+
+from understudy import __version__
+
+if TYPE_CHECKING:
+    from understudy.train.run import Run
+
+USAGE = """\
+usage: understudy COMMAND ...
+
+PPO plus any combination of expert signals.
+
+commands:
+  train RECIPE [--options]    train from the start; `train RECIPE --help` lists every option
+  train --resume RUN          continue a run from its newest checkpoint
+  evaluate RUN [--options]    score a trained policy, film it
+  plot RUN [RUN ...]          draw learning curves
+  list [recipes|parts|envs]   what there is
+
+options:
+  -h, --help    this text; every command has its own
+  --version     version of understudy
+  --debug       show the traceback of an error
+
+examples:
+  understudy train ppo --env.id CartPole-v1 --total-steps 100000 --seed 1
+  understudy evaluate runs/ppo-CartPole-v1-20260101-120000 --episodes 20 --video
+"""
+
+USER_ERROR = 2
+RUN_ERROR = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; the message says how to mend it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code (0 fine, 1 run-time failure, 2 user error)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except BrokenPipeError:  # `understudy list envs | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (Python flushes stdout once more at exit)
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        code = _exit_code(error)
+        if debug or code is None:
+            raise
+        print(f"understudy: error: {error}", *_notes(error), sep="\n", file=sys.stderr)
+        return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else USER_ERROR
+    if words[0] == "--version":
+        print(f"understudy {__version__}")
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "plot": _plot,
+        "list": _list,
+    }
+    if words[0] not in commands:
+        raise UsageError(f"unknown command {words[0]!r}; {_nearest(words[0], commands)}")
+    return commands[words[0]](words[1:])
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that needs no traceback; None for a bug."""
+    from understudy.types import CheckpointError, UnderstudyError
+
+    if isinstance(error, UsageError | ValueError | ImportError | CheckpointError):
+        return USER_ERROR
+    return RUN_ERROR if isinstance(error, UnderstudyError | OSError) else None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return error.__notes__ if "__notes__" in vars(error) else []
+
+
+# ---------------------------------------------------------------------------------------------------- train
+
+
+def _train(words: list[str]) -> int:
+    if not words or words[0].startswith("-"):
+        return _train_without_recipe(words)
+    from understudy.recipes import find_recipe
+
+    name, options = words[0], words[1:]
+    recipe = find_recipe(name)
+    import tyro
+
+    from understudy.train.config import TrainConfig
+
+    config = tyro.cli(
+        TrainConfig,
+        default=recipe(),
+        args=options,
+        prog=f"understudy train {name}",
+        description=recipe.__doc__,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    from understudy.train.loop import train
+
+    return _report(train(config))
+
+
+def _train_without_recipe(words: list[str]) -> int:
+    parser = _Parser(
+        prog="understudy train",
+        usage="understudy train RECIPE [--options]\n       understudy train --resume RUN [--total-steps N]",
+        description="Train. `understudy list recipes` shows the recipes, `understudy train RECIPE --help` the options.",
+    )
+    parser.add_argument("--resume", metavar="RUN", type=Path, help="folder of the run to continue")
+    parser.add_argument("--total-steps", type=int, help="new budget in environment steps (default: the run's own)")
+    chosen = parser.parse_args(words)
+    if chosen.resume is None:
+        from understudy.recipes import RECIPES
+
+        raise UsageError(f"train what? Name a recipe ({', '.join(sorted(RECIPES))}), or --resume RUN")
+    from understudy.train.loop import resume
+
+    return _report(resume(chosen.resume, total_steps=chosen.total_steps))
+
+
+def _report(run: Run) -> int:
+    if run.stopped_by is not None:
+        print(f"stopped by {run.stopped_by}; continue with: understudy train --resume {run.path}")
+    if run.evaluation is not None:
+        print(run.evaluation.sentence())
+    print(f"run: {run.path}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------- evaluate
+
+
+def _evaluate(words: list[str]) -> int:
+    parser = _Parser(prog="understudy evaluate", description="Score a trained policy on whole episodes.")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder of a run (its newest checkpoint), or a checkpoint"
+    )
+    parser.add_argument("--episodes", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument("--seed", type=int, help="seed of environments and sampling (default: as in training)")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--deterministic", action="store_true", default=True, help="take the mode (default)")
+    how.add_argument("--sample", dest="deterministic", action="store_false", help="sample actions")
+    parser.add_argument(
+        "--video", metavar="PATH", nargs="?", type=Path, const=Path(), help="film an episode (default: RUN/video.mp4)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    chosen = parser.parse_args(words)
+    from understudy.train.evaluation import evaluate, evaluation_seed
+    from understudy.train.run import read_policy
+
+    policy, config = read_policy(chosen.run)
+    video = chosen.video
+    if video == Path():
+        video = (chosen.run if chosen.run.is_dir() else chosen.run.parent) / "video.mp4"
+    result = evaluate(
+        policy,
+        config.env,
+        chosen.episodes,
+        seed=evaluation_seed(config.seed) if chosen.seed is None else chosen.seed,
+        deterministic=chosen.deterministic,
+        video_path=video,
+    )
+    print(result.sentence())
+    if result.video is not None:
+        print(f"video: {result.video}")
+    if result.video_error is not None:
+        print(f"understudy: no video: {result.video_error}", file=sys.stderr)
+    if chosen.json:
+        print(json.dumps({"run": str(chosen.run), "env": config.env.id, **result.to_dict()}))
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------- plot
+
+
+def _plot(words: list[str]) -> int:
+    parser = _Parser(prog="understudy plot", description="Draw the learning curves of runs into one PNG.")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--output", metavar="PATH", type=Path, help="PNG to write (default: learning-curve.png in RUN)")
+    parser.add_argument("--metric", default="episode/return", help="what to draw (default: episode/return)")
+    parser.add_argument("--title", help="title (default: the environment)")
+    chosen = parser.parse_args(words)
+    from understudy.train.plot import plot_learning_curves
+    from understudy.train.run import RunFolder
+
+    short = len({path.name for path in chosen.runs}) == len(chosen.runs)
+    folders = {path.name if short else str(path): RunFolder(path) for path in chosen.runs}
+    envs = dict.fromkeys(folder.env_id() for folder in folders.values())
+    output = plot_learning_curves(
+        {label: folder.metrics for label, folder in folders.items()},
+        chosen.output or chosen.runs[0] / "learning-curve.png",
+        title=", ".join(envs) if chosen.title is None else chosen.title,
+        metric=chosen.metric,
+    )
+    print(f"learning curve: {output}")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------- list
+
+
+def _list(words: list[str]) -> int:
+    tables = {"recipes": _recipes, "parts": _parts, "envs": _envs}
+    parser = _Parser(prog="understudy list", description="List recipes, parts and environments, one line each.")
+    parser.add_argument("what", nargs="?", choices=sorted(tables), help="only this table")
+    what = parser.parse_args(words).what
+    for name, table in tables.items():
+        if what == name:
+            _print_table(table())
+        elif what is None:
+            print(f"{name}:")
+            _print_table(table(), indent="  ")
+    return 0
+
+
+def _recipes() -> list[tuple[str, str]]:
+    from understudy.recipes import RECIPES, summary
+
+    return [(name, summary(recipe)) for name, recipe in sorted(RECIPES.items())]
+
+
+def _parts() -> list[tuple[str, str]]:
+    from understudy.parts import PARTS
+    from understudy.recipes import summary
+
+    # what `build` returns is the part itself, whose docstring says more than its config's
+    return [(name, summary(get_type_hints(part.build)["return"])) for name, part in sorted(PARTS.items())]
+
+
+def _envs() -> list[tuple[str, str]]:
+    from understudy.envs.registry import list_envs
+
+    return [(entry.id, f"{entry.backend}: {entry.summary}") for entry in list_envs()]
+
+
+def _print_table(rows: Sequence[tuple[str, str]], indent: str = "") -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{indent}{name:<{width}}  {text}".rstrip())
+
+
+# -------------------------------------------------------------------------------------------------- parsing
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises `UsageError` and names the nearest options to a misspelt one."""
+
+    def __init__(self, **settings: str) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
+
+    def parse_args(self, words: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """All words must be known. Raises UsageError."""
+        chosen, unknown = self.parse_known_args(words)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            misspelt = next((word for word in unknown if word.startswith("-")), unknown[0])
+            raise UsageError(f"unknown option {misspelt!r}; {_nearest(misspelt, known)}; see `{self.prog} --help`")
+        return chosen
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for everything it finds wrong."""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _nearest(name: str, known: Sequence[str] | dict[str, Callable[[list[str]], int]]) -> str:
+    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

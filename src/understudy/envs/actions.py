@@ -1,0 +1,149 @@
+"""From a policy's raw action to the one that the environment executes: bounding and rescaling."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from understudy.envs.gymnasium import check_action_space
+
+_EDGE = 1e-6  # atanh is taken inside [-1 + _EDGE, 1 - _EDGE]: |raw| <= 7.25, and float32 can tell it from 1
+
+
+class ActionMap(nn.Module):
+    """Raw action `[..., D]` -> executed action `[..., *A]`. Log-probs are of the raw one; both are stored.
+
+    Box (D = number of entries of the space), with a the raw action:
+
+        bound "clip": a = clip(a, -1, 1)      "tanh": a = tanh(a)      None: as it is
+        scaling:      executed = low + (high - low) * (a + 1) / 2
+
+    Without scaling, "clip" clips to the space's own bounds instead. `scaling="auto"` scales where all bounds are
+    finite. With `bound=None` the executed action can lie outside the space. Integer Boxes are rounded.
+    Discrete and MultiDiscrete: the index plus the space's `start`, `[...]` and `[..., D]`; MultiBinary: unchanged.
+    Identities cost nothing (a Box of [-1, 1] with "clip" is one clamp).
+
+    Raises ValueError for a space that no distribution covers, an unknown `bound`, or `scaling=True` on a Box with an
+    infinite bound.
+    """
+
+    scale: Any  # Tensor [D], or float where all entries are equal; so are the next three
+    shift: Any
+    low: Any
+    high: Any
+
+    def __init__(
+        self,
+        action_space: spaces.Space[Any],
+        scaling: bool | Literal["auto"] = "auto",
+        bound: Literal["clip", "tanh"] | None = "clip",
+    ) -> None:
+        super().__init__()
+        if bound not in ("clip", "tanh", None):
+            raise ValueError(f"action bound {bound!r} is unknown: choose 'clip', 'tanh' or None")
+        if scaling not in (True, False, "auto"):
+            raise ValueError(f"action scaling {scaling!r} is unknown: choose True, False or 'auto'")
+        self.action_space = check_action_space(action_space)
+        self._tanh = self._rounds = self._clamps = self._scales = self._shifts = False
+        if isinstance(action_space, spaces.Box):
+            self._set_box(action_space, scaling, bound)
+        elif isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
+            start = np.asarray(action_space.start, np.int64)
+            self._shifts = bool(start.any())
+            self._set("shift", start.reshape(-1) if start.ndim else start)
+        shape = action_space.shape
+        assert shape is not None
+        # a Discrete action has no dimension to begin with
+        self._shape = None if len(shape) == 1 or isinstance(action_space, spaces.Discrete) else shape
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the executed action is the raw one."""
+        changes = self._tanh or self._scales or self._shifts or self._clamps or self._rounds
+        return not changes and self._shape is None
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Executed action `[..., *A]` of a raw one `[..., D]` (Discrete: `[...]`); pure, no host sync."""
+        action = raw.tanh() if self._tanh else raw
+        if self._scales and self._shifts:
+            action = torch.addcmul(self.shift, action, self.scale)
+        elif self._scales:
+            action = action * self.scale
+        elif self._shifts:
+            action = action + self.shift
+        if self._clamps:
+            # clip after scaling: the same function (scaling is monotone), and rounding cannot leave the bounds
+            action = torch.clamp(action, self.low, self.high)
+        if self._rounds:
+            action = action.round()
+        return action if self._shape is None else action.reshape(raw.shape[:-1] + self._shape)
+
+    def inverse(self, executed: Tensor) -> Tensor:
+        """The raw action `[..., D]` of an executed one `[..., *A]` (a demonstration's, say).
+
+        Scaling is undone, tanh by atanh inside +-(1 - 1e-6); clipping cannot be undone: where it acted, the raw action
+        comes back as the bound. Entries that the space fixes (low == high) come back as 0.
+        """
+        raw = executed
+        if self._shape is not None:
+            raw = raw.reshape((*raw.shape[: raw.ndim - len(self._shape)], -1))
+        if self._shifts:
+            raw = raw - self.shift
+        if self._scales:
+            raw = raw / self.scale if isinstance(self.scale, float) else raw / self.scale.where(self.scale != 0, 1.0)
+        return torch.atanh(raw.clamp(_EDGE - 1, 1 - _EDGE)) if self._tanh else raw
+
+    def _set_box(self, space: spaces.Box, scaling: bool | str, bound: str | None) -> None:
+        low, high = _float32_inside(space.low.reshape(-1), space.high.reshape(-1))
+        finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+        if scaling is True and not finite:
+            raise ValueError(
+                f"action scaling needs finite bounds, but the space is {space}: use scaling=False (or 'auto'), or give "
+                "it bounds with gymnasium.wrappers.TransformAction"
+            )
+        self._tanh = bound == "tanh"
+        self._rounds = np.issubdtype(space.dtype, np.integer)
+        if scaling is not False and finite:
+            scale, shift = (high - low) / 2, (high + low) / 2
+            if self._tanh:
+                scale = _shrink(scale, shift, low, high)
+            self._scales, self._shifts = bool((scale != 1).any()), bool(shift.any())
+            # one fused operation if both are there; it takes tensors only
+            self._set("scale", scale, as_tensor=self._shifts)
+            self._set("shift", shift, as_tensor=self._scales)
+        if bound == "clip" and bool(np.isfinite(low).any() or np.isfinite(high).any()):
+            self._clamps = True
+            mixed = np.ptp(low) != 0 or np.ptp(high) != 0 if finite else True  # clamp takes two numbers or two tensors
+            self._set("low", low, as_tensor=mixed)
+            self._set("high", high, as_tensor=mixed)
+
+    def _set(self, name: str, value: np.ndarray, as_tensor: bool = False) -> None:
+        """A number where all entries are equal (cheaper to apply), else a buffer that moves with the module."""
+        if not as_tensor and bool((value == value.flat[0]).all()):
+            setattr(self, name, value.flat[0].item())
+        else:
+            dtype = torch.int64 if value.dtype == np.int64 else torch.float32
+            # not persistent: it follows from the action space
+            self.register_buffer(name, torch.as_tensor(value).to(dtype), persistent=False)
+
+
+def _float32_inside(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds as float32 numbers (in float64 arrays) that do not lie outside, as rounding 0.4 would."""
+    with np.errstate(over="ignore"):
+        low32, high32 = low.astype(np.float32), high.astype(np.float32)
+    low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)
+    high32 = np.where(high32 > high, np.nextafter(high32, np.float32(-np.inf)), high32)
+    return low32.astype(np.float64), high32.astype(np.float64)
+
+
+def _shrink(scale: np.ndarray, shift: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The largest float32 scale with which shift +- scale, rounded, stays within the bounds (tanh does reach +-1)."""
+    center, half = shift.astype(np.float32), scale.astype(np.float32)
+    for _ in range(4):  # an ulp or two at most
+        outside = (center + half > high) | (center - half < low)
+        half = np.where(outside, np.nextafter(half, np.float32(0)), half)
+    return half.astype(np.float64)

@@ -1,0 +1,64 @@
+"""The environment contract: `VecEnv`, one transition (`Step`), and what an environment may offer beyond it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """One step of N environments. Tensors are only valid until the next `step` or `reset`: copy what you keep."""
+
+    obs: TensorDict  # [N]; where an episode ended, already the next episode's first observation
+    reward: Tensor  # [N] float32
+    terminated: Tensor  # [N] bool: the task ended, no bootstrap
+    truncated: Tensor  # [N] bool: a time limit, bootstrap from final_obs
+    final_obs: TensorDict | None  # [N]; the true last observation in rows that ended; None if the env cannot tell
+    metrics: dict[str, Tensor]  # name -> 0-D or [N] float tensor, logged as a mean; may be empty
+    valid: Tensor | None = None  # [N] bool, None = all true. False: this row is no transition (the environment spent
+    #   the step on resetting, its action was ignored); the core drops the row from returns and losses and cuts GAE
+    #   there. Its reward is 0, its flags are False, its obs is the next episode's first observation. The row before
+    #   it, where the episode ended, then has obs == final_obs. Hence is_first[t + 1] = ended[t] or not valid[t].
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """N copies of an environment stepped together; every junk (reset) transition is removed by the adapter."""
+
+    num_envs: int
+    device: torch.device
+    observation_space: spaces.Dict  # per env: group -> Box / Discrete / ..., or spaces.Dict of named components
+    action_space: spaces.Space[Any]  # per env
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Start N fresh episodes (seeded per environment when `seed` is given) and return obs `[N]`."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Apply one executed action per environment, `[N, *A]`."""
+        ...
+
+    def close(self) -> None:
+        """Free what the environment holds (processes, windows)."""
+        ...
+
+
+@runtime_checkable
+class StatefulEnv(Protocol):
+    """A `VecEnv` whose whole state can be saved and restored (tensors only), so that a resume is exact anywhere."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything `step` depends on, as tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned; the next observation follows from the next `step`."""
+        ...
+
+    def observe(self) -> TensorDict:
+        """The current observation `[N]`, without stepping."""
+        ...

@@ -1,0 +1,278 @@
+"""Gymnasium environments as a `VecEnv`: N single ones in a plain loop, or any Gymnasium vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.envs.base import Step
+from understudy.envs.observations import (
+    Groups,
+    StepBuffers,
+    check_row,
+    leaves_space,
+    observation_leaves,
+    row_writers,
+    write_batch,
+)
+from understudy.types import WorkerError
+
+
+class InProcessVectorEnv:
+    """N single Gymnasium environments stepped in a plain loop: the fastest way for a few light environments.
+
+    Rows are written straight into preallocated memory; there are no per-step checks and `info` is not read. An ended
+    environment is reset in the same step and its true last observation is kept, so every transition is real.
+    The tensors of a `Step` are the same every time: valid until the next `step` or `reset`.
+
+    `make`: one function per environment (`lambda: gym.make(id, disable_env_checker=True)`); `groups`: see
+    `observation_leaves`; `seed`: used by the first `reset` that gets none. Raises ValueError for no environment,
+    environments of different spaces, or spaces that cannot become tensors, and `WorkerError` when one of them fails.
+    """
+
+    def __init__(
+        self,
+        make: Sequence[Callable[[], gym.Env[Any, Any]]],
+        device: torch.device | str = "cpu",
+        groups: Groups | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not make:
+            raise ValueError("an environment needs at least one copy: give at least one function in `make`")
+        self.envs: list[gym.Env[Any, Any]] = []
+        try:
+            for build in make:
+                self.envs.append(build())
+            self._check_same_spaces()
+            self._leaves = observation_leaves(self.envs[0].observation_space, groups)
+            self.action_space = check_action_space(self.envs[0].action_space)
+        except BaseException:
+            self.close()
+            raise
+        self.num_envs = len(self.envs)
+        self.device = torch.device(device)
+        self.observation_space = leaves_space(self._leaves)
+        self._seed = seed
+        self._action_shape = action_shape(self.action_space, self.num_envs)
+        self._buffers = StepBuffers(self._leaves, self.num_envs, self.device)
+        self._write_obs = row_writers(self._buffers.obs_arrays)
+        self._write_final = row_writers(self._buffers.final_arrays)
+        self._rewards: Any = self._buffers.reward_array.data  # a memoryview writes one number faster than numpy does
+        self._flags_set = False
+        self._step = self._buffers.step()
+        self._steps = [env.step for env in self.envs]  # bound once: looking it up costs more than writing the row
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Start N fresh episodes, environment i seeded with `seed + i`; obs `[N]`."""
+        seed, self._seed = (self._seed if seed is None else seed), None
+        row = 0
+        try:
+            for row, env in enumerate(self.envs):
+                obs, _ = env.reset(seed=None if seed is None else seed + row)
+                check_row(self._leaves, obs)
+                self._write_obs[row](obs)
+        except Exception as error:
+            raise self._failure(row, "reset", error) from error
+        self._buffers.publish(ended=False)
+        return self._buffers.obs
+
+    def step(self, action: Tensor) -> Step:
+        """Apply one executed action per environment, `[N, *A]`."""
+        buffers, rewards = self._buffers, self._rewards
+        actions = action_array(action, self.action_space, self._action_shape)
+        if self._flags_set:  # flags are rare: cleared when some are set, instead of written for every row
+            buffers.terminated_array.fill(False)
+            buffers.truncated_array.fill(False)
+        any_ended = False
+        row = 0
+        try:
+            for row, (step, one, write_obs) in enumerate(zip(self._steps, actions, self._write_obs)):
+                obs, rewards[row], terminated, truncated, _ = step(one)
+                if terminated or truncated:
+                    any_ended = True
+                    buffers.terminated_array[row] = terminated
+                    buffers.truncated_array[row] = truncated
+                    self._write_final[row](obs)
+                    obs, _ = self.envs[row].reset()
+                write_obs(obs)
+        except Exception as error:
+            raise self._failure(row, "step", error) from error
+        self._flags_set = any_ended
+        if not buffers.shared:
+            buffers.publish(any_ended)
+        return self._step
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+    def _check_same_spaces(self) -> None:
+        first = self.envs[0]
+        for index, env in enumerate(self.envs):
+            if env.observation_space != first.observation_space or env.action_space != first.action_space:
+                raise ValueError(
+                    f"environment {index} has other spaces than environment 0: "
+                    f"{env.observation_space}, {env.action_space} instead of "
+                    f"{first.observation_space}, {first.action_space}; a vector needs equal ones"
+                )
+
+    def _failure(self, row: int, what: str, error: Exception) -> WorkerError:
+        return WorkerError(
+            f"environment {row} of {self.num_envs} ({env_name(self.envs[row])}) raised {type(error).__name__} "
+            f"in {what}: {error}"
+        )
+
+
+class GymnasiumVectorAdapter:
+    """Any Gymnasium vector environment, whatever its autoreset mode, with the transitions of `InProcessVectorEnv`.
+
+    SAME_STEP: the final observation comes from `info["final_obs"]`. DISABLED, and NEXT_STEP where the class is
+    Gymnasium's own Sync- or AsyncVectorEnv: the ended environments are reset at once (`reset_mask`), so that no
+    reset step exists. Other NEXT_STEP environments step all rows while one resets: that row comes with `valid` False.
+
+    Raises ValueError if the mode is not in `metadata["autoreset_mode"]`, `WorkerError` when an environment fails.
+    """
+
+    def __init__(
+        self, vector_env: VectorEnv[Any, Any, Any], device: torch.device | str = "cpu", groups: Groups | None = None
+    ) -> None:
+        mode = vector_env.metadata.get("autoreset_mode")
+        if mode is None:
+            raise ValueError(
+                f"{vector_env} does not say how it resets: set metadata['autoreset_mode'] to one of "
+                "gymnasium.vector.AutoresetMode (NEXT_STEP, SAME_STEP, DISABLED)"
+            )
+        self.env = vector_env
+        self.num_envs = vector_env.num_envs
+        self.device = torch.device(device)
+        self.mode = AutoresetMode(mode)
+        self.action_space = check_action_space(vector_env.single_action_space)
+        leaves = observation_leaves(vector_env.single_observation_space, groups)
+        self.observation_space = leaves_space(leaves)
+        self._resets_by_mask = self.mode == AutoresetMode.DISABLED or (
+            self.mode == AutoresetMode.NEXT_STEP and isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv)
+        )
+        self._action_shape = action_shape(self.action_space, self.num_envs)
+        self._buffers = StepBuffers(leaves, self.num_envs, self.device)
+        self._write_final = row_writers(self._buffers.final_arrays)
+        self._step = self._buffers.step()
+        self._resetting: np.ndarray | None = None  # [N] bool: rows whose next step is a reset step; None: no row
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Start N fresh episodes, seeded as the vector environment does it (Gymnasium's: `seed + i`); obs `[N]`."""
+        self._resetting = None
+        obs = self._call("reset", lambda: self.env.reset(seed=seed))[0]
+        write_batch(self._buffers.obs_arrays, obs)
+        self._buffers.publish(ended=False)
+        return self._buffers.obs
+
+    def step(self, action: Tensor) -> Step:
+        """Apply one executed action per environment, `[N, *A]`."""
+        rows = np.asarray(action_array(action, self.action_space, self._action_shape))
+        obs, reward, terminated, truncated, info = self._call("step", lambda: self.env.step(rows))
+        buffers = self._buffers
+        buffers.reward_array[:] = reward
+        buffers.terminated_array[:] = terminated
+        buffers.truncated_array[:] = truncated
+        junk = self._resetting
+        if junk is not None:
+            buffers.reward_array[junk] = 0.0
+            buffers.terminated_array[junk] = False
+            buffers.truncated_array[junk] = False
+        ended = buffers.terminated_array | buffers.truncated_array  # [N]
+        any_ended = bool(ended.any())
+        if any_ended:
+            obs = self._after_end(obs, info, ended)
+        self._resetting = ended if any_ended and not self._resets_same_step else None
+        write_batch(buffers.obs_arrays, obs)
+        buffers.publish(any_ended)
+        if junk is None:
+            return self._step
+        return self._step._replace(valid=torch.from_numpy(~junk).to(self.device))
+
+    def close(self) -> None:
+        """Close the vector environment and its processes."""
+        self.env.close()
+
+    @property
+    def _resets_same_step(self) -> bool:
+        """Whether the next step of an ended row is already a step of its next episode."""
+        return self._resets_by_mask or self.mode == AutoresetMode.SAME_STEP
+
+    def _after_end(self, obs: Any, info: dict[str, Any], ended: np.ndarray) -> Any:
+        """Keep the final observations of the ended rows, and return the observations to act on next."""
+        if self.mode != AutoresetMode.SAME_STEP:
+            write_batch(self._buffers.final_arrays, obs)
+            if not self._resets_by_mask:
+                return obs  # the reset comes with the next step
+            return self._call("reset", lambda: self.env.reset(options={"reset_mask": ended}))[0]
+        if "final_obs" not in info:
+            raise ValueError(
+                f"{self.env} resets in the same step but gave no info['final_obs'] where an episode ended, so a time "
+                "limit cannot be bootstrapped: add it, or use AutoresetMode.DISABLED"
+            )
+        final = info["final_obs"]
+        if isinstance(final, np.ndarray) and final.dtype == object:  # Gymnasium's: one observation per ended row
+            for row in np.flatnonzero(ended):
+                self._write_final[row](final[row])
+        else:  # a natively vectorised environment: batched like obs
+            write_batch(self._buffers.final_arrays, final)
+        return obs
+
+    def _call(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise WorkerError(f"{self._culprit()} raised {type(error).__name__} in {what}: {error}") from error
+
+    def _culprit(self) -> str:
+        """Name the environments that failed, as far as it can be told."""
+        name = env_name(self.env)
+        if isinstance(self.env, AsyncVectorEnv):
+            # Gymnasium closes the pipe of a worker whose environment raised; a killed worker is simply not alive
+            workers = zip(self.env.processes, self.env.parent_pipes)
+            dead = [i for i, (process, pipe) in enumerate(workers) if pipe is None or not process.is_alive()]
+            if dead:
+                return f"environment {', '.join(map(str, dead))} of {self.num_envs} ({name}, its own process)"
+        return f"vector environment {name} ({self.num_envs} environments)"
+
+
+def env_name(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> str:
+    """The registered id of an environment, or the name of its class."""
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def check_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return the space if actions of it can be tensors (Box, Discrete, MultiDiscrete, MultiBinary), else ValueError."""
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        return space
+    advice = "flatten it into one Box, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
+    raise ValueError(f"no action distribution covers a {type(space).__name__} action space: {advice}")
+
+
+def action_shape(space: spaces.Space[Any], num_envs: int) -> tuple[int, ...]:
+    """Shape of a batch of executed actions, `(N, *A)`."""
+    assert space.shape is not None
+    return (num_envs, *space.shape)
+
+
+def action_array(action: Tensor, space: spaces.Space[Any], shape: tuple[int, ...]) -> Any:
+    """Executed actions as fresh numpy rows of the space's dtype (Discrete: Python ints), safe to keep by the env.
+
+    Environments do keep the action (for a rate penalty, say), so they must never see the caller's memory.
+    Raises ValueError if the shape is not `(N, *A)`.
+    """
+    if action.shape != shape:
+        raise ValueError(f"step takes actions of shape {shape}, got {tuple(action.shape)}")
+    if isinstance(space, spaces.Discrete):
+        return action.tolist()
+    return np.array(action.numpy(force=True), dtype=space.dtype)

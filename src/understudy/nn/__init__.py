@@ -1,0 +1,1 @@
+"""Networks: action distributions and their heads, encoders, memories, normalisers, and the policy built from them."""

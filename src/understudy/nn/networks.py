@@ -1,0 +1,419 @@
+"""Building blocks: activations, MLP, CNN, encoders of one observation component, LSTM and GRU memories."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Init = Literal["orthogonal", "default"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module by name; raises ValueError with the nearest names if it is unknown."""
+    if name not in ACTIVATIONS:
+        near = difflib.get_close_matches(name.lower(), ACTIVATIONS, n=2)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown activation {name!r}: {hint}known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class MLP(nn.Module):
+    """Hidden layers, each followed by the activation, then a linear layer if `out_features` is given.
+
+    Maps `[..., in_features]` to `[..., out_features]`; without `out_features` the output is the last activation (the
+    input itself if there is no hidden layer). `init`: orthogonal weights with `gain` in hidden layers and `out_gain`
+    in the last, zero biases; or torch's own.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_sizes: Sequence[int],
+        out_features: int | None = None,
+        activation: str = "tanh",
+        activate_last: bool = False,
+        init: Init = "orthogonal",
+        gain: float = math.sqrt(2.0),
+        out_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if min((in_features, *hidden_sizes, 1 if out_features is None else out_features)) < 1:
+            raise ValueError(f"layer sizes must be positive, got {in_features}, {tuple(hidden_sizes)}, {out_features}")
+        layers: list[nn.Module] = []
+        size = in_features
+        for hidden in hidden_sizes:
+            layers += [_init(nn.Linear(size, hidden), init, gain), _activation(activation)]
+            size = hidden
+        if out_features is not None:
+            layers.append(_init(nn.Linear(size, out_features), init, out_gain))
+            if activate_last:
+                layers.append(_activation(activation))
+            size = out_features
+        self.layers = nn.Sequential(*layers)
+        self.out_features = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
+        return self.layers(x)
+
+
+class Encoder(nn.Module, ABC):
+    """Turns one observation component `[..., *shape]` into features `[..., out_features]`."""
+
+    out_features: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *shape]` to `[..., out_features]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNConfig:
+    """A stack of convolutions and an MLP on top; the defaults are the Nature CNN (Mnih et al. 2015)."""
+
+    channels: tuple[int, ...] = (32, 64, 64)
+    """Output channels of each convolution."""
+    kernel_sizes: tuple[int, ...] = (8, 4, 3)
+    """Kernel size of each convolution."""
+    strides: tuple[int, ...] = (4, 2, 1)
+    """Stride of each convolution, or of its max-pooling."""
+    paddings: tuple[int, ...] = (0, 0, 0)
+    """Zero padding of each convolution."""
+    max_pool: bool = False
+    """Convolve with stride 1 and reduce by max-pooling (window = stride) after the activation instead."""
+    hidden_sizes: tuple[int, ...] = (512,)
+    """MLP on the flattened image."""
+    activation: str = "relu"
+    """Activation after every layer."""
+    channel_axis: Literal["auto", "first", "last"] = "auto"
+    """Where channels are in a 3-D image; auto: the shorter of first and last axis."""
+
+    def __post_init__(self) -> None:
+        """Refuse lists of unequal length."""
+        lengths = [len(x) for x in (self.channels, self.kernel_sizes, self.strides, self.paddings)]
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise ValueError(
+                f"channels, kernel_sizes, strides and paddings need one entry per layer each, got {lengths} entries"
+            )
+
+
+class CNN(Encoder):
+    """Images `[..., H, W]`, `[..., H, W, C]` or `[..., C, H, W]` to features; uint8 is scaled by 1/255, float is not.
+
+    With `channel_axis="auto"` the shorter of the first and the last axis is the channels'; if they are equal, that is
+    a ValueError. Raises ValueError too if the image is too small for the kernels.
+    """
+
+    def __init__(self, shape: Sequence[int], config: CNNConfig | None = None) -> None:
+        super().__init__()
+        config = config or CNNConfig()
+        self.shape = tuple(shape)
+        self.channels_last = _channels_last(self.shape, config.channel_axis)
+        channels, height, width = _channels_first(self.shape, self.channels_last)
+        layers: list[nn.Module] = []
+        rows = zip(config.channels, config.kernel_sizes, config.strides, config.paddings)
+        for i, (out_channels, kernel, stride, padding) in enumerate(rows):
+            step = 1 if config.max_pool else stride
+            conv = nn.Conv2d(channels, out_channels, kernel, step, padding)
+            layers += [_init(conv, "orthogonal", math.sqrt(2.0)), activation(config.activation)]
+            height, width = ((x + 2 * padding - kernel) // step + 1 for x in (height, width))
+            if config.max_pool and stride > 1:
+                layers.append(nn.MaxPool2d(stride))
+                height, width = height // stride, width // stride
+            if min(height, width) < 1:
+                raise ValueError(
+                    f"an image of shape {self.shape} is too small for layer {i} of kernels {config.kernel_sizes}, "
+                    f"strides {config.strides}: use smaller ones, channels=(32,), kernel_sizes=(3,), strides=(1,), "
+                    "paddings=(1,) for example; or kind='vector' in the encoder to flatten it"
+                )
+            channels = out_channels
+        self.convolutions = nn.Sequential(*layers)
+        self.mlp = MLP(channels * height * width, config.hidden_sizes, activation=config.activation)
+        self.out_features = self.mlp.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *shape]`, uint8 or float, to `[..., out_features]`."""
+        leading = x.shape[: x.ndim - len(self.shape)]
+        x = _float(x.reshape(-1, *self.shape))
+        if len(self.shape) == 2:
+            x = x.unsqueeze(1)
+        elif self.channels_last:
+            x = x.permute(0, 3, 1, 2)
+        features = self.mlp(self.convolutions(x).flatten(1))
+        return features if len(leading) == 1 else features.view(*leading, self.out_features)
+
+
+def NatureCNN(shape: Sequence[int], features: int = 512) -> CNN:
+    """The CNN of Mnih et al. (2015), "Human-level control through deep reinforcement learning"."""
+    return CNN(shape, CNNConfig(hidden_sizes=(features,)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """How observation components become features."""
+
+    cnn: CNNConfig = field(default_factory=CNNConfig)
+    """For images: Box of 2 or 3 dimensions."""
+    kind: Literal["auto", "vector"] = "auto"
+    """vector: flatten every Box, also those of 2 or 3 dimensions."""
+    hidden_sizes: tuple[int, ...] = ()
+    """MLP on each Box that is not an image, and on MultiBinary; empty: pass it through."""
+    activation: str = "tanh"
+    """Activation of that MLP."""
+    embedding_size: int | None = None
+    """Learned embedding of this size for each Discrete and MultiDiscrete entry; None: one-hot."""
+
+
+class VectorEncoder(Encoder):
+    """Flattens a component to float `[..., D]` (uint8 scaled by 1/255 or not), then an MLP if it has hidden layers."""
+
+    def __init__(self, shape: Sequence[int], config: EncoderConfig | None = None, scale_bytes: bool = True) -> None:
+        super().__init__()
+        config = config or EncoderConfig()
+        self.ndim, self.scale_bytes = len(shape), scale_bytes
+        self.mlp = MLP(math.prod(shape), config.hidden_sizes, activation=config.activation)
+        self.out_features = self.mlp.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *shape]` to `[..., out_features]`."""
+        if self.ndim == 0:
+            x = x.unsqueeze(-1)
+        elif self.ndim > 1:
+            x = x.flatten(-self.ndim)
+        return self.mlp(_float(x, self.scale_bytes))
+
+
+class OneHotEncoder(Encoder):
+    """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to concatenated one-hot vectors.
+
+    A value outside its range becomes zeros.
+    """
+
+    owner: Tensor  # [sum(nvec)] int64: the entry that a column belongs to
+    value: Tensor  # [sum(nvec)] int64: the value that a column stands for
+
+    def __init__(self, nvec: Sequence[int], start: Sequence[int], ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+        self.register_buffer("owner", torch.arange(len(nvec)).repeat_interleave(torch.tensor(nvec)), persistent=False)
+        columns = [torch.arange(low, low + n) for n, low in zip(nvec, start)]
+        self.register_buffer("value", torch.cat(columns), persistent=False)
+        self.out_features = sum(nvec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *K]` to `[..., sum(nvec)]`."""
+        if self.ndim == 0:
+            x = x.unsqueeze(-1)  # one entry: compared with all columns by broadcasting
+        else:
+            x = (x if self.ndim == 1 else x.flatten(-self.ndim)).index_select(-1, self.owner)
+        return (x == self.value).to(torch.get_default_dtype())
+
+
+class EmbeddingEncoder(Encoder):
+    """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to concatenated learned embeddings."""
+
+    offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the table
+
+    def __init__(self, nvec: Sequence[int], start: Sequence[int], ndim: int, size: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+        offset = torch.tensor([sum(nvec[:k]) - start[k] for k in range(len(nvec))])
+        self.register_buffer("offset", offset if ndim else offset.squeeze(0), persistent=False)
+        self.embedding = nn.Embedding(sum(nvec), size)
+        self.out_features = len(nvec) * size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *K]` to `[..., K * size]`."""
+        if self.ndim == 0:
+            return self.embedding(x + self.offset)
+        return self.embedding((x if self.ndim == 1 else x.flatten(-self.ndim)) + self.offset).flatten(-2)
+
+
+def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) -> Encoder:
+    """The encoder of one observation component; raises ValueError if no encoder covers the space."""
+    config = config or EncoderConfig()
+    if isinstance(space, spaces.Box):
+        if config.kind == "vector" or len(space.shape) < 2:
+            return VectorEncoder(space.shape, config)
+        if len(space.shape) in (2, 3):
+            return CNN(space.shape, config.cnn)
+        raise ValueError(f"no encoder covers {space}: an image has 2 or 3 dimensions; kind='vector' flattens any Box")
+    if isinstance(space, spaces.MultiBinary):
+        return VectorEncoder(space.shape or (), config, scale_bytes=False)
+    if isinstance(space, spaces.Discrete):
+        return _integer_encoder([int(space.n)], [int(space.start)], 0, config)
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec, start = space.nvec.flatten().tolist(), np.asarray(space.start).flatten().tolist()
+        return _integer_encoder(nvec, start, len(space.shape or ()), config)
+    raise ValueError(f"no encoder covers {space}: supported are Box, Discrete, MultiDiscrete, MultiBinary")
+
+
+class Memory(nn.Module):
+    """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) that restarts where an episode starts.
+
+    The state is packed into one tensor `[B, S]`: h of every layer, then (LSTM) c of every layer. Parameters are named,
+    ordered and initialised as in `nn.LSTM` and `nn.GRU`, so their state dicts fit.
+    `is_first` clears the state *before* the step is taken, by filling, so that not even a NaN survives.
+    """
+
+    def __init__(self, kind: Literal["lstm", "gru"], in_features: int, hidden_size: int, layers: int = 1) -> None:
+        super().__init__()
+        if kind not in ("lstm", "gru"):
+            raise ValueError(f"unknown memory {kind!r}: choose 'lstm' or 'gru'")
+        if min(in_features, hidden_size, layers) < 1:
+            raise ValueError(f"sizes must be positive, got in {in_features}, hidden {hidden_size}, layers {layers}")
+        self.kind, self.hidden_size, self.layers = kind, hidden_size, layers
+        self.out_features = hidden_size
+        self.state_size = layers * hidden_size * (2 if kind == "lstm" else 1)
+        gates = (4 if kind == "lstm" else 3) * hidden_size
+        bound = 1.0 / math.sqrt(hidden_size)
+        for i in range(layers):
+            size = in_features if i == 0 else hidden_size
+            for name, shape in (
+                (f"weight_ih_l{i}", (gates, size)),
+                (f"weight_hh_l{i}", (gates, hidden_size)),
+                (f"bias_ih_l{i}", (gates,)),
+                (f"bias_hh_l{i}", (gates,)),
+            ):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Zeros `[batch, S]`."""
+        return self.get_parameter("weight_hh_l0").new_zeros(batch, self.state_size)
+
+    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: x `[B, F]`, state `[B, S]`, is_first `[B]` bool to (y `[B, H]`, new state `[B, S]`)."""
+        _check_memory(x.shape[:-1], state.shape[:-1], is_first.shape)
+        parts = state.masked_fill(is_first.unsqueeze(-1), 0.0).split(self.hidden_size, dim=-1)
+        ended = []
+        for i in range(self.layers):
+            ended.append(self._cell(i, self._inputs(i, x), parts[i :: self.layers]))
+            x = ended[-1][0]
+        return x, _pack(ended)
+
+    def sequence(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """T steps: x `[T, B, F]`, state `[B, S]` before them, is_first `[T, B]` to (y `[T, B, H]`, state `[B, S]`)."""
+        _check_memory(x.shape[:-1], (x.shape[0], *state.shape[:-1]), is_first.shape)
+        restarts = is_first.unsqueeze(-1).unbind(0)
+        parts = state.split(self.hidden_size, dim=-1)
+        ended = []
+        for i in range(self.layers):
+            layer, outputs = parts[i :: self.layers], []
+            for inputs, restart in zip(self._inputs(i, x).unbind(0), restarts):
+                layer = self._cell(i, inputs, tuple(part.masked_fill(restart, 0.0) for part in layer))
+                outputs.append(layer[0])
+            x = torch.stack(outputs)
+            ended.append(layer)
+        return x, _pack(ended)
+
+    def _inputs(self, i: int, x: Tensor) -> Tensor:
+        """The input products of layer i for any number of steps at once, `[..., gates]`."""
+        bias: Tensor = self.get_parameter(f"bias_ih_l{i}")
+        if self.kind == "lstm":  # the GRU's reset gate multiplies the hidden bias: there it cannot be merged
+            bias = bias + self.get_parameter(f"bias_hh_l{i}")
+        return F.linear(x, self.get_parameter(f"weight_ih_l{i}"), bias)
+
+    def _cell(self, i: int, inputs: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """One step of layer i from its input products `[B, gates]` and state parts (h,) or (h, c), `[B, H]` each."""
+        h, weight = parts[0], self.get_parameter(f"weight_hh_l{i}").t()
+        if self.kind == "lstm":
+            return _lstm_cell(torch.addmm(inputs, h, weight), parts[1])
+        return (_gru_cell(inputs, torch.addmm(self.get_parameter(f"bias_hh_l{i}"), h, weight), h),)
+
+
+def _lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """`c' = f c + i g`, `h' = o tanh(c')`; gates `[B, 4H]` before their activations in the order i, f, g, o."""
+    i, f, g, o = gates.chunk(4, dim=-1)
+    c = torch.addcmul(i.sigmoid() * g.tanh(), f.sigmoid(), c)
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(inputs: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
+    """`n = tanh(W x + r (U h))`, `h' = (1 - z) n + z h`; inputs and hidden `[B, 3H]` in the order r, z, n."""
+    input_r, input_z, input_n = inputs.chunk(3, dim=-1)
+    hidden_r, hidden_z, hidden_n = hidden.chunk(3, dim=-1)
+    r, z = (input_r + hidden_r).sigmoid(), (input_z + hidden_z).sigmoid()
+    return torch.lerp(torch.addcmul(input_n, r, hidden_n).tanh(), h, z)
+
+
+def _pack(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """`[B, S]`: h of every layer, then c of every layer."""
+    parts = [part for kind in zip(*layers) for part in kind]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _check_memory(steps: Sequence[int], state: Sequence[int], is_first: Sequence[int]) -> None:
+    if not tuple(steps) == tuple(state) == tuple(is_first):
+        raise ValueError(
+            f"memory inputs disagree: x leads with {tuple(steps)}, state with {tuple(state)}, is_first is "
+            f"{tuple(is_first)}; a step takes x [B, F], state [B, S], is_first [B], a sequence has T before B"
+        )
+
+
+def _integer_encoder(nvec: list[int], start: list[int], ndim: int, config: EncoderConfig) -> Encoder:
+    if config.embedding_size is None:
+        return OneHotEncoder(nvec, start, ndim)
+    return EmbeddingEncoder(nvec, start, ndim, config.embedding_size)
+
+
+def _activation(name: str) -> nn.Module:
+    """`activation` where a parameter of that name hides it."""
+    return activation(name)
+
+
+def _init(layer: nn.Linear | nn.Conv2d, init: Init, gain: float) -> nn.Module:
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    elif init != "default":
+        raise ValueError(f"unknown init {init!r}: choose 'orthogonal' or 'default'")
+    return layer
+
+
+def _float(x: Tensor, scale_bytes: bool = True) -> Tensor:
+    """Float as it is, uint8 scaled to [0, 1], other integers cast."""
+    if x.is_floating_point():
+        return x
+    as_float = x.to(torch.get_default_dtype())
+    return as_float * (1.0 / 255.0) if scale_bytes and x.dtype == torch.uint8 else as_float
+
+
+def _channels_last(shape: tuple[int, ...], axis: str) -> bool:
+    if len(shape) not in (2, 3):
+        raise ValueError(f"an image is [H, W], [H, W, C] or [C, H, W], got shape {shape}")
+    if len(shape) == 2 or axis != "auto":
+        return axis == "last"
+    if shape[0] == shape[2]:
+        raise ValueError(f"cannot tell channels from pixels in {shape}: set channel_axis to 'first' or 'last'")
+    return shape[2] < shape[0]
+
+
+def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    channels, height, width = (shape[2], *shape[:2]) if channels_last else shape
+    return channels, height, width

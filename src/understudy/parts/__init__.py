@@ -1,0 +1,41 @@
+"""Expert signals: one file per part, one line here. `PARTS` is what the command line and the contract test read."""
+
+from understudy.parts.part import (
+    HOOKS,
+    Labels,
+    Losses,
+    Overrides,
+    Part,
+    PartConfig,
+    PartContext,
+    Rewards,
+    Updates,
+    Weights,
+)
+from understudy.parts.random_network_distillation import RandomNetworkDistillation, RandomNetworkDistillationConfig
+from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
+
+PARTS: dict[str, type[PartConfig]] = {
+    "random-network-distillation": RandomNetworkDistillationConfig,
+    "symmetry": SymmetryConfig,
+}
+"""Registered name -> config class."""
+
+__all__ = [
+    "HOOKS",
+    "PARTS",
+    "Labels",
+    "Losses",
+    "MirrorSpec",
+    "Overrides",
+    "Part",
+    "PartConfig",
+    "PartContext",
+    "RandomNetworkDistillation",
+    "RandomNetworkDistillationConfig",
+    "Rewards",
+    "Symmetry",
+    "SymmetryConfig",
+    "Updates",
+    "Weights",
+]

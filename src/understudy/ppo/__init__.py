@@ -1,0 +1,1 @@
+"""The PPO core: losses, returns, rollout, update."""

@@ -1,0 +1,231 @@
+"""The only place where an optimizer moves: flat parameters, `gradient_step`, and how the learning rate changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from understudy.ppo import devices
+from understudy.ppo.schedules import Number, Scalar, check_choice
+
+OptimizerKind = Literal["adam", "adamw", "sgd", "rmsprop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """An optimizer over one flat vector of parameters. Raises ValueError for what cannot work."""
+
+    kind: OptimizerKind = "adam"
+    """Which rule."""
+    learning_rate: Number = 3e-4
+    """Step size, a number or a schedule such as `linear:3e-4:0`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment (Adam)."""
+    eps: float = 1e-5
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    momentum: float = 0.0
+    """Momentum of SGD and RMSprop."""
+    alpha: float = 0.99
+    """Smoothing of RMSprop."""
+    max_grad_norm: float | None = 0.5
+    """L2 norm to which the gradient of all parameters together is clipped; None: no clipping."""
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown rule and numbers that make no sense."""
+        check_choice("optimizer.kind", self.kind, get_args(OptimizerKind))
+        if isinstance(self.learning_rate, int | float) and not self.learning_rate >= 0.0:
+            raise ValueError(f"optimizer.learning_rate must not be negative, got {self.learning_rate}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
+            raise ValueError(f"optimizer.max_grad_norm must be positive (None: no clipping), got {self.max_grad_norm}")
+        for name in ("eps", "weight_decay", "momentum"):
+            if not vars(self)[name] >= 0.0:
+                raise ValueError(f"optimizer.{name} must not be negative, got {vars(self)[name]}")
+        for name, decay in (("betas", self.betas[0]), ("betas", self.betas[1]), ("alpha", self.alpha)):
+            if not 0.0 <= decay < 1.0:
+                raise ValueError(f"optimizer.{name} must lie in [0, 1), got {vars(self)[name]}")
+
+
+class Optimizer(nn.Module):
+    """Moves parameters that it keeps as views of one flat vector: one update, one norm, one all-reduce.
+
+    The parameters stay where they are from then on (load state dicts in place; move devices before). The state dict
+    holds moments, counters and the learning rate; the parameters belong to their module. A step with a non-finite
+    gradient is skipped and counted in `skipped`. Raises ValueError without parameters.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or OptimizerConfig()
+        self.targets = list(dict.fromkeys(parameters))
+        if not self.targets:
+            raise ValueError("the optimizer got no parameters that require a gradient")
+        device = self.targets[0].device
+        size = sum(p.numel() for p in self.targets)
+        self.flat = torch.empty(size, device=device)
+        self.grad = torch.zeros(size, device=device)
+        self.grads: list[Tensor] = []
+        offset = 0
+        for p in self.targets:
+            view = self.flat[offset : offset + p.numel()].view_as(p)
+            view.copy_(p.data)
+            p.data = view
+            self.grads.append(self.grad[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
+        self.learning_rate = Scalar(self.config.learning_rate, device=device)
+        self.register_buffer("steps", torch.zeros((), device=device))
+        self.register_buffer("skipped", torch.zeros((), device=device))
+        self.register_buffer("first_moment", torch.zeros(size, device=device))
+        self.register_buffer("second_moment", torch.zeros(size, device=device))
+        self.steps: Tensor
+        self.skipped: Tensor
+        self.first_moment: Tensor
+        self.second_moment: Tensor
+
+    @torch.no_grad()
+    def move(self, found_inf: Tensor | None) -> None:
+        """Apply `self.grad`; skipped without a host sync where `found_inf` is 1."""
+        c, lr = self.config, self.learning_rate.value
+        flat, grad = [self.flat], [self.grad]
+        rate: Any = lr  # the functional rules take a 0-D tensor, their annotations know floats only
+        if c.kind in ("adam", "adamw"):
+            rule = adam if c.kind == "adam" else adamw
+            rule(
+                flat, grad, [self.first_moment], [self.second_moment], [], [self.steps],
+                fused=True, amsgrad=False, beta1=c.betas[0], beta2=c.betas[1], lr=lr,
+                weight_decay=c.weight_decay, eps=c.eps, maximize=False, found_inf=found_inf,
+            )  # fmt: skip
+        elif c.kind == "sgd":
+            momentum: list[Tensor | None] = [self.first_moment if c.momentum else None]
+            sgd(
+                flat, grad, momentum, fused=True, weight_decay=c.weight_decay, momentum=c.momentum, lr=rate,
+                dampening=0.0, nesterov=False, maximize=False, found_inf=found_inf,
+            )  # fmt: skip
+        else:
+            # no fused kernel that could skip: take the step, then put everything back
+            moved = (self.flat, self.second_moment, self.first_moment, self.steps)
+            before = [x.clone() for x in moved if found_inf is not None]
+            self._rmsprop()
+            if found_inf is not None:
+                for x, old in zip(moved, before):
+                    x.copy_(torch.where(found_inf.bool(), old, x))
+
+    def _rmsprop(self) -> None:
+        """v = a v + (1 - a) g^2,  m = mu m + g / (sqrt(v) + eps),  p -= lr m (Tieleman & Hinton 2012).
+
+        Torch's own rule reads a learning rate that is a tensor: a wait in every step on an accelerator.
+        """
+        c, grad = self.config, self.grad
+        if c.weight_decay:
+            grad = grad + c.weight_decay * self.flat
+        self.steps += 1
+        self.second_moment.mul_(c.alpha).addcmul_(grad, grad, value=1.0 - c.alpha)
+        step = grad / (self.second_moment.sqrt() + c.eps)
+        if c.momentum:
+            step = self.first_moment.mul_(c.momentum).add_(step)
+        self.flat.addcmul_(step, self.learning_rate.value, value=-1.0)
+
+
+def gradient_step(optimizer: Optimizer, loss: Tensor | None = None, stop: Tensor | None = None) -> Tensor:
+    """Backward (if a loss is given; else `optimizer.grads` are filled), all-reduce, clip, step; returns the norm.
+
+    A non-finite gradient, or a true `stop` (0-D), leaves the parameters as they are.
+    """
+    if loss is not None:
+        found = torch.autograd.grad(loss, optimizer.targets, materialize_grads=True, allow_unused=True)
+        for view, g in zip(optimizer.grads, found):
+            view.copy_(g)
+    with torch.no_grad():
+        average_over_ranks(optimizer.grad)
+        norm = torch.linalg.vector_norm(optimizer.grad)
+        limit = optimizer.config.max_grad_norm
+        if devices.host_is_device(norm.device):
+            size = norm.item()
+            if size - size != 0.0:  # NaN or infinite
+                optimizer.skipped += 1
+                return norm
+            if stop is not None and bool(stop):
+                return norm
+            if limit is not None and size > limit:
+                optimizer.grad.mul_(limit / (size + 1e-6))
+            optimizer.move(None)
+            return norm
+        bad = ~torch.isfinite(norm)
+        optimizer.skipped += bad
+        if limit is not None:
+            optimizer.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        optimizer.move((bad if stop is None else bad | stop).float())
+        return norm
+
+
+def average_over_ranks(x: Tensor) -> Tensor:
+    """The mean of `x` over all processes of a distributed run, in place; `x` itself otherwise."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+        x /= dist.get_world_size()
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRSchedulerConfig:
+    """Any `torch.optim.lr_scheduler`, stepped once per iteration."""
+
+    name: str
+    """Class name in torch.optim.lr_scheduler, for example CosineAnnealingLR."""
+    options: Mapping[str, float] = field(default_factory=dict)
+    """Its keyword arguments."""
+
+
+_NOT_SCHEDULERS = {"ChainedScheduler", "LRScheduler", "ReduceLROnPlateau", "SequentialLR"}
+_WHY_NOT = "needs a metric or other schedulers, which a configuration cannot give (a Schedule can be piecewise)"
+
+
+class LearningRateScheduler:
+    """Runs a `torch.optim.lr_scheduler` on a stand-in optimizer and copies its learning rate onto the real one.
+
+    Raises ValueError for an unknown scheduler, one that needs a metric, or options that it does not take.
+    """
+
+    def __init__(self, optimizer: Optimizer, config: LRSchedulerConfig) -> None:
+        known = sorted(set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS)
+        if config.name in _NOT_SCHEDULERS:
+            raise ValueError(f"lr_scheduler {config.name!r} {_WHY_NOT}; choose one of {', '.join(known)}")
+        check_choice("lr_scheduler", config.name, tuple(known))
+        self.optimizer = optimizer
+        start = float(optimizer.learning_rate.value)
+        self.stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
+        factory = vars(torch.optim.lr_scheduler)[config.name]
+        # command lines and YAML give floats where some schedulers insist on whole numbers
+        options = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in config.options.items()}
+        try:
+            self.scheduler = factory(self.stand_in, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"lr_scheduler {config.name} does not take the options {options}: {error}") from error
+        self._apply()  # schedulers that warm up change the rate of the very first step
+
+    def step(self) -> None:
+        """Advance by one iteration."""
+        self.stand_in.step()
+        self.scheduler.step()
+        self._apply()
+
+    def _apply(self) -> None:
+        self.optimizer.learning_rate.value.fill_(float(self.stand_in.param_groups[0]["lr"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the scheduler and of its stand-in optimizer's group."""
+        return {"scheduler": self.scheduler.state_dict(), "lr": float(self.stand_in.param_groups[0]["lr"])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.stand_in.param_groups[0]["lr"] = state["lr"]

@@ -1,0 +1,429 @@
+"""PPO (Schulman et al. 2017, arXiv:1707.06347) and A2C over one core, with room for expert parts and none inside."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from understudy.envs.base import StatefulEnv, VecEnv
+from understudy.nn.policy import ActorCritic
+from understudy.parts.part import Part, Rewards, Updates
+from understudy.ppo import randomness
+from understudy.ppo.capture import CaptureMode
+from understudy.ppo.episodes import EpisodeStatistics
+from understudy.ppo.finiteness import FinitenessCheck
+from understudy.ppo.optim import LearningRateScheduler, LRSchedulerConfig, Optimizer, OptimizerConfig
+from understudy.ppo.returns import RewardScaler, ValueNormalization, ValueNormalizer, fill_advantages
+from understudy.ppo.rollout import Collector
+from understudy.ppo.schedules import Number, Scalar, Schedule, advance_all, check_choice
+from understudy.ppo.statistics import explained_variance
+from understudy.ppo.update import Updater
+from understudy.types import ROLLOUT_KEYS, NonFiniteError
+
+logger = logging.getLogger(__name__)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "surrogate": ("clip", "a2c"),
+    "loss_critic_type": ("l1", "l2", "smooth_l1"),
+    "advantage_normalization": ("minibatch", "rollout", "none"),
+    "value_normalization": ("none", "scale", "standardize"),
+    "on_nonfinite": ("mask", "raise"),
+    "capture": ("eager", "trace", "compile", "cudagraph"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Every choice of the PPO core; the defaults are those of the paper's continuous-control experiments."""
+
+    num_steps: int = 128
+    """T, steps per environment and rollout."""
+    epochs: int = 4
+    """Passes over the rollout."""
+    minibatches: int = 4
+    """Minibatches per pass; must divide T x N (feed-forward) or N (recurrent: whole environment columns)."""
+    surrogate: Literal["clip", "a2c"] = "clip"
+    """Clipped ratio (PPO), or the plain policy gradient (A2C, with epochs 1 and minibatches 1)."""
+    clip_epsilon: Number = 0.2
+    """The ratio is clipped to [1 - this, 1 + clip_epsilon_high]."""
+    clip_epsilon_high: Number | None = None
+    """Upper clip; None: symmetric."""
+    dual_clip: float | None = None
+    """c > 1: lower bound c A of the objective where A < 0; None: off."""
+    value_coef: Number = 0.5
+    """Weight of the value loss."""
+    value_clip: Number | None = None
+    """Pessimistic value clipping, in the critic's units; None: off."""
+    loss_critic_type: Literal["l1", "l2", "smooth_l1"] = "l2"
+    """Value loss (l2 is the squared error, without a half)."""
+    entropy_coef: Number = 0.0
+    """Weight of the entropy bonus."""
+    samples_mc_entropy: int = 1
+    """Samples where the entropy has no closed form."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 0.95
+    """Lambda of GAE."""
+    advantage_normalization: Literal["minibatch", "rollout", "none"] = "minibatch"
+    """Where advantages are standardised."""
+    recompute_advantage: bool = False
+    """Values and advantages again, with the current critic, before each pass but the first (feed-forward only)."""
+    reward_weight: Number = 1.0
+    """Weight of the task reward beside the parts' rewards."""
+    reward_normalization: bool = False
+    """Divide task rewards by the running standard deviation of their discounted sum."""
+    reward_clip: float = 10.0
+    """Normalised rewards are clipped to +- this."""
+    value_normalization: ValueNormalization = "none"
+    """Units of the critic: scale (divide returns by their running std) or standardize (subtract the mean too)."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer of policy and loss parts."""
+    desired_kl: float | None = None
+    """KL-adaptive learning rate: times or over 1.5 where a minibatch's KL is below half or above twice this."""
+    learning_rate_range: tuple[float, float] = (1e-5, 1e-2)
+    """Where the adaptive learning rate stays."""
+    lr_scheduler: LRSchedulerConfig | None = None
+    """Any torch.optim.lr_scheduler, stepped once per iteration."""
+    target_kl: float | None = None
+    """Stop the iteration's updates where a minibatch's KL exceeds 1.5 times this."""
+    warmup_steps: int = 32
+    """Steps per environment before the first rollout that only give the normaliser its first statistics."""
+    on_nonfinite: Literal["mask", "raise"] = "mask"
+    """A NaN from the environment: report it and leave the transition out, or stop."""
+    capture: CaptureMode = "trace"
+    """How per-step and per-minibatch code runs: eager, trace, compile (slow to start), cudagraph."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained, with what to change."""
+        for name, known in _CHOICES.items():
+            check_choice(f"ppo.{name}", vars(self)[name], known)
+        for name in ("num_steps", "epochs", "minibatches", "samples_mc_entropy", "warmup_steps"):
+            value, least = vars(self)[name], int(name != "warmup_steps")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"ppo.{name} must be a whole number of at least {least}, got {value}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= vars(self)[name] <= 1.0:
+                raise ValueError(f"ppo.{name} must lie in [0, 1], got {vars(self)[name]}")
+        for name in ("clip_epsilon", "clip_epsilon_high", "value_clip"):
+            value = vars(self)[name]
+            if isinstance(value, int | float) and not value >= 0.0:
+                raise ValueError(f"ppo.{name} must not be negative, got {value}")
+        for name in ("reward_clip", "desired_kl", "target_kl"):
+            value = vars(self)[name]
+            if value is not None and not value > 0.0:
+                raise ValueError(f"ppo.{name} must be positive, got {value}")
+        if self.dual_clip is not None and not self.dual_clip > 1.0:
+            raise ValueError(f"ppo.dual_clip must be greater than 1 (3 is usual) or None, got {self.dual_clip}")
+        low, high = self.learning_rate_range
+        if not 0.0 < low <= high:
+            raise ValueError(f"ppo.learning_rate_range must be (low, high) with 0 < low <= high, got {(low, high)}")
+        movers = [
+            name
+            for name, on in {
+                "desired_kl": self.desired_kl is not None,
+                "lr_scheduler": self.lr_scheduler is not None,
+                "a schedule as optimizer.learning_rate": isinstance(self.optimizer.learning_rate, Schedule),
+            }.items()
+            if on
+        ]
+        if len(movers) > 1:
+            raise ValueError(f"only one thing may move the learning rate, got {' and '.join(movers)}")
+
+
+class PPO:
+    """Trains `policy` on `env`: `iterate` collects one rollout and learns from it. No files, no console.
+
+    Parts take part through their hooks only, in the order of their names, so that the order they are given in
+    changes nothing. Raises ValueError where sizes, spaces and options do not fit together.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        policy: ActorCritic,
+        config: PPOConfig | None = None,
+        parts: Mapping[str, Part] | None = None,
+        *,
+        seed: int = 0,
+        total_steps: int | None = None,
+    ) -> None:
+        config = config or PPOConfig()
+        self.env, self.policy, self.config, self.seed = env, policy, config, seed
+        self.parts = dict(sorted((parts or {}).items()))
+        _check_names(self.parts)
+        _check_sizes(env, policy, config)
+        device = env.device
+        policy.to(device)
+        self.iteration = 0
+        self.env_steps = 0
+        self.total_steps = total_steps or 0
+        self.steps_per_iteration = config.num_steps * env.num_envs
+        self.coefficients = nn.ModuleDict(
+            {
+                "clip_low": Scalar(config.clip_epsilon, device),
+                "clip_high": Scalar(
+                    config.clip_epsilon if config.clip_epsilon_high is None else config.clip_epsilon_high, device
+                ),
+                "value": Scalar(config.value_coef, device),
+                "value_clip": Scalar(0.0 if config.value_clip is None else config.value_clip, device),
+                "entropy": Scalar(config.entropy_coef, device),
+                "reward": Scalar(config.reward_weight, device),
+            }
+        )
+        learned = [p for p in policy.parameters() if p.requires_grad]
+        learned += [p for part in self.parts.values() for p in part.core_parameters()]
+        self.optimizer = Optimizer(learned, config.optimizer)
+        self.lr_scheduler = (
+            LearningRateScheduler(self.optimizer, config.lr_scheduler) if config.lr_scheduler is not None else None
+        )
+        self.generators = randomness.generators(seed, ("actions", "minibatches"), device)
+        self.collector = Collector(
+            env,
+            policy,
+            self.parts,
+            num_steps=config.num_steps,
+            chunks=1 if policy.recurrent else config.minibatches,
+            generator=self.generators["actions"],
+            mode=config.capture,
+        )
+        self.reward_scaler = RewardScaler(env.num_envs, config.gamma, config.reward_clip, device)
+        self.value_normalizer = ValueNormalizer(config.value_normalization, device)
+        self.episodes = EpisodeStatistics(env.num_envs, device)
+        self.updater = Updater(self)
+        if total_steps is None:
+            self._check_lengths()
+        self.last_report = ""
+
+    # ------------------------------------------------------------------ one iteration
+
+    def iterate(self) -> dict[str, float]:
+        """Collect T steps of N environments, learn from them; returns host numbers, read from the device once.
+
+        Raises NonFiniteError where masking is off or nothing finite is left, WorkerError where an environment died.
+        """
+        self._advance_schedules()
+        started = time.perf_counter()
+        if self.collector.obs is None:
+            self.collector.reset(randomness.env_seed(self.seed, 0))
+        if self.policy.normalizers and self.config.warmup_steps and self.iteration == 0 and self.env_steps == 0:
+            self._warm_up()
+        rollout = self.collector.collect()
+        self.env_steps += self.steps_per_iteration
+        masked = self._check_finite(rollout, self.config.num_steps)
+        collected = time.perf_counter()
+        self.collector.evaluate()  # before the parts' rewards: they may read log-probs and values of this rollout
+        metrics, seconds = self._rewards(rollout, masked)
+        returns = self._advantages(rollout, masked)
+        value, target = rollout["value"], rollout["value_target"]
+        metrics["ppo/explained_variance"] = explained_variance(value, target, rollout["valid"] if masked else None)
+        for name, part in self.parts.items():
+            if isinstance(part, Updates):
+                begun = time.perf_counter()
+                metrics |= {f"{name}/{key}": x for key, x in part.update(self.policy, rollout).items()}
+                seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+        metrics |= self.updater.run(rollout, masked)
+        self.value_normalizer.update(returns, rollout["valid"])
+        self.policy.update_normalizers(rollout["obs"], rollout["valid"] if masked else None)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.iteration += 1
+        result = self._read(rollout, metrics)
+        ended = time.perf_counter()
+        result |= {
+            "time/collect": collected - started,
+            "time/update": ended - collected,
+            "time/steps_per_second": self.steps_per_iteration / (ended - started),
+        }
+        return result | {f"time/{name}": value for name, value in seconds.items()}
+
+    def _check_lengths(self) -> None:
+        for module in (self.coefficients, self.optimizer, *self.parts.values()):
+            for scalar in module.modules():
+                if isinstance(scalar, Scalar) and isinstance(scalar.source, Schedule) and scalar.source.needs_total:
+                    raise ValueError(
+                        f"the schedule {scalar.source} runs over the whole training, but nobody said how long that is: "
+                        "pass total_steps to PPO, or give the schedule a length"
+                    )
+
+    def _advance_schedules(self) -> None:
+        total = max(self.total_steps, 1)
+        position = (self.env_steps, self.iteration, total, max(-(-total // self.steps_per_iteration), 1))
+        advance_all(self.coefficients, *position)
+        for part in self.parts.values():
+            advance_all(part, *position)
+        if self.config.desired_kl is None and self.lr_scheduler is None:
+            self.optimizer.learning_rate.advance(*position)
+
+    def _warm_up(self) -> None:
+        """A short rollout for the normaliser's first statistics: T steps at most, in the rollout's own memory."""
+        steps = min(self.config.warmup_steps, self.config.num_steps)
+        rollout = self.collector.collect(steps)[:steps]
+        self.env_steps += rollout.numel()
+        self._check_finite(rollout, steps)
+        self.policy.update_normalizers(rollout["obs"], rollout["valid"])
+        ended = rollout["terminated"] | rollout["truncated"]
+        self.episodes.finished(rollout["task_reward"], ended, rollout["valid"])
+
+    def _check_finite(self, rollout: TensorDict, steps: int) -> bool:
+        """Whether `rollout["valid"]` must be looked at; one host sync."""
+        last, finals = self.collector.obs, self.collector.finals
+        assert last is not None
+        finiteness = FinitenessCheck(rollout, self.collector.keys)
+        all_valid = rollout["valid"].all()
+        passed, all_valid_host = torch.stack((finiteness.passed(last, finals), all_valid)).tolist()
+        self.last_report = ""
+        if passed:
+            return not all_valid_host
+        self.last_report = finiteness.mask(last, finals, self.env_steps // self.env.num_envs - steps)
+        if self.config.on_nonfinite == "raise":
+            raise NonFiniteError(f"{self.last_report}. Mend the environment, or set ppo.on_nonfinite to mask")
+        if not bool(rollout["valid"].any()):
+            raise NonFiniteError(
+                f"{self.last_report}: nothing is left to learn from. The environment gives no finite numbers; "
+                "check its reset and its reward with a random policy first"
+            )
+        logger.warning("%s", self.last_report)
+        return True
+
+    def _rewards(self, rollout: TensorDict, masked: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Total reward of the rollout, what each contributed, and the seconds each part took."""
+        task = rollout["task_reward"]
+        if self.config.reward_normalization:
+            ended = rollout["terminated"] | rollout["truncated"]
+            task = self.reward_scaler(task, ended, rollout["valid"])
+        total = self.coefficients["reward"]() * task
+        metrics, seconds = {"reward/task": rollout["task_reward"].mean()}, {}
+        for name, part in self.parts.items():
+            if isinstance(part, Rewards):
+                begun = time.perf_counter()
+                with torch.no_grad():
+                    reward = part.reward(rollout)
+                if reward.shape != task.shape:
+                    raise ValueError(f"part {name!r} returned a reward {tuple(reward.shape)}, not {tuple(task.shape)}")
+                total = total + part.reward_weight * reward
+                metrics[f"reward/{name}"] = reward.mean()
+                seconds[name] = time.perf_counter() - begun
+        rollout["reward"].copy_(torch.where(rollout["valid"], total, 0.0) if masked else total)
+        return metrics, seconds
+
+    def _advantages(self, rollout: TensorDict, masked: bool) -> Tensor:
+        c = self.config
+        with torch.no_grad():
+            return fill_advantages(rollout, self.value_normalizer, c.gamma, c.gae_lambda, masked)
+
+    def recompute(self, rollout: TensorDict, masked: bool) -> None:
+        """Values, advantages and targets again, with the critic as it is now; rewards and log-probs stay."""
+        self.collector.evaluate(values_only=True)
+        self._advantages(rollout, masked)
+
+    def _read(self, rollout: TensorDict, metrics: dict[str, Tensor]) -> dict[str, float]:
+        """Everything the host wants to know, in one transfer."""
+        metrics |= {f"env/{key}": torch.stack(x).mean() for key, x in self.collector.env_metrics.items()}
+        ended = rollout["terminated"] | rollout["truncated"]
+        finished = self.episodes.finished(rollout["task_reward"], ended, rollout["valid"])
+        numbers = torch.stack([x.detach().double() for x in metrics.values()])
+        host = torch.cat((numbers, finished.flatten())).cpu()
+        result = dict(zip(metrics, host[: len(metrics)].tolist()))
+        returns, lengths = host[len(metrics) :].view(2, -1)
+        happened = ~torch.isnan(lengths)
+        self.episodes.record(returns[happened].tolist(), lengths[happened].tolist())
+        return {**self.episodes.summary(), "episode/finished": float(happened.sum()), **result}
+
+    # ------------------------------------------------------------------ state
+
+    def reset_envs(self) -> None:
+        """Start fresh episodes, seeded from run seed and iteration: the boundary at which a resume is exact."""
+        self.collector.reset(randomness.env_seed(self.seed, self.iteration))
+        self.episodes.forget_unfinished()
+        self.reward_scaler.running.zero_()
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "coefficients": self.coefficients,
+            "reward_scaler": self.reward_scaler,
+            "value_normalizer": self.value_normalizer,
+            "episodes": self.episodes,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during training: tensors, numbers, lists and strings only."""
+        state: dict[str, Any] = {name: dict(module.state_dict()) for name, module in self._modules().items()}
+        state["parts"] = {name: part.training_state() for name, part in self.parts.items()}
+        state["counters"] = {"iteration": self.iteration, "env_steps": self.env_steps, "seed": self.seed}
+        state["episode_window"] = {"returns": list(self.episodes.returns), "lengths": list(self.episodes.lengths)}
+        state["rng"] = randomness.state(self.generators)
+        if self.lr_scheduler is not None:
+            state["lr_scheduler"] = self.lr_scheduler.state_dict()
+        if isinstance(self.env, StatefulEnv) and self.collector.obs is not None:
+            state["env"] = dict(self.env.state_dict())
+            state["collector"] = {"is_first": self.collector.is_first}
+            if self.collector.state is not None:
+                state["collector"]["state"] = self.collector.state
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, in place; raises ValueError where parts or shapes differ."""
+        missing = set(self.parts) ^ set(state["parts"])
+        if missing:
+            raise ValueError(f"the checkpoint has parts {sorted(state['parts'])}, the run has {sorted(self.parts)}")
+        for name, module in self._modules().items():
+            _load(module, state[name], name)
+        for name, part in self.parts.items():
+            part.load_training_state(state["parts"][name])
+        self.iteration, self.env_steps = state["counters"]["iteration"], state["counters"]["env_steps"]
+        self.episodes.record(state["episode_window"]["returns"], state["episode_window"]["lengths"])
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if isinstance(self.env, StatefulEnv) and "env" in state:
+            self.env.load_state_dict(state["env"])
+            self.collector.obs = self.env.observe()
+            self.collector.is_first = state["collector"]["is_first"].to(self.env.device)
+            if self.collector.state is not None:
+                self.collector.state = state["collector"]["state"].to(self.env.device)
+        else:
+            self.reset_envs()
+        randomness.restore(self.generators, state["rng"])
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's {name} does not fit: {error}") from error
+
+
+def _check_names(parts: Mapping[str, Part]) -> None:
+    """A part's name is its place in the rollout and in front of its metrics."""
+    taken = {row.name for row in ROLLOUT_KEYS if row.writer != "part, by return"} | {"ppo", "env", "time", "episode"}
+    for name in parts:
+        if not name or "/" in name or name in taken:
+            raise ValueError(
+                f"a part cannot be called {name!r}: choose one without '/' that is none of {', '.join(sorted(taken))}"
+            )
+
+
+def _check_sizes(env: VecEnv, policy: ActorCritic, config: PPOConfig) -> None:
+    if env.num_envs < 1:
+        raise ValueError(f"PPO needs at least one environment, got {env.num_envs}")
+    rows, what = config.num_steps * env.num_envs, f"{config.num_steps} steps x {env.num_envs} environments"
+    if policy.recurrent:
+        rows, what = env.num_envs, f"{env.num_envs} environments (a recurrent policy trains on whole columns)"
+    if rows % config.minibatches:
+        divisors = [d for d in range(1, min(rows, 4 * config.minibatches) + 1) if rows % d == 0]
+        nearest = min(divisors, key=lambda d: abs(d - config.minibatches))
+        raise ValueError(
+            f"ppo.minibatches = {config.minibatches} does not divide {what}; rows would be dropped. "
+            f"The nearest number that does is {nearest}"
+        )
+    if config.recompute_advantage and policy.recurrent:
+        raise ValueError("ppo.recompute_advantage needs a feed-forward policy: switch it or the memory off")

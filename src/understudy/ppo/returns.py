@@ -1,0 +1,100 @@
+"""From rewards to advantages: reward scaling, normalised value targets, GAE, and what masking means there."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from understudy.nn.normalization import RunningMeanStd
+from understudy.ppo.gae import gae
+
+ValueNormalization = Literal["none", "scale", "standardize"]
+
+
+class RewardScaler(nn.Module):
+    """Divides rewards by the running standard deviation of the discounted return; the mean stays.
+
+    R_t = gamma * R_{t-1} * (1 - ended_{t-1}) + r_t;   r' = clip(r / sqrt(var(R) + eps), +-clip)
+    (Engstrom et al. 2020, arXiv:2005.12729, sec. 3). The statistics absorb a rollout before it is scaled, as
+    otherwise the first one would pass unscaled.
+    """
+
+    def __init__(self, num_envs: int, gamma: float, clip: float, device: torch.device) -> None:
+        super().__init__()
+        self.gamma, self.clip = gamma, clip
+        self.statistics = RunningMeanStd().to(device)
+        self.register_buffer("running", torch.zeros(num_envs, device=device))
+        self.running: Tensor
+
+    def forward(self, reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
+        """Scaled rewards `[T, N]` from rewards `[T, N]`."""
+        carry = (~ended) * self.gamma  # [T, N]
+        returns = torch.empty_like(reward)
+        running = self.running
+        for out, r, c in zip(returns.unbind(0), reward.unbind(0), carry.unbind(0)):
+            running = running + r
+            out.copy_(running)
+            running = running * c
+        self.running.copy_(running)
+        self.statistics.update(returns, valid)
+        return (reward / (self.statistics.var + 1e-8).sqrt().to(reward.dtype)).clamp(-self.clip, self.clip)
+
+
+class ValueNormalizer(nn.Module):
+    """The units of the critic: none, scale (v / std of returns), or standardize ((v - mean) / std).
+
+    "scale" is what Tianshou calls reward_normalization: the mean is not subtracted, the statistics absorb the
+    unnormalised returns after use.
+    """
+
+    def __init__(self, kind: ValueNormalization, device: torch.device) -> None:
+        super().__init__()
+        self.kind = kind
+        self.statistics = RunningMeanStd().to(device)
+
+    def _shift_scale(self) -> tuple[Tensor, Tensor]:
+        # variance 1 and mean 0 until the first update
+        std = (self.statistics.var + 1e-8).sqrt().float()
+        mean = self.statistics.mean.float()
+        return (mean if self.kind == "standardize" else torch.zeros_like(mean)), std
+
+    def to_reward_units(self, value: Tensor) -> Tensor:
+        """What the critic says, in reward units."""
+        if self.kind == "none":
+            return value
+        shift, scale = self._shift_scale()
+        return value * scale + shift
+
+    def to_critic_units(self, value: Tensor) -> Tensor:
+        """A return, in the critic's units."""
+        if self.kind == "none":
+            return value
+        shift, scale = self._shift_scale()
+        return (value - shift) / scale
+
+    def update(self, returns: Tensor, valid: Tensor) -> None:
+        """Absorb returns `[T, N]`, in reward units."""
+        if self.kind != "none":  # a part may have returned a reward that is not finite: the step is skipped then
+            self.statistics.update(returns, valid & torch.isfinite(returns))
+
+
+def fill_advantages(
+    rollout: TensorDict, normalizer: ValueNormalizer, gamma: float, gae_lambda: float, masked: bool
+) -> Tensor:
+    """Write `advantage` and `value_target` (critic's units) of a rollout `[T, N]`; returns the returns, reward units.
+
+    With `masked`, an invalid row counts as the end of its episode with advantage 0 and target V.
+    """
+    reward, terminated = rollout["reward"], rollout["terminated"]
+    value = normalizer.to_reward_units(rollout["value"])
+    next_value = normalizer.to_reward_units(rollout["next_value"])
+    if masked:
+        reward = torch.where(rollout["valid"], reward, value)
+        terminated = terminated | ~rollout["valid"]
+    advantage, returns = gae(reward, value, next_value, terminated, rollout["truncated"], gamma, gae_lambda)
+    rollout["advantage"].copy_(advantage)
+    rollout["value_target"].copy_(normalizer.to_critic_units(returns))
+    return returns

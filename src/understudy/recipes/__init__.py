@@ -1,0 +1,9 @@
+"""Recipes: functions that return a complete, runnable `TrainConfig`. `understudy train <name>` runs one."""
+
+from __future__ import annotations
+
+from understudy.recipes.basic import a2c, cartpole, ppo
+from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
+from understudy.recipes.registry import RECIPES, find_recipe, summary
+
+__all__ = ["RECIPES", "a2c", "cartpole", "demo_mujoco", "find_recipe", "mujoco", "ppo", "summary"]

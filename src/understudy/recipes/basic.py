@@ -1,0 +1,73 @@
+"""PPO and A2C with no expert: the plain algorithms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from understudy.recipes.registry import recipe
+
+if TYPE_CHECKING:
+    from understudy.train.config import TrainConfig
+
+
+@recipe
+def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
+    """PPO with its default settings; choose the task with --env.id."""
+    from understudy.envs.registry import EnvConfig
+    from understudy.train.config import TrainConfig
+
+    return TrainConfig(recipe="ppo", env=EnvConfig(id=env_id), total_steps=total_steps, seed=seed, torch_threads=1)
+
+
+@recipe
+def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
+    """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
+    from understudy.envs.registry import EnvConfig
+    from understudy.ppo.optim import OptimizerConfig
+    from understudy.ppo.ppo import PPOConfig
+    from understudy.ppo.schedules import Schedule
+    from understudy.train.config import TrainConfig
+
+    learning_rate = Schedule(kind="linear", start=7e-4, end=0.0)
+    return TrainConfig(
+        recipe="a2c",
+        env=EnvConfig(id=env_id, num_envs=8),
+        ppo=PPOConfig(
+            surrogate="a2c",
+            num_steps=5,
+            epochs=1,
+            minibatches=1,
+            gae_lambda=1.0,
+            advantage_normalization="none",
+            optimizer=OptimizerConfig(kind="rmsprop", learning_rate=learning_rate),
+        ),
+        total_steps=total_steps,
+        seed=seed,
+        torch_threads=1,
+    )
+
+
+@recipe
+def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
+    """CartPole-v1 to its maximum of 500 in seconds."""
+    from understudy.envs.registry import EnvConfig
+    from understudy.ppo.optim import OptimizerConfig
+    from understudy.ppo.ppo import PPOConfig
+    from understudy.ppo.schedules import Schedule
+    from understudy.train.config import TrainConfig
+
+    learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
+    return TrainConfig(
+        recipe="cartpole",
+        env=EnvConfig(id="CartPole-v1", num_envs=8),
+        ppo=PPOConfig(
+            num_steps=128,
+            epochs=10,
+            minibatches=4,
+            gae_lambda=0.95,
+            optimizer=OptimizerConfig(learning_rate=learning_rate),
+        ),
+        total_steps=total_steps,
+        seed=seed,
+        torch_threads=1,
+    )

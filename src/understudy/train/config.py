@@ -1,0 +1,139 @@
+"""`TrainConfig`: everything a training is, as one frozen record that a YAML file reproduces exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import tyro
+import yaml
+
+from understudy.envs.registry import EnvConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.parts.part import PartConfig
+from understudy.ppo.ppo import PPOConfig
+from understudy.train.plain import from_plain, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how the policy is scored on an environment of its own, with frozen statistics."""
+
+    interval: int | None = None
+    """Environment steps between evaluations while training; None: only at the end."""
+    episodes: int = 10
+    """Episodes per evaluation; 0: never evaluate."""
+    deterministic: bool = True
+    """Take the mode of the action distribution instead of a sample."""
+    video: bool = False
+    """Film one episode at the end (needs the extra `video`)."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.interval", self.interval, 1)
+        _at_least("evaluation.episodes", self.episodes, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written. One is always written at the end, on SIGINT / SIGTERM and when a worker dies."""
+
+    interval: int | None = 100_000
+    """Environment steps between checkpoints; None: only at the end."""
+    keep_last: int = 3
+    """How many of them to keep; best.pt is kept besides."""
+    reset_env: bool = False
+    """Reset the environment at every checkpoint, so that a resumed run equals an uninterrupted one bit for bit even
+    where the environment's state cannot be saved. Cuts the episodes that are running at that moment."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.interval", self.interval, 1)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    console: bool = True
+    """Live table on a terminal, one line every few seconds elsewhere."""
+    tensorboard: bool = True
+    """TensorBoard event files in the run folder."""
+    wandb: bool = False
+    """Weights & Biases (needs the extra `wandb`)."""
+    wandb_project: str = "understudy"
+    """Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A complete training: what `understudy.train` runs, what `config.yaml` holds, what the command line edits."""
+
+    total_steps: int
+    """Environment steps, over all environments together; the last rollout may exceed it."""
+    seed: int = 0
+    """Seed of everything: weights, environments, minibatches, parts, evaluation."""
+    run_dir: str | None = None
+    """Folder to write; None: runs/<recipe>-<environment>-<time>."""
+    recipe: Annotated[str, tyro.conf.Suppress] = "custom"
+    """Name of the recipe this came from; only used to name the run."""
+    device: str = "auto"
+    """Torch device of policy and rollouts; "auto" takes a GPU if there is one."""
+    torch_threads: int | None = None
+    """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
+    env: EnvConfig
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    """Expert signals by name; the name is their rollout key, metric prefix and checkpoint key."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("total_steps", self.total_steps, 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("torch_threads", self.torch_threads, 1)
+        for name, part in self.parts.items():
+            if not name.isidentifier():
+                raise ValueError(f"a part is named {name!r}; use a plain identifier such as 'gail' or 'teacher_2'")
+            if not isinstance(part, PartConfig):
+                raise ValueError(f"parts[{name!r}] is a {type(part).__name__}; give the part's config")
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names. Raises ValueError if torch does not have it."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {self.device!r} cannot be used ({reason}); try 'auto' or 'cpu'") from error
+        return device
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as YAML; `from_yaml` gives an equal config back."""
+    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def from_yaml(text: str) -> TrainConfig:
+    """A config from YAML. Raises ValueError for bad YAML, unknown keys (with the nearest names) and wrong types."""
+    try:
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config is not valid YAML: {error}") from error
+    return from_plain(TrainConfig, plain)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line: [64, 64]."""
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -1,0 +1,254 @@
+"""The training loop around PPO: budget, evaluation, logging, checkpoints, and how a training ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from understudy.envs.base import VecEnv
+from understudy.nn.policy import ActorCritic
+from understudy.parts.part import Part, PartContext
+from understudy.ppo import randomness
+from understudy.ppo.ppo import PPO
+from understudy.train.checkpoint import (
+    BEST,
+    all_finite,
+    check_same_layout,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+    step_path,
+    write_atomic,
+)
+from understudy.train.config import TrainConfig, to_yaml
+from understudy.train.evaluation import EvaluationResult, evaluate, evaluation_seed
+from understudy.train.logging import Logger, check_wandb, open_logger
+from understudy.train.metrics_file import drop_after
+from understudy.train.plain import to_plain
+from understudy.train.run import CHECKPOINT_KIND, Run, RunFolder, choose_run_path, create_run_folder, find_checkpoint
+from understudy.train.signals import StopSignals
+from understudy.train.space_codec import space_to_plain
+from understudy.train.video import check_video_packages
+from understudy.types import CheckpointError, NonFiniteError, WorkerError
+
+
+def train(config: TrainConfig) -> Run:
+    """Train from the start and return the run.
+
+    SIGINT and SIGTERM end it after the running iteration with a checkpoint; `Run.stopped_by` then names the signal.
+    Raises ValueError for a configuration that cannot work (before any work), ImportError for a missing extra,
+    WorkerError and NonFiniteError (after writing a checkpoint), CheckpointError if a checkpoint cannot be written.
+    """
+    _check_extras(config)
+    path = choose_run_path(config)
+    with _building(config) as (env, ppo):  # before the folder: what cannot be built leaves none behind
+        folder = create_run_folder(path, config)
+        return _Training(config, folder, env, ppo).run()
+
+
+def resume(run: Path | str, *, total_steps: int | None = None) -> Run:
+    """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
+
+    Raises ValueError if `run` is no run's folder, CheckpointError if its checkpoint is missing, damaged or does not
+    fit its config; otherwise as `train`.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    if total_steps is not None:
+        config = dataclasses.replace(config, total_steps=total_steps)
+    path = find_checkpoint(folder.path)
+    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
+    if checkpoint["env_steps"] >= config.total_steps:
+        raise ValueError(
+            f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
+            f"{2 * config.total_steps}"
+        )
+    _check_extras(config)
+    with _building(config) as (env, ppo):
+        _restore(ppo, checkpoint, str(path))
+        folder.write_config(config)
+        folder.record_start()
+        drop_after(folder.metrics, ppo.env_steps)
+        training = _Training(config, folder, env, ppo)
+        training.best_return = checkpoint["best_return"]
+        return training.run()
+
+
+def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[str, Part]:
+    """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
+    parts = {}
+    for name, part in config.parts.items():
+        context = PartContext(
+            name=name,
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            policy=policy,
+            num_envs=env.num_envs,
+            num_steps=config.ppo.num_steps,
+            gamma=config.ppo.gamma,
+            device=env.device,
+            seed=randomness.mix(config.seed, f"part/{name}"),
+        )
+        torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
+        parts[name] = part.build(context).to(env.device)
+    return parts
+
+
+class _Training:
+    """One start of a run, between building and closing."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO) -> None:
+        self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
+        self.best_return = -math.inf
+        self.evaluation: EvaluationResult | None = None
+        self.start = time.monotonic()
+
+    def run(self) -> Run:
+        logger = open_logger(
+            self.folder.path,
+            self.config.logging,
+            to_plain(self.config),
+            first_step=self.ppo.env_steps,
+            total_steps=self.config.total_steps,
+        )
+        try:
+            with StopSignals() as stop:
+                self._iterate(logger, stop)
+        finally:
+            logger.close()
+        return Run(
+            path=self.folder.path,
+            config=self.config,
+            policy=self.ppo.policy,
+            env_steps=self.ppo.env_steps,
+            evaluation=self.evaluation,
+            stopped_by=stop.received.name if stop.received is not None else None,
+        )
+
+    def _iterate(self, logger: Logger, stop: StopSignals) -> None:
+        config, ppo = self.config, self.ppo
+        while ppo.env_steps < config.total_steps and stop.received is None:
+            before = ppo.env_steps
+            try:
+                metrics = ppo.iterate()
+            except (WorkerError, NonFiniteError) as error:
+                self._rescue(error)
+                raise
+            finished = ppo.env_steps >= config.total_steps
+            if stop.received is None and (finished or _crossed(config.evaluation.interval, before, ppo.env_steps)):
+                metrics |= self._evaluate(logger, finished)
+            metrics["time/elapsed"] = time.monotonic() - self.start
+            logger.log(ppo.env_steps, metrics)
+            if finished or stop.received is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
+                self._checkpoint()
+
+    def _evaluate(self, logger: Logger, finished: bool) -> dict[str, float]:
+        """Score the policy, keep it if it is the best so far, and return the metrics of it."""
+        chosen = self.config.evaluation
+        if chosen.episodes == 0:
+            return {}
+        result = evaluate(
+            self.ppo.policy,
+            self.config.env,
+            chosen.episodes,
+            seed=evaluation_seed(self.config.seed),
+            deterministic=chosen.deterministic,
+            video_path=self.folder.video if finished and chosen.video else None,
+        )
+        if result.video_error is not None:
+            logger.note(f"no video: {result.video_error}")
+        if result.mean_return > self.best_return:
+            self.best_return = result.mean_return
+            self._save(self.folder.checkpoints / BEST)
+        if finished:
+            self.evaluation = result
+            write_atomic(self.folder.evaluation, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+        return result.metrics()
+
+    def _checkpoint(self) -> None:
+        if self.config.checkpoint.reset_env:
+            self.ppo.reset_envs()
+        self._save(step_path(self.folder.checkpoints, self.ppo.env_steps))
+        prune(self.folder.checkpoints, self.config.checkpoint.keep_last)
+
+    def _save(self, path: Path) -> None:
+        save_checkpoint(
+            path,
+            CHECKPOINT_KIND,
+            {
+                "config": to_yaml(self.config),
+                "observation_space": space_to_plain(self.env.observation_space),
+                "action_space": space_to_plain(self.env.action_space),
+                "best_return": self.best_return,
+                "env_steps": self.ppo.env_steps,
+                "state": self.ppo.state_dict(),
+            },
+        )
+
+    def _rescue(self, error: Exception) -> None:
+        """Write a checkpoint beside the older ones, which are all kept, and say in the error where it is."""
+        if not all_finite(self.ppo.policy.state_dict()):
+            error.add_note("The policy holds non-finite numbers: no checkpoint was written, the older ones are intact.")
+            return
+        path = step_path(self.folder.checkpoints, self.ppo.env_steps)
+        try:
+            if not path.exists():  # a checkpoint of this very step is as good, and certainly whole
+                self._save(path)
+        except CheckpointError as failure:
+            error.add_note(str(failure))
+        else:
+            error.add_note(f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}")
+
+
+@contextmanager
+def _building(config: TrainConfig) -> Iterator[tuple[VecEnv, PPO]]:
+    """Environment and PPO of a config; closes the environment and restores torch's thread count at the end."""
+    device = config.torch_device()
+    threads = torch.get_num_threads()
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+    try:
+        randomness.seed_everything(config.seed)  # environments may draw from the global streams
+        env = config.env.make(device, config.seed)
+        try:
+            yield env, _build(config, env, device)
+        finally:
+            env.close()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _build(config: TrainConfig, env: VecEnv, device: torch.device) -> PPO:
+    # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(randomness.mix(config.seed, "weights"))
+        policy = ActorCritic(env.observation_space, env.action_space, config.policy).to(device)
+        parts = build_parts(config, env, policy)
+    return PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
+
+
+def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
+    state = checkpoint["state"]
+    check_same_layout({"policy": ppo.policy.state_dict()}, {"policy": state["policy"]}, source)
+    ppo.load_state_dict(state)
+
+
+def _check_extras(config: TrainConfig) -> None:
+    """Raise ImportError for a missing extra now, not where the training would find it missing."""
+    if config.evaluation.video:
+        check_video_packages()
+    if config.logging.wandb:
+        check_wandb()
+
+
+def _crossed(interval: int | None, before: int, after: int) -> bool:
+    """True if a multiple of `interval` lies in (before, after]."""
+    return interval is not None and after // interval > before // interval

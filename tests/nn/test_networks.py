@@ -1,0 +1,363 @@
+"""Networks: shapes, initialisation, encoders of every space, and memories against torch's own LSTM and GRU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from understudy.nn.networks import (
+    ACTIVATIONS,
+    CNN,
+    MLP,
+    CNNConfig,
+    EmbeddingEncoder,
+    EncoderConfig,
+    Memory,
+    NatureCNN,
+    OneHotEncoder,
+    VectorEncoder,
+    activation,
+    make_encoder,
+)
+
+
+def test_activations_by_name() -> None:
+    assert set(ACTIVATIONS) >= {"elu", "relu", "tanh", "gelu", "silu", "leaky_relu", "selu", "sigmoid", "softplus"}
+    assert activation("elu")(torch.tensor(-1.0)).item() == pytest.approx(math.exp(-1.0) - 1.0)
+    assert activation("identity")(torch.tensor(-1.0)).item() == -1.0
+    assert activation("relu") is not activation("relu")
+    with pytest.raises(ValueError, match="did you mean relu"):
+        activation("ReLU")
+    with pytest.raises(ValueError, match="known are elu"):
+        activation("zzz")
+
+
+def test_mlp_by_hand() -> None:
+    mlp = MLP(2, (1,), 1, activation="relu")
+    with torch.no_grad():
+        mlp.layers[0].weight.copy_(torch.tensor([[1.0, -2.0]]))  # type: ignore[operator]
+        mlp.layers[0].bias.fill_(0.5)  # type: ignore[operator]
+        mlp.layers[2].weight.fill_(3.0)  # type: ignore[operator]
+        mlp.layers[2].bias.fill_(-1.0)  # type: ignore[operator]
+    assert mlp(torch.tensor([[3.0, 1.0], [0.0, 1.0]])).tolist() == [[3.5], [-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("hidden", "out", "last", "modules"),
+    [
+        ((8, 6), None, False, ["Linear", "Tanh", "Linear", "Tanh"]),
+        ((8, 6), 4, False, ["Linear", "Tanh", "Linear", "Tanh", "Linear"]),
+        ((8, 6), 4, True, ["Linear", "Tanh", "Linear", "Tanh", "Linear", "Tanh"]),
+        ((), 4, False, ["Linear"]),
+        ((), None, False, []),
+    ],
+)
+def test_mlp_layers(hidden: tuple[int, ...], out: int | None, last: bool, modules: list[str]) -> None:
+    mlp = MLP(5, hidden, out, activate_last=last)
+    assert [type(layer).__name__ for layer in mlp.layers] == modules
+    assert mlp(torch.zeros(3, 7, 5)).shape == (3, 7, mlp.out_features)
+    assert mlp.out_features == (out or (hidden or (5,))[-1])
+
+
+def test_mlp_initialisation() -> None:
+    mlp = MLP(5, (4,), 2, out_gain=0.01)
+    first, last = mlp.layers[0].weight, mlp.layers[2].weight
+    assert isinstance(first, Tensor)
+    assert isinstance(last, Tensor)
+    torch.testing.assert_close(first @ first.T, 2.0 * torch.eye(4))  # orthogonal rows, gain sqrt(2)
+    torch.testing.assert_close(last @ last.T, 1e-4 * torch.eye(2))
+    assert mlp.layers[0].bias.abs().sum() == 0.0  # type: ignore[operator]
+    torch.manual_seed(3)
+    ours = MLP(5, (4,), init="default").layers[0].weight
+    torch.manual_seed(3)
+    assert torch.equal(ours, nn.Linear(5, 4).weight)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown init"):
+        MLP(5, (4,), init="xavier")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="positive"):
+        MLP(5, (0,))
+
+
+# ---------------------------------------------------------------------- images
+
+
+def test_nature_cnn_has_the_paper_s_sizes() -> None:
+    cnn = NatureCNN((4, 84, 84))
+    shapes = [tuple(m.weight.shape) for m in cnn.convolutions if isinstance(m, nn.Conv2d)]
+    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)]
+    assert cnn.mlp.layers[0].in_features == 64 * 7 * 7
+    assert cnn.out_features == 512
+    assert cnn(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 512)
+    assert NatureCNN((84, 84), features=16)(torch.zeros(1, 84, 84)).shape == (1, 16)
+
+
+SMALL = CNNConfig(channels=(4, 6), kernel_sizes=(3, 3), strides=(2, 1), paddings=(1, 0), hidden_sizes=(5,))
+
+
+@pytest.mark.parametrize(("shape", "last"), [((12, 10, 3), True), ((3, 12, 10), False), ((1, 9, 9), False)])
+def test_channel_axis_is_the_shorter_end(shape: tuple[int, ...], last: bool) -> None:
+    cnn = CNN(shape, SMALL)
+    assert cnn.channels_last is last
+    assert cnn.convolutions[0].in_channels == (shape[-1] if last else shape[0])
+    assert cnn(torch.rand(2, *shape)).shape == (2, 5)
+
+
+def test_channels_last_equals_channels_first() -> None:
+    torch.manual_seed(0)
+    last = CNN((12, 10, 3), SMALL)
+    first = CNN((3, 12, 10), SMALL)
+    first.load_state_dict(last.state_dict())
+    image = torch.randint(0, 256, (2, 12, 10, 3), dtype=torch.uint8)
+    torch.testing.assert_close(last(image), first(image.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(last(image), last(image.float() / 255.0))  # only uint8 is scaled
+
+
+def test_cnn_takes_sequences_and_one_environment() -> None:
+    cnn = CNN((12, 10, 3), SMALL)
+    image = torch.rand(4, 3, 12, 10, 3)
+    torch.testing.assert_close(cnn(image)[2], cnn(image[2]))
+    assert cnn(image[:1, :1]).shape == (1, 1, 5)
+    assert cnn(image[0, 0]).shape == (5,)
+
+
+def test_max_pool_replaces_strides() -> None:
+    config = CNNConfig(channels=(4,), kernel_sizes=(3,), strides=(2,), paddings=(1,), max_pool=True, hidden_sizes=())
+    cnn = CNN((8, 8), config)
+    assert [type(m).__name__ for m in cnn.convolutions] == ["Conv2d", "ReLU", "MaxPool2d"]
+    assert cnn.out_features == 4 * 4 * 4
+    assert cnn(torch.rand(2, 8, 8)).shape == (2, 64)
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(7, 7, 3\) is too small for layer 0 .* smaller ones"):
+        NatureCNN((7, 7, 3))
+    with pytest.raises(ValueError, match="cannot tell channels from pixels"):
+        CNN((8, 4, 8), SMALL)
+    assert CNN((8, 8, 8), CNNConfig(**{**vars(SMALL), "channel_axis": "last"})).channels_last
+    with pytest.raises(ValueError, match="one entry per layer"):
+        CNNConfig(channels=(32,))
+    with pytest.raises(ValueError, match="an image is"):
+        CNN((2, 8, 8, 3), SMALL)
+
+
+# -------------------------------------------------------------------- encoders
+
+
+def test_vector_encoder() -> None:
+    encoder = make_encoder(spaces.Box(-1, 1, (3,)))
+    x = torch.rand(4, 5, 3)
+    assert encoder(x) is x
+    assert encoder.out_features == 3
+    assert make_encoder(spaces.Box(-1, 1, ()))(torch.rand(4)).shape == (4, 1)
+    deep = make_encoder(spaces.Box(-1, 1, (3,)), EncoderConfig(hidden_sizes=(7, 2), activation="elu"))
+    assert deep.out_features == 2
+    assert deep(x).shape == (4, 5, 2)
+    assert deep(x).min() > -1.0  # after the activation
+    assert make_encoder(spaces.Box(0, 255, (2,), np.uint8))(torch.tensor([[0, 255]], dtype=torch.uint8)).tolist() == [
+        [0.0, 1.0]
+    ]
+    assert make_encoder(spaces.Box(0, 9, (2,), np.int64))(torch.tensor([[3, 9]])).tolist() == [[3.0, 9.0]]
+
+
+def test_kind_vector_flattens_images() -> None:
+    encoder = make_encoder(spaces.Box(-1, 1, (4, 6)), EncoderConfig(kind="vector"))
+    x = torch.rand(5, 4, 6)
+    assert torch.equal(encoder(x), x.reshape(5, 24))
+    assert isinstance(encoder, VectorEncoder)
+
+
+def test_images_get_a_cnn() -> None:
+    encoder = make_encoder(spaces.Box(0, 255, (12, 10, 3), np.uint8), EncoderConfig(cnn=SMALL))
+    assert isinstance(encoder, CNN)
+    assert isinstance(make_encoder(spaces.Box(0, 1, (48, 64))), CNN)
+
+
+def test_multi_binary_is_float() -> None:
+    encoder = make_encoder(spaces.MultiBinary(3))
+    for dtype in (torch.int8, torch.uint8, torch.bool, torch.int64):
+        assert encoder(torch.tensor([[0, 1, 1]], dtype=dtype)).tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_one_hot_of_discrete() -> None:
+    encoder = make_encoder(spaces.Discrete(3, start=-1))
+    assert isinstance(encoder, OneHotEncoder)
+    assert encoder(torch.tensor([-1, 1])).tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert encoder(torch.tensor([[0]])).shape == (1, 1, 3)
+    assert encoder(torch.tensor([5])).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_one_hot_of_multi_discrete() -> None:
+    encoder = make_encoder(spaces.MultiDiscrete([2, 3], start=[0, 4]))
+    assert encoder(torch.tensor([[1, 4], [0, 6]])).tolist() == [[0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]
+    grid = make_encoder(spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])))
+    assert grid.out_features == 9
+    assert grid(torch.tensor([[[1, 2], [0, 1]]])).tolist() == [[0, 1, 0, 0, 1, 1, 0, 0, 1]]
+
+
+def test_embeddings() -> None:
+    config = EncoderConfig(embedding_size=4)
+    single = make_encoder(spaces.Discrete(3, start=10), config)
+    assert isinstance(single, EmbeddingEncoder)
+    assert torch.equal(single(torch.tensor([10, 12])), single.embedding.weight[[0, 2]])
+    double = make_encoder(spaces.MultiDiscrete([2, 3], start=[0, 1]), config)
+    assert isinstance(double, EmbeddingEncoder)
+    assert double.out_features == 8
+    x = double(torch.tensor([[[1, 1]], [[0, 3]]]))
+    assert x.shape == (2, 1, 8)
+    assert torch.equal(x[0, 0], double.embedding.weight[[1, 2]].flatten())
+    assert torch.equal(x[1, 0], double.embedding.weight[[0, 4]].flatten())
+    grid = make_encoder(spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), config)
+    assert grid(torch.zeros(5, 2, 2, dtype=torch.int64)).shape == (5, 16)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(-1, 1, (2, 3, 4, 5))], ids=str
+)
+def test_other_spaces_are_refused(space: spaces.Space[Any]) -> None:
+    with pytest.raises(ValueError, match="no encoder covers"):
+        make_encoder(space)
+
+
+# -------------------------------------------------------------------- memories
+
+T, B, F, H = 6, 4, 5, 3
+
+
+def _pair(kind: Any, layers: int) -> tuple[Memory, nn.LSTM | nn.GRU]:
+    torch.manual_seed(0)
+    ours = Memory(kind, F, H, layers).double()
+    theirs = (nn.LSTM if kind == "lstm" else nn.GRU)(F, H, layers).double()
+    theirs.load_state_dict(ours.state_dict())  # same names and shapes
+    return ours, theirs
+
+
+def _unpack(kind: str, layers: int, state: Tensor) -> Any:
+    parts = state.view(len(state), -1, layers, H).permute(1, 2, 0, 3).contiguous()  # [h or c, L, B, H]
+    return (parts[0], parts[1]) if kind == "lstm" else parts[0]
+
+
+def _packed(final: Any) -> Tensor:
+    parts = final if isinstance(final, tuple) else (final,)
+    return torch.cat([layer for part in parts for layer in part], dim=-1)
+
+
+KINDS = [("lstm", 1), ("lstm", 2), ("gru", 1), ("gru", 3)]
+
+
+def _random_state(memory: Memory, batch: int = B) -> Tensor:
+    return torch.randn(batch, memory.state_size, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+
+def _inputs() -> Tensor:
+    return torch.randn(T, B, F, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize(("kind", "layers"), KINDS)
+def test_memory_equals_torch_without_resets(kind: str, layers: int) -> None:
+    ours, theirs = _pair(kind, layers)
+    state, x = _random_state(ours).requires_grad_(), _inputs()
+    y, final = ours.sequence(x, state, torch.zeros(T, B, dtype=torch.bool))
+    expected, last = theirs(x, _unpack(kind, layers, state))
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(final, _packed(last), rtol=1e-10, atol=1e-12)
+    gradients = torch.autograd.grad(y.sin().sum() + final.cos().sum(), (state, *ours.parameters()))
+    wanted = torch.autograd.grad(expected.sin().sum() + _packed(last).cos().sum(), (state, *theirs.parameters()))
+    names = dict(theirs.named_parameters())
+    ordered = [wanted[0], *(wanted[1 + list(names).index(name)] for name, _ in ours.named_parameters())]
+    for got, want in zip(gradients, ordered):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "layers"), KINDS)
+def test_memory_with_resets_equals_one_run_per_episode(kind: str, layers: int) -> None:
+    ours, theirs = _pair(kind, layers)
+    state, x = _random_state(ours), _inputs()
+    is_first = torch.zeros(T, B, dtype=torch.bool)
+    is_first[0, 1] = is_first[3, 1] = is_first[2, 2] = is_first[5, 3] = is_first[4, 3] = True
+    y, final = ours.sequence(x, state, is_first)
+    for b in range(B):
+        starts = sorted({0, *is_first[:, b].nonzero().flatten().tolist()})
+        for start, stop in zip(starts, [*starts[1:], T]):
+            initial = torch.zeros_like(state[:1]) if is_first[start, b] else state[b : b + 1]
+            expected, last = theirs(x[start:stop, b : b + 1], _unpack(kind, layers, initial))
+            torch.testing.assert_close(y[start:stop, b : b + 1], expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(final[b : b + 1], _packed(last), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "layers"), KINDS)
+def test_steps_equal_the_sequence(kind: str, layers: int) -> None:
+    ours, _ = _pair(kind, layers)
+    x, is_first = _inputs(), torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
+    state = _random_state(ours)
+    y, final = ours.sequence(x, state, is_first)
+    for t in range(T):
+        step, state = ours.step(x[t], state, is_first[t])
+        torch.testing.assert_close(step, y[t], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(state, final, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_reset_cuts_gradients_and_kills_nan(kind: Any) -> None:
+    memory = Memory(kind, F, H)
+    state = torch.full((B, memory.state_size), float("nan"), requires_grad=True)
+    is_first = torch.zeros(T, B, dtype=torch.bool)
+    is_first[0] = True
+    y, final = memory.sequence(_inputs().float(), state, is_first)
+    assert y.isfinite().all()
+    assert final.isfinite().all()
+    (gradient,) = torch.autograd.grad(y.sum(), state)
+    assert gradient.abs().max() == 0.0
+    y, _ = memory.step(_inputs()[0].float(), state, is_first[0])
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "layers", "size"), [("lstm", 2, 4 * H), ("gru", 2, 2 * H), ("lstm", 1, 2 * H)])
+def test_memory_sizes(kind: Any, layers: int, size: int) -> None:
+    memory = Memory(kind, F, H, layers)
+    assert memory.state_size == size
+    assert memory.out_features == H
+    assert memory.initial_state(2).tolist() == [[0.0] * size] * 2
+    bound = 1.0 / math.sqrt(H)
+    assert all(0.5 * bound < p.abs().max() <= bound for p in memory.parameters())
+    y, state = memory.step(torch.zeros(1, F), memory.initial_state(1), torch.zeros(1, dtype=torch.bool))
+    assert (y.shape, state.shape) == ((1, H), (1, size))
+
+
+def test_memory_refuses_what_does_not_fit() -> None:
+    memory = Memory("gru", F, H)
+    state, is_first = memory.initial_state(B), torch.zeros(B, dtype=torch.bool)
+    with pytest.raises(ValueError, match="disagree"):
+        memory.step(torch.zeros(B, F), state, is_first.unsqueeze(-1))
+    with pytest.raises(ValueError, match="disagree"):
+        memory.step(torch.zeros(B, F), state[:1], is_first)
+    with pytest.raises(ValueError, match="disagree"):
+        memory.sequence(torch.zeros(T, B, F), state, is_first)
+    with pytest.raises(ValueError, match="unknown memory"):
+        Memory("rnn", F, H)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="positive"):
+        Memory("gru", F, 0)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_memory_traces_and_compiles(kind: Any) -> None:
+    memory = Memory(kind, F, H)
+    x, is_first = _inputs().float(), torch.rand(T, B) < 0.3
+    state = torch.randn(B, memory.state_size)
+
+    def f(x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, ...]:
+        y, final = memory.sequence(x, state, is_first)
+        return y, final, *torch.autograd.grad(y.sum() + final.sum(), tuple(memory.parameters()))
+
+    graph = make_fx(f)(x, state, is_first)
+    other = (x.flip(0), state.flip(0), ~is_first)
+    for got, expected in zip(graph(*other), f(*other)):
+        torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(memory.sequence, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*other), memory.sequence(*other))

@@ -1,0 +1,281 @@
+"""Every registered part, and small parts for each hook, alone, in pairs, all together, permuted, compiled, resumed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.parts import PARTS, MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
+from understudy.parts.part import Labels, Losses, Overrides, Part, PartContext, Rewards, Updates, Weights
+from understudy.ppo import randomness
+from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
+from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.types import Metrics, PolicyOutput
+
+N, T = 8, 8
+
+
+class Scripted(Part, Labels, Overrides):
+    """Labels with a proportional controller and lets it act in every other environment."""
+
+    def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
+        expert = (-obs["policy"][:, :2] - obs["policy"][:, 2:]).clamp(-1.0, 1.0)
+        return TensorDict({"action": expert, "noise": torch.rand(N, generator=self.generator)}, batch_size=[N])
+
+    def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
+        mask = torch.arange(N) % 2 == 0
+        return torch.where(mask.unsqueeze(-1), label["action"], action), mask
+
+
+class Doubt(Part, Weights):
+    """Trusts a sample less the further from the goal it is."""
+
+    def weight(self, batch: TensorDict, out: PolicyOutput) -> Tensor:
+        return torch.exp(-batch["obs", "policy"][..., :2].square().sum(-1))
+
+
+class Imitate(Part, Losses):
+    """Pulls the mean to a learned offset of the state, on the minibatch and on rows it draws itself."""
+
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
+        self.net = nn.Linear(4, 2)
+        self.rows = context.num_envs * context.num_steps // 2
+
+    def sample(self, batch: TensorDict) -> TensorDict | None:
+        drawn = torch.randn(self.rows // 2, 4, generator=self.generator)
+        return TensorDict({"state": drawn, "action": drawn[:, :2]}, batch_size=[len(drawn)])
+
+    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+        own = (out.distribution.mode() - self.net(batch["obs", "policy"])).square().mean()
+        extra = (self.net(batch[self.name, "sample", "state"]) - batch[self.name, "sample", "action"]).square().mean()
+        return 0.1 * (own + extra), {"own": own.detach()}
+
+
+class Bonus(Part, Rewards):
+    """A constant bonus for slow movement."""
+
+    @property
+    def reward_weight(self) -> Tensor:
+        return torch.tensor(0.5)
+
+    def reward(self, rollout: TensorDict) -> Tensor:
+        return -rollout["obs", "policy"][..., 2:].square().sum(-1)
+
+
+class Critique(Part, Updates):
+    """Fits an own network to the task reward."""
+
+    def __init__(self, context: PartContext) -> None:
+        super().__init__(context)
+        self.net = nn.Linear(4, 1)
+        self.optimizer = Optimizer(self.net.parameters(), OptimizerConfig(learning_rate=1e-2))
+
+    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+        guess = self.net(rollout["obs", "policy"]).squeeze(-1)
+        loss = (guess - rollout["task_reward"]).square().mean()
+        gradient_step(self.optimizer, loss)
+        return {"loss": loss.detach()}
+
+
+MIRROR = SymmetryConfig(
+    observations={
+        "policy": MirrorSpec(permutation=(0, 1, 2, 3), sign=(1.0, -1.0, 1.0, -1.0)),
+        "critic": MirrorSpec(permutation=(0, 1, 2, 3, 4, 5), sign=(1.0, -1.0, 1.0, -1.0, 1.0, -1.0)),
+    },
+    action=MirrorSpec(permutation=(0, 1), sign=(1.0, -1.0)),
+    augmentation_coef=0.5,
+)
+REGISTERED: dict[str, Callable[[PartContext], Part]] = {
+    "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
+    "symmetry": MIRROR.build,
+}
+BUILDERS: dict[str, Callable[[PartContext], Part]] = {
+    **REGISTERED,
+    "scripted": Scripted,
+    "doubt": Doubt,
+    "imitate": Imitate,
+    "bonus": Bonus,
+    "critique": Critique,
+}
+FEED_FORWARD_ONLY = {"symmetry"}
+ALONE = [(name,) for name in BUILDERS]
+PAIRS = list(itertools.combinations(BUILDERS, 2))
+ALL = tuple(BUILDERS)
+
+
+def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
+    env = PointMass(N, max_steps=6)
+    torch.manual_seed(seed)
+    policy = ActorCritic(
+        env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8)
+    )
+    parts: dict[str, Part] = {}
+    for name in names:
+        part_seed = randomness.mix(seed, name)
+        context = PartContext(
+            name=name,
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            policy=policy,
+            num_envs=N,
+            num_steps=T,
+            gamma=0.99,
+            device=env.device,
+            seed=part_seed,
+        )
+        torch.manual_seed(part_seed)
+        parts[name] = BUILDERS[name](context)
+    config = PPOConfig(num_steps=T, epochs=2, minibatches=2, capture=capture, entropy_coef=0.01, warmup_steps=4)
+    torch.manual_seed(seed)
+    return PPO(env, policy, config, parts, seed=seed, total_steps=1000)
+
+
+def weights(ppo: PPO) -> Tensor:
+    own = [p.detach().flatten() for part in ppo.parts.values() for p in part.parameters()]
+    return torch.cat([ppo.optimizer.flat, *own])
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if not k.startswith("time/") and v == v}
+
+
+def run(ppo: PPO, iterations: int) -> dict[str, float]:
+    for _ in range(iterations):
+        metrics = ppo.iterate()
+    return timeless(metrics)
+
+
+def test_every_registered_part_is_tested_here() -> None:
+    assert set(REGISTERED) == set(PARTS)
+
+
+@pytest.mark.parametrize("names", [*ALONE, *PAIRS, ALL], ids="+".join)
+def test_trains_and_changes_the_policy(names: tuple[str, ...]) -> None:
+    ppo = make_ppo(names)
+    before = weights(ppo).clone()
+    metrics = run(ppo, 2)
+    assert torch.isfinite(weights(ppo)).all()
+    assert not torch.equal(before, weights(ppo))
+    assert metrics["ppo/first_ratio_error"] < 1e-5
+    if "scripted" not in names:  # executed actions of an override have a log-prob of their own, the ratio is still 1
+        assert metrics["ppo/skipped_steps"] == 0.0
+
+
+@pytest.mark.parametrize("names", [*ALONE, ALL], ids="+".join)
+def test_a_part_has_an_effect(names: tuple[str, ...]) -> None:
+    with_parts, without = make_ppo(names), make_ppo(())
+    run(with_parts, 2)
+    run(without, 2)
+    same = torch.equal(with_parts.policy.value_head.weight, without.policy.value_head.weight)
+    own_optimizer_only = {"critique"}  # learns beside the policy, on purpose without touching it
+    assert same == (set(names) <= own_optimizer_only)
+
+
+@pytest.mark.parametrize("names", [*PAIRS, ALL], ids="+".join)
+def test_the_order_of_parts_changes_nothing(names: tuple[str, ...]) -> None:
+    forward, backward = make_ppo(names), make_ppo(names[::-1])
+    assert run(forward, 2) == run(backward, 2)
+    assert torch.equal(weights(forward), weights(backward))
+
+
+@pytest.mark.parametrize("names", [(), *ALONE, ALL], ids="+".join)
+def test_traced_equals_eager_bit_for_bit(names: tuple[str, ...]) -> None:
+    traced, eager = make_ppo(names), make_ppo(names, capture="eager")
+    assert run(traced, 2) == run(eager, 2)
+    assert torch.equal(weights(traced), weights(eager))
+
+
+@pytest.mark.parametrize("names", [(), *ALONE, ALL], ids="+".join)
+def test_resumes_bit_for_bit(names: tuple[str, ...]) -> None:
+    straight, first = make_ppo(names), make_ppo(names)
+    run(straight, 2)
+    expected = run(straight, 2)
+    run(first, 2)
+    state = first.state_dict()
+    second = make_ppo(names, seed=1)  # other weights, other streams: everything must come from the state
+    second.load_state_dict(state)
+    assert run(second, 2) == expected
+    assert torch.equal(weights(second), weights(straight))
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gru"])
+def test_trains_with_a_memory(memory: str) -> None:
+    names = tuple(name for name in BUILDERS if name not in FEED_FORWARD_ONLY and name != "imitate")
+    metrics = run(make_ppo(names, memory=memory), 2)
+    assert metrics["ppo/first_ratio_error"] < 1e-5
+
+
+@pytest.mark.parametrize("names", [(), *ALONE, *PAIRS, ALL], ids="+".join)
+def test_the_minibatch_compiles_as_one_graph(names: tuple[str, ...]) -> None:
+    ppo = make_ppo(names)
+    rollout = ppo.collector.collect()
+    ppo.collector.evaluate()
+    ppo._rewards(rollout, masked=False)
+    ppo._advantages(rollout, masked=False)
+    updater = ppo.updater
+    updater.keys = updater._batch_keys(rollout)
+    updater._record = {"advantage": [], "valid": []}
+    leaves = updater._minibatches(rollout)[0]
+    leaves = [*leaves, *updater._samples(leaves)]
+
+    def loss(*args: Tensor) -> Tensor:
+        return updater.loss(*args)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected, found = loss(*leaves), compiled(*leaves)
+    torch.testing.assert_close(found, expected)
+    targets = ppo.optimizer.targets
+    for a, b in zip(
+        torch.autograd.grad(found, targets, allow_unused=True),
+        torch.autograd.grad(expected, targets, allow_unused=True),
+    ):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b)
+
+
+def test_two_overriding_parts_are_refused() -> None:
+    BUILDERS["second"] = Scripted
+    try:
+        with pytest.raises(ValueError, match="at most one part may override"):
+            make_ppo(("scripted", "second"))
+    finally:
+        del BUILDERS["second"]
+
+
+def test_a_misspelt_hook_fails_at_construction() -> None:
+    class Wrong(Part, Rewards):
+        def rewards(self, rollout: TensorDict) -> Tensor:
+            return rollout["task_reward"]
+
+    BUILDERS["wrong"] = Wrong
+    try:
+        with pytest.raises(TypeError, match="abstract"):
+            make_ppo(("wrong",))
+    finally:
+        del BUILDERS["wrong"]
+
+
+@pytest.mark.parametrize("hook", ["reward", "weight"])
+def test_a_wrong_shape_is_refused_with_the_part_named(hook: str) -> None:
+    class Wrong(Bonus if hook == "reward" else Doubt):  # type: ignore[misc]
+        def reward(self, rollout: TensorDict) -> Tensor:
+            return super().reward(rollout).unsqueeze(-1)
+
+        def weight(self, batch: TensorDict, out: PolicyOutput) -> Tensor:
+            return super().weight(batch, out).unsqueeze(-1)
+
+    BUILDERS["wrong"] = Wrong
+    try:
+        with pytest.raises(ValueError, match="part 'wrong'"):
+            run(make_ppo(("wrong",)), 1)
+    finally:
+        del BUILDERS["wrong"]

@@ -1,0 +1,327 @@
+"""The optimizer against torch.optim, its state, what it refuses, and that nothing else moves weights."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import understudy
+from understudy.ppo.optim import (
+    LearningRateScheduler,
+    LRSchedulerConfig,
+    Optimizer,
+    OptimizerConfig,
+    average_over_ranks,
+    gradient_step,
+)
+from understudy.ppo.schedules import Schedule
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+
+
+def loss_of(net: nn.Module, step: int) -> Tensor:
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(step))
+    return (net(x) - x[:, :2]).square().mean() * (0.1 if step % 2 else 3.0)
+
+
+RULES: dict[str, tuple[OptimizerConfig, Any]] = {
+    "adam": (OptimizerConfig(learning_rate=0.01), lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-5)),
+    "adam with decay": (
+        OptimizerConfig(learning_rate=0.01, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-8),
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1, betas=(0.8, 0.95)),
+    ),
+    "adamw": (
+        OptimizerConfig(kind="adamw", learning_rate=0.01, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, eps=1e-5),
+    ),
+    "sgd": (OptimizerConfig(kind="sgd", learning_rate=0.1), lambda p: torch.optim.SGD(p, lr=0.1)),
+    "sgd with momentum": (
+        OptimizerConfig(kind="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    ),
+    "rmsprop": (
+        OptimizerConfig(kind="rmsprop", learning_rate=0.01),
+        lambda p: torch.optim.RMSprop(p, lr=0.01, eps=1e-5),
+    ),
+    "rmsprop with everything": (
+        OptimizerConfig(kind="rmsprop", learning_rate=0.01, momentum=0.9, weight_decay=0.1, alpha=0.9),
+        lambda p: torch.optim.RMSprop(p, lr=0.01, eps=1e-5, momentum=0.9, weight_decay=0.1, alpha=0.9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_moves_as_torch_does(name: str, limit: float | None) -> None:
+    config, factory = RULES[name]
+    ours, theirs = network(), network()
+    optimizer = Optimizer(ours.parameters(), OptimizerConfig(**{**vars(config), "max_grad_norm": limit}))
+    reference = factory(theirs.parameters())
+    clipped = []
+    for step in range(20):
+        norm = gradient_step(optimizer, loss_of(ours, step))
+        reference.zero_grad()
+        loss_of(theirs, step).backward()
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit or math.inf)
+        reference.step()
+        torch.testing.assert_close(norm, expected, rtol=1e-4, atol=1e-6)
+        clipped.append(limit is not None and bool(expected > limit))
+    assert len(set(clipped)) == (1 if limit is None else 2)  # some of the gradients were clipped, some were not
+    for a, b in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_one_adam_step_by_hand() -> None:
+    """g = (3, 4) is clipped from norm 5 to 1: (0.6, 0.8). Without bias m = g and v = g^2: p -= lr g / (|g| + eps)."""
+    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = Optimizer([p], OptimizerConfig(learning_rate=0.1, eps=0.1, max_grad_norm=1.0))
+    norm = gradient_step(optimizer, (p * torch.tensor([3.0, 4.0])).sum())
+    assert float(norm) == 5.0
+    expected = torch.tensor([1.0 - 0.1 * 0.6 / 0.7, 2.0 - 0.1 * 0.8 / 0.9])
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------- parameters
+
+
+def test_parameters_are_views_of_one_vector_and_stay_modules() -> None:
+    net = network()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = Optimizer(net.parameters())
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before))
+    assert {p.untyped_storage().data_ptr() for p in net.parameters()} == {optimizer.flat.untyped_storage().data_ptr()}
+    other = network(1)
+    net.load_state_dict(other.state_dict())
+    assert torch.equal(optimizer.flat, torch.cat([p.detach().flatten() for p in other.parameters()]))
+    gradient_step(optimizer, loss_of(net, 0))
+    assert torch.equal(optimizer.flat, torch.cat([p.detach().flatten() for p in net.parameters()]))
+    copied = copy.deepcopy(net)
+    gradient_step(optimizer, loss_of(net, 1))
+    assert not torch.equal(next(net.parameters()), next(copied.parameters()))
+
+
+def test_shared_parameters_count_once() -> None:
+    tied = nn.Linear(3, 3, bias=False)
+    plain = copy.deepcopy(tied)
+    optimizer = Optimizer(
+        [*tied.parameters(), *tied.parameters(), nn.Parameter(torch.zeros(()))], OptimizerConfig(kind="sgd")
+    )
+    assert optimizer.flat.numel() == 10  # a 0-D parameter has its place, too
+    x = torch.ones(2, 3)
+    gradient_step(optimizer, tied(tied(x)).sum())
+    reference = torch.optim.SGD(plain.parameters(), lr=3e-4)
+    plain(plain(x)).sum().backward()
+    nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+    reference.step()
+    torch.testing.assert_close(tied.weight, plain.weight)
+
+
+def test_a_parameter_outside_the_loss_does_not_move() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Optimizer([used, unused])
+    gradient_step(optimizer, used.sum())
+    gradient_step(optimizer, used.sum())
+    assert torch.equal(unused.detach(), torch.ones(2))
+    assert not torch.equal(used.detach(), torch.ones(2))
+
+
+def test_no_parameters_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no parameters that require a gradient"):
+        Optimizer([])
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd", "rmsprop"])
+def test_state_comes_back(kind: Any) -> None:
+    config = OptimizerConfig(kind=kind, momentum=0.9, learning_rate=0.01)
+    straight, stopped, resumed = network(), network(), network(1)
+    one, two, three = (Optimizer(net.parameters(), config) for net in (straight, stopped, resumed))
+    for step in range(3):
+        gradient_step(one, loss_of(straight, step))
+        gradient_step(two, loss_of(stopped, step))
+    two.learning_rate.value.fill_(0.02)  # as an adaptive schedule does
+    one.learning_rate.value.fill_(0.02)
+    resumed.load_state_dict(stopped.state_dict())
+    three.load_state_dict(copy.deepcopy(two.state_dict()))
+    for step in range(3, 6):
+        gradient_step(one, loss_of(straight, step))
+        gradient_step(three, loss_of(resumed, step))
+    assert torch.equal(one.flat, three.flat)
+    assert three.learning_rate.value == torch.tensor(0.02)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "rmsprop"])
+def test_a_non_finite_gradient_skips_the_step_and_is_counted(kind: Any, bad: float) -> None:
+    net = network()
+    optimizer = Optimizer(net.parameters(), OptimizerConfig(kind=kind, momentum=0.9, weight_decay=0.1))
+    gradient_step(optimizer, loss_of(net, 0))
+    before = {name: x.clone() for name, x in optimizer.state_dict().items()}
+    flat = optimizer.flat.clone()
+    gradient_step(optimizer, loss_of(net, 1) + next(net.parameters())[2, 1] * bad)
+    assert torch.equal(optimizer.flat, flat)
+    assert optimizer.skipped == 1.0
+    for name, x in optimizer.state_dict().items():
+        assert name == "skipped" or torch.equal(x, before[name]), name
+    gradient_step(optimizer, loss_of(net, 2))
+    assert torch.isfinite(optimizer.flat).all()
+    assert not torch.equal(optimizer.flat, flat)
+
+
+def test_a_stop_leaves_everything_as_it_is() -> None:
+    net = network()
+    optimizer = Optimizer(net.parameters())
+    flat = optimizer.flat.clone()
+    gradient_step(optimizer, loss_of(net, 0), stop=torch.tensor(True))
+    assert torch.equal(optimizer.flat, flat)
+    assert optimizer.steps == 0.0
+    assert optimizer.skipped == 0.0
+    gradient_step(optimizer, loss_of(net, 0), stop=torch.tensor(False))
+    assert not torch.equal(optimizer.flat, flat)
+
+
+def test_gradients_may_be_filled_by_hand() -> None:
+    p = nn.Parameter(torch.tensor([[1.0, 2.0]]))
+    optimizer = Optimizer([p], OptimizerConfig(kind="sgd", learning_rate=0.5, max_grad_norm=None))
+    optimizer.grads[0].copy_(torch.tensor([[0.2, -0.4]]))
+    norm = gradient_step(optimizer)
+    torch.testing.assert_close(norm, torch.tensor(math.sqrt(0.2)))
+    torch.testing.assert_close(p.detach(), torch.tensor([[0.9, 2.2]]))
+
+
+def test_one_process_averages_with_itself() -> None:
+    x = torch.tensor([1.0, 2.0])
+    assert average_over_ranks(x) is x
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "adm"}, "unknown optimizer.kind 'adm'; did you mean 'adam'"),
+        ({"learning_rate": -1e-3}, "learning_rate must not be negative"),
+        ({"learning_rate": math.nan}, "learning_rate must not be negative"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
+        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\)"),
+        ({"eps": -1.0}, "eps must not be negative"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"momentum": -0.1}, "momentum must not be negative"),
+    ],
+)
+def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**options)
+
+
+# ---------------------------------------------------------------------- learning rates
+
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "ConstantLR": {"factor": 0.5, "total_iters": 3},
+    "CosineAnnealingLR": {"T_max": 6.0, "eta_min": 1e-4},
+    "CosineAnnealingWarmRestarts": {"T_0": 2.0, "T_mult": 2.0},
+    "CyclicLR": {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 2.0},
+    "ExponentialLR": {"gamma": 0.9},
+    "LambdaLR": {"lr_lambda": lambda epoch: 1.0 / (1 + epoch)},
+    "LinearLR": {"start_factor": 0.25, "total_iters": 4},
+    "MultiStepLR": {"milestones": [2, 4], "gamma": 0.1},
+    "MultiplicativeLR": {"lr_lambda": lambda epoch: 0.95},
+    "OneCycleLR": {"max_lr": 0.01, "total_steps": 8.0},
+    "PolynomialLR": {"total_iters": 5.0, "power": 2.0},
+    "StepLR": {"step_size": 2.0, "gamma": 0.5},
+}
+NEED_MORE = {"ReduceLROnPlateau", "SequentialLR", "ChainedScheduler", "LRScheduler"}
+
+
+def test_every_scheduler_of_this_torch_is_tested_or_refused() -> None:
+    assert set(SCHEDULERS) | NEED_MORE == set(torch.optim.lr_scheduler.__all__)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_torch_scheduler_gives_its_rates_and_comes_back(name: str, tmp_path: Path) -> None:
+    options = SCHEDULERS[name]
+    whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()}
+    plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0**-8)
+    reference = vars(torch.optim.lr_scheduler)[name](plain, **whole)
+    expected = [plain.param_groups[0]["lr"]]
+    for _ in range(6):
+        plain.step()
+        reference.step()
+        expected.append(plain.param_groups[0]["lr"])
+
+    def build() -> tuple[Optimizer, LearningRateScheduler]:
+        optimizer = Optimizer([nn.Parameter(torch.zeros(1))], OptimizerConfig(learning_rate=2.0**-8))
+        return optimizer, LearningRateScheduler(optimizer, LRSchedulerConfig(name=name, options=options))
+
+    optimizer, scheduler = build()
+    rates = [float(optimizer.learning_rate.value)]
+    for _ in range(3):
+        scheduler.step()
+        rates.append(float(optimizer.learning_rate.value))
+    torch.save({"rate": scheduler.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    optimizer, scheduler = build()
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["rate"])
+    assert float(optimizer.learning_rate.value) == rates[-1]
+    for _ in range(3):
+        scheduler.step()
+        rates.append(float(optimizer.learning_rate.value))
+    assert rates == pytest.approx(expected, rel=1e-6)
+    assert len(set(rates)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ReduceLROnPlateau", {}, "needs a metric or other schedulers"),
+        ("SequentialLR", {}, "needs a metric or other schedulers"),
+        ("CosineLR", {}, "unknown lr_scheduler 'CosineLR'; did you mean"),
+        ("StepLR", {}, "StepLR does not take the options .*step_size"),
+        ("StepLR", {"step_size": 1, "gama": 0.5}, "does not take the options .*gama"),
+        ("OneCycleLR", {"max_lr": 0.01, "total_steps": 2.5}, "does not take the options .*total_steps"),
+    ],
+)
+def test_a_scheduler_that_cannot_work_is_refused(name: str, options: dict[str, float], message: str) -> None:
+    optimizer = Optimizer([nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match=message):
+        LearningRateScheduler(optimizer, LRSchedulerConfig(name=name, options=options))
+
+
+def test_the_learning_rate_is_a_schedule_of_its_own() -> None:
+    p = nn.Parameter(torch.tensor(1.0))
+    rate = Schedule.parse("linear:0.4:0:4it")
+    optimizer = Optimizer([p], OptimizerConfig(kind="sgd", learning_rate=rate, max_grad_norm=None))
+    for iteration in range(4):
+        optimizer.learning_rate.advance(0, iteration, 1, 1)
+        gradient_step(optimizer, p)
+    torch.testing.assert_close(p.detach(), torch.tensor(1.0 - 0.4 - 0.3 - 0.2 - 0.1))
+
+
+# ---------------------------------------------------------------------- the only place
+
+
+def test_nothing_else_in_the_library_steps_an_optimizer() -> None:
+    """No `.backward()` and no `torch.optim` anywhere but in optim.py; `move` is called in `gradient_step` only."""
+    root = Path(understudy.__file__).parent
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                if node.attr in ("backward", "zero_grad"):
+                    found.append(f"{name}: .{node.attr}")
+                if node.attr == "optim" and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                    found.append(f"{name}: torch.optim")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "move":
+                found.append(f"{name}: .move()")
+    assert {line for line in found if not line.startswith("ppo/optim.py")} == set()
+    assert found.count("ppo/optim.py: .move()") == 2  # a CPU's and an accelerator's

@@ -1,0 +1,240 @@
+"""The benchmark harness: tables, parity of configurations, and that the counted work is the asked work. No timing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+class Loader:
+    """Imports benchmark modules, which live on the path only while a benchmark runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, folder: str, module: str) -> ModuleType:
+        self.monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
+        return importlib.import_module(module)
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
+    before = set(sys.modules)
+    yield Loader(monkeypatch)
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and Path(file).is_relative_to(BENCHMARKS):
+            del sys.modules[name]  # "run" means three different files
+
+
+def line(peer: str, round_number: int, wall: float, cpu: float = 1.0, check: float | None = None) -> dict[str, Any]:
+    return {
+        "peer": peer, "version": "1.0", "round": round_number, "wall_s": wall, "collect_s": wall / 4,
+        "update_s": 3 * wall / 4, "cpu_s": cpu, "warmup_s": 0.5, "check_before": 1.0, "check_return": check,
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    ours = [line("understudy", n, wall, 2.0, 7.0 if n == 0 else None) for n, wall in enumerate((2.0, 4.0, 3.0))]
+    variant = [line("understudy-eager", n, 2.5) for n in range(3)]
+    fast = [line("fast", n, wall, 3.0) for n, wall in enumerate((6.0, 8.0, 12.0))]
+    slow = [line("slow", n, 30.0) for n in range(2)]  # failed in the last round
+    return [*ours, *variant, *fast, *slow]
+
+
+# ---------------------------------------------------------------------- speed: tables
+
+
+def test_ratios_are_paired_by_round(load: Loader) -> None:
+    tables = load("speed", "tables")
+    assert tables.paired_ratios(lines()[:3], lines()[6:9]) == [3.0, 2.0, 4.0]
+    assert tables.paired_ratios(lines()[:3], lines()[9:]) == [15.0, 7.5]
+
+
+def test_summary_takes_medians_and_sorts_by_wall_time(load: Loader) -> None:
+    tables = load("speed", "tables")
+    rows = tables.summarize(lines(), "understudy")
+    assert [row.peer for row in rows] == ["understudy-eager", "understudy", "fast", "slow"]
+    fast = rows[2]
+    assert (fast.wall_s, fast.collect_s, fast.update_s) == (8.0, 2.0, 6.0)
+    assert (fast.ratio, fast.ratio_low, fast.ratio_high) == (3.0, 2.0, 4.0)  # not 8 / 3, the ratio of medians
+    assert fast.cpu_ratio == 1.5
+    assert rows[1].check == (1.0, 7.0)
+    assert fast.check is None
+    assert rows[3].runs == 2
+
+
+def test_headline_is_the_fastest_peer_and_never_our_own_variant(load: Loader) -> None:
+    tables = load("speed", "tables")
+    rows = tables.summarize(lines(), "understudy")
+    assert tables.fastest_peer(rows, "understudy").peer == "fast"
+    text = tables.markdown(rows, {"broken": "could not be installed"}, "understudy")
+    assert "Fastest peer / ours: **3.00** (fast; median of 3 paired runs)" in text
+    assert "| broken | - | not run: could not be installed |" in text
+    cells = {len(row.split("|")) for row in text.splitlines() if row.startswith("|")}
+    assert cells == {11}, "a row of the table has another number of cells"
+
+
+# ---------------------------------------------------------------------- speed: workloads
+
+
+def test_workloads_are_those_of_the_comparison(load: Loader) -> None:
+    w = load("speed", "workloads")
+    w1, w2, w3 = (w.WORKLOADS[name] for name in ("W1", "W2", "W3"))
+    assert (w1.total_steps, w1.minibatch_size, w1.gradient_steps) == (100_352, 256, 1568)
+    assert (w2.total_steps, w2.minibatch_size, w2.gradient_steps) == (40_960, 64, 6400)
+    assert (w3.total_steps, w3.minibatch_size, w3.gradient_steps) == (122_880, 6144, 100)
+
+
+def test_every_peer_has_a_module_and_pinned_requirements(load: Loader) -> None:
+    w = load("speed", "workloads")
+    for peer in w.PEERS.values():
+        assert (BENCHMARKS / "speed" / "peers" / f"{peer.module}.py").is_file()
+        assert all("==" in requirement for requirement in peer.requirements)
+        assert {name for name, _ in peer.unsupported} <= set(w.WORKLOADS)
+    assert w.OURS in w.DEFAULT_PEERS
+    assert not any(name.startswith("understudy-") for name in w.DEFAULT_PEERS)
+
+
+@pytest.mark.parametrize("name", ["W1", "W2", "W3"])
+def test_our_configuration_is_the_workload(load: Loader, name: str) -> None:
+    workload = load("speed", "workloads").WORKLOADS[name]
+    ours = load("speed", "peers.understudy")
+    ppo, policy = ours.ppo_config(workload, ""), ours.policy_config(workload)
+    assert (ppo.num_steps, ppo.epochs, ppo.minibatches) == (
+        workload.num_steps,
+        workload.num_epochs,
+        workload.num_minibatches,
+    )
+    assert ppo.value_clip == (0.2 if name == "W3" else None)
+    assert ppo.desired_kl == (0.01 if name == "W3" else None)
+    assert (ppo.gamma, ppo.gae_lambda, ppo.clip_epsilon) == (0.99, 0.95, 0.2)
+    assert (ppo.value_coef, ppo.entropy_coef) == (workload.value_coef, workload.entropy_coef)
+    assert ppo.optimizer.max_grad_norm == workload.max_grad_norm
+    assert ppo.optimizer.learning_rate == workload.learning_rate
+    assert ppo.advantage_normalization == workload.normalize_advantage
+    assert (policy.hidden_sizes, policy.activation) == (workload.hidden, workload.activation)
+    assert policy.critic_hidden_sizes is None
+    assert not policy.shared_trunk
+    assert not policy.normalize_observations
+
+
+@pytest.mark.parametrize("module", ["understudy", "plain_ppo"])
+def test_the_counted_work_is_the_asked_work(load: Loader, module: str) -> None:
+    workloads, harness, peer = (load("speed", name) for name in ("workloads", "harness", "peer"))
+    tiny = replace(workloads.WORKLOADS["W3"], num_envs=8, num_steps=4, num_epochs=3, num_minibatches=2, hidden=(8,))
+    trainer = load("speed", f"peers.{module}").build(harness.Job(workload=tiny, seed=0, device="cpu", variant="eager"))
+    assert peer.warm_up(trainer) == 6
+    before = trainer.steps
+    trainer.run(2)
+    assert trainer.steps - before == 64
+    assert trainer.clock.update_s > 0.0
+    assert trainer.act(torch.zeros(5, 48).numpy()).shape == (5, 12)
+
+
+def test_the_command_in_the_report_repeats_the_comparison(load: Loader) -> None:
+    run = load("speed", "run")
+    args = run.argparse.Namespace(
+        workload="W1", runs=5, threads=1, device="cpu", iterations=None, peers=list(run.DEFAULT_PEERS)
+    )
+    assert run.command_line(args) == "python benchmarks/speed/run.py --workload W1 --runs 5 --threads 1"
+    args.peers, args.iterations = ["understudy", "skrl"], 3
+    assert run.command_line(args).endswith("--threads 1 --iterations 3 --peers understudy skrl")
+
+
+# ---------------------------------------------------------------------- speed: the tensor environment
+
+
+def test_tensor_environment_truncates_resets_and_keeps_the_final_observation(load: Loader) -> None:
+    env = load("speed", "tensor_env").TensorEnv(4, seed=3, min_length=2, max_length=2)
+    action = torch.zeros(4, 12)
+    assert not env.step(action).truncated.any()
+    step = env.step(action)
+    assert step.truncated.all()
+    assert not step.terminated.any()
+    assert not torch.allclose(step.final_obs, step.obs)
+    assert torch.equal(step.obs, env.observe())
+    assert not env.step(action).truncated.any()
+
+
+def test_tensor_environment_reward_and_dynamics(load: Loader) -> None:
+    env = load("speed", "tensor_env").TensorEnv(3, seed=0)
+    env.x = torch.zeros(3, 48)
+    action = torch.full((3, 12), 2.0)  # executed as 1
+    step = env.step(action)
+    x = torch.atanh(step.final_obs)
+    torch.testing.assert_close(step.reward, 1.0 - x.square().mean(1) - 0.01, rtol=1e-4, atol=1e-5)
+    noise = x - torch.ones(3, 12) @ env.b
+    assert 0.03 < float(noise.std()) < 0.07
+
+
+def test_tensor_environment_is_deterministic_in_its_seed(load: Loader) -> None:
+    module = load("speed", "tensor_env")
+    runs = []
+    for seed in (1, 1, 2):
+        env = module.TensorEnv(2, seed=seed)
+        runs.append(torch.stack([env.step(torch.ones(2, 12)).obs for _ in range(5)]))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+# ---------------------------------------------------------------------- growth, memory, learning
+
+
+def test_growth_compares_ten_times_the_environments(load: Loader) -> None:
+    growth = load("speed", "growth")
+    assert growth.growth({1: 100.0, 3: 290.0, 10: 700.0, 30: 1450.0}) == [(1, 10, 7.0), (3, 30, 5.0)]
+    assert "Ten times the environments: 1 to 10: 7.0x" in growth.markdown({"a": {1: 1.0, 10: 7.0}}, "here")
+
+
+def test_memory_growth_ignores_the_warmup_and_a_spike(load: Loader) -> None:
+    memory = load("memory", "run")
+    flat = [5.0] * 20 + [100.0] * 80
+    assert memory.growth(flat) == 0.0
+    flat[-3] = 900.0
+    assert memory.growth(flat) == 0.0
+    rising = [float(i) for i in range(100)]  # medians of 20..29 and 90..99
+    assert memory.growth(rising) == 70.0
+    with pytest.raises(ValueError, match="too few"):
+        memory.growth([1.0] * 9)
+    assert memory.resident() > 10 * memory.MIB
+
+
+def test_learning_table_stands_beside_the_published_numbers(load: Loader) -> None:
+    run = load("learning", "run")
+    results = [
+        {
+            "env": "Hopper-v5", "seed": seed, "env_steps": 1000, "training_return": value, "evaluation_return": 10.0,
+            "evaluation_episodes": 20, "steps_per_second": 500.0, "revision": "abc", "curve": [(0, 1.0), (10, value)],
+        }
+        for seed, value in ((1, 5.0), (0, 1.0))
+    ]  # fmt: skip
+    names = ("cpu", "cores", "parallel", "gymnasium", "mujoco", "torch", "date", "command")
+    text = run.markdown(results, ["Walker2d-v5 seed 0 failed: x"], dict.fromkeys(names, "?"))
+    expected = "| Hopper-v5 | 0, 1 | 1,000 | **3 ± 3** | 10 ± 0 | 2609 ± 701 | 2410 ± 10 | 2383 ± 272 | 500 |"
+    assert expected in text
+    assert "failed: x" in text
+    band = run.band([r["curve"] for r in results], points=3)
+    assert band["steps"] == [0.0, 5.0, 10.0]
+    assert (band["mean"], band["low"], band["high"]) == ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [1.0, 3.0, 5.0])
+
+
+def test_curves_are_thinned_from_the_end(load: Loader) -> None:
+    worker = load("learning", "worker")
+    points = [(float(i), float(i)) for i in range(1001)]
+    points[999] = (999.0, float("nan"))
+    thin = worker.thin(points, most=10)
+    assert thin[-1] == (1000, 1000.0)
+    assert thin[0] == (0, 0.0)
+    assert len(thin) == 11
+    assert worker.thin([(1.0, float("nan")), (2.0, 5.0)]) == [(2, 5.0)]

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from understudy import cli
+from understudy.recipes import RECIPES
+from understudy.train.plain import to_plain
+
+TINY = [
+    *("--total-steps", "64", "--seed", "3", "--device", "cpu", "--env.num-envs", "2", "--policy.hidden-sizes", "8"),
+    *("--ppo.num-steps", "16", "--ppo.minibatches", "2", "--ppo.epochs", "1", "--ppo.capture", "eager"),
+    *("--ppo.warmup-steps", "0", "--evaluation.episodes", "2", "--logging.no-tensorboard"),
+]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    try:
+        code = cli.main(words)
+    except SystemExit as stop:  # argparse and tyro leave this way
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    code, out, err = run(capsys, "train", "ppo", *TINY, "--run-dir", str(tmp_path / "run"))
+    assert code == 0, err
+    assert f"run: {tmp_path / 'run'}" in out
+    assert "deterministic episodes" in out
+    return tmp_path / "run"
+
+
+def test_train_evaluate_plot(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (trained / "config.yaml").read_text()
+    assert "total_steps: 64" in config
+    assert "hidden_sizes: [8]" in config
+    code, out, _ = run(capsys, "evaluate", str(trained), "--episodes", "3", "--json")
+    assert code == 0
+    result = json.loads(out.splitlines()[-1])
+    assert result["episodes"] == 3
+    assert {"mean_return", "std_return", "mean_length", "env", "run", "seed", "deterministic"} <= result.keys()
+    assert result["deterministic"] is True
+    checkpoint = next((trained / "checkpoints").glob("step_*.pt"))
+    code, out, _ = run(capsys, "evaluate", str(checkpoint), "--episodes", "3", "--sample", "--seed", "5", "--json")
+    assert json.loads(out.splitlines()[-1])["deterministic"] is False
+    assert json.loads(out.splitlines()[-1])["seed"] == 5
+    pytest.importorskip("matplotlib")
+    # 64 steps finish few episodes: draw what is always there
+    code, out, err = run(capsys, "plot", str(trained), "--metric", "ppo/entropy", "--output", str(trained / "c.png"))
+    assert code == 0, err
+    assert (trained / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_repeats_the_training_evaluation(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    final = json.loads((trained / "evaluation.json").read_text())
+    _, out, _ = run(capsys, "evaluate", str(trained), "--episodes", "2", "--json")
+    assert json.loads(out.splitlines()[-1])["mean_return"] == final["mean_return"]
+
+
+def test_resume(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "--resume", str(trained))
+    assert code == 2
+    assert "--total-steps" in err
+    code, _, _ = run(capsys, "train", "--resume", str(trained), "--total-steps", "96")
+    assert code == 0
+    steps = [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [32, 64, 96]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trane"], "did you mean train"),
+        (["train"], "Name a recipe"),
+        (["train", "pppo"], "unknown recipe 'pppo'; did you mean ppo"),
+        (["train", "ppo", "--total-stps", "5"], "--total-steps"),
+        (["train", "ppo", "--total-steps", "0"], "total_steps is 0"),
+        (["train", "ppo", "--env.num-envs", "0"], "num_envs is 0"),
+        (["train", "ppo", "--env.id", "CartPol-v1"], "did you mean"),
+        (["train", "ppo", "--ppo.clip-epsilon", "liner:1:0"], "did you mean 'linear'"),
+        (["train", "ppo", "--ppo.minibatches", "3"], "does not divide"),
+        (["train", "--resme", "x"], "unknown option '--resme'; did you mean --resume"),
+        (["train", "--resume", "nowhere"], "is not a run"),
+        (["evaluate"], "RUN"),
+        (["evaluate", "nowhere"], "no run or checkpoint nowhere"),
+        (["evaluate", "x", "--episods", "3"], "did you mean --episodes"),
+        (["evaluate", "x", "--sample", "--deterministic"], "not allowed with"),
+        (["plot", "nowhere"], "is not a run"),
+        (["list", "recipe"], "recipes"),
+    ],
+)
+def test_users_errors_are_one_clear_message(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())  # no work, no folder
+
+
+def test_debug_shows_the_error_itself() -> None:
+    with pytest.raises(ValueError, match="unknown recipe"):
+        cli.main(["train", "pppo", "--debug"])
+
+
+def test_runtime_failures_print_their_notes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from understudy.types import WorkerError
+
+    def fail(words: list[str]) -> int:
+        error = WorkerError("environment 3 died")
+        error.add_note("Checkpoint: here.pt")
+        raise error
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    code, _, err = run(capsys, "train", "x")
+    assert code == 1
+    assert err == "understudy: error: environment 3 died\nCheckpoint: here.pt\n"
+
+    def bug(words: list[str]) -> int:
+        raise TypeError("a bug keeps its traceback")
+
+    monkeypatch.setattr(cli, "_dispatch", bug)
+    with pytest.raises(TypeError):
+        cli.main(["train", "x"])
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "list", "recipes")
+    assert code == 0
+    assert len(out.splitlines()) == len(RECIPES)
+    assert "cartpole" in out
+    _, out, _ = run(capsys, "list", "parts")
+    assert any(line.startswith("random-network-distillation  ") for line in out.splitlines())
+    _, out, _ = run(capsys, "list")
+    assert out.startswith("recipes:\n  a2c ")
+    assert "parts:\n" in out
+    assert "envs:\n" in out
+
+
+def test_every_recipe_describes_itself_and_names_itself() -> None:
+    for name, recipe in RECIPES.items():
+        assert recipe.__doc__, name
+        assert recipe().recipe == name
+        assert to_plain(recipe())
+
+
+def test_help_and_listing_load_no_torch() -> None:
+    code = (
+        "import sys; from understudy import cli; cli.main(['list', 'recipes']); cli.main(['--help']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_module_is_the_command() -> None:
+    result = subprocess.run([sys.executable, "-m", "understudy", "--help"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: understudy")
+
+
+def test_sigterm_leaves_cleanly_and_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    words = ["train", "ppo", *TINY, "--total-steps", "100000000", "--run-dir", str(path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "understudy", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (path / "metrics.jsonl").exists() or not (path / "metrics.jsonl").read_text():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert f"stopped by SIGTERM; continue with: understudy train --resume {path}" in out
+    assert "Traceback" not in err
+    [checkpoint] = (path / "checkpoints").glob("step_*.pt")
+    last = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert checkpoint.name == f"step_{last:012d}.pt"
+
+
+@pytest.mark.slow
+def test_film_of_a_mujoco_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco")
+    imageio = pytest.importorskip("imageio")
+    path = str(tmp_path / "run")
+    code, _, err = run(capsys, "train", "ppo", *TINY, "--env.id", "InvertedPendulum-v5", "--run-dir", path)
+    assert code == 0, err
+    code, out, err = run(capsys, "evaluate", path, "--episodes", "1", "--video", "--json")
+    assert code == 0
+    result = json.loads(out.splitlines()[-1])
+    if result["video"] is None:
+        assert result["video_error"] in err
+        pytest.skip(f"this machine cannot render: {result['video_error']}")
+    assert imageio.get_reader(result["video"]).get_meta_data()["duration"] > 0
