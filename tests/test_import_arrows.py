@@ -19,7 +19,15 @@ ALLOWED = {  # room -> rooms it may import from, besides itself
     "train": {"types", "envs", "nn", "ppo", "data", "parts", "recipes.registry"},
     "recipes": {"types", "envs", "nn", "ppo", "data", "parts", "train"},
 }
-SHARED_BY_PARTS = {"part", "features", "discriminator", "teacher_forcing", "expert_labels", "distillation"}
+SHARED_BY_PARTS = {
+    "part",
+    "features",
+    "discriminator",
+    "transitions",
+    "teacher_forcing",
+    "expert_labels",
+    "distillation",
+}
 """Modules of `parts` that several parts are built from; a part imports these and no other part."""
 
 

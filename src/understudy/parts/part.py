@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import spaces
@@ -49,8 +49,8 @@ class Part(nn.Module):
     other random stream. A number that moves during training is a `Scalar` (`understudy.ppo.schedules`).
     """
 
-    uses_next_obs: ClassVar[bool] = False
-    """True if the part reads `rollout["next_obs"]`; the core fills it only then."""
+    uses_next_obs: bool = False
+    """True if the part (of this class, or as configured) reads `rollout["next_obs"]`; the core fills it only then."""
 
     def __init__(self, context: PartContext) -> None:
         super().__init__()
