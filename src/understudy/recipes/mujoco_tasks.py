@@ -27,11 +27,12 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
         recipe="mujoco",
         # the backend is named: EnvPool's MuJoCo is another version, and scores differ across versions
         env=EnvConfig(id=env_id, num_envs=8, backend="gymnasium"),
-        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.6)),
+        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.5)),
         ppo=PPOConfig(
             num_steps=256,
             epochs=10,
             minibatches=32,
+            gae_lambda=0.9,
             value_coef=0.25,
             value_normalization="scale",
             recompute_advantage=True,
@@ -46,8 +47,6 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
 @recipe
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
-    from understudy.nn.heads import DistributionConfig
-    from understudy.nn.policy import PolicyConfig
     from understudy.ppo.optim import OptimizerConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import EvaluationConfig
@@ -58,7 +57,6 @@ def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     return dataclasses.replace(
         config,
         recipe="demo-mujoco",
-        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.5)),
         ppo=dataclasses.replace(
             config.ppo,
             num_steps=128,
