@@ -76,6 +76,11 @@ class TransitionFeatures(nn.Module):
             columns += following
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
 
+    def of_rollout(self, rollout: TensorDictBase) -> Tensor:
+        """Raw rows `[T, N, size]` of a rollout."""
+        next_obs = rollout["next_obs"] if self.with_next_state else None
+        return self(rollout["obs"], rollout["executed_action"], next_obs, rollout["terminated"])
+
     def state(self, obs: TensorDictBase) -> list[Tensor]:
         """The columns of one state, by component, without the absorbing one."""
         return [encoder(obs.get(key)) for key, encoder in zip(self.components, self.encoders)]
@@ -143,6 +148,12 @@ class SharedNormalizer(nn.Module):
             assert isinstance(normalizer, ObservationNormalizer)
             x = obs.get(tuple(name.split("/"))).float()
             normalizer.update(x if x.shape[-1:] == (normalizer.size,) else x.unsqueeze(-1), valid)
+
+
+def policy_weight(rollout: TensorDictBase) -> Tensor:
+    """1 where a rollout's row is a transition of the policy, 0 where it is invalid or an expert acted, `[T, N]`."""
+    own = rollout["valid"]
+    return own & rollout["on_policy"] if "on_policy" in rollout.keys() else own  # noqa: SIM118
 
 
 def _encoder(key: Key, space: spaces.Space[Any]) -> Encoder:
