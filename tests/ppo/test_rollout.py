@@ -348,11 +348,15 @@ def test_the_environment_may_write_into_its_action(scripted_env: Any, make_ppo: 
 
 def test_environment_metrics_are_means(scripted_env: Any, make_ppo: Any) -> None:
     def edit(t: int, step: Step) -> Step:
-        return step._replace(metrics={"speed": torch.full((N,), float(t)), "count": torch.tensor(2)})
+        arrived = torch.full((N,), torch.nan)
+        arrived[0] = t  # one row has something to say, in every step
+        speed = torch.full((N,), float(t))
+        return step._replace(metrics={"speed": speed, "count": torch.tensor(2), "arrived": arrived})
 
     metrics = make_ppo(scripted_env(N, edit=edit)).iterate()
     assert metrics["env/speed"] == 3.5
     assert metrics["env/count"] == 2.0
+    assert metrics["env/arrived"] == 3.5
 
 
 # ---------------------------------------------------------------------- warm-up

@@ -18,7 +18,7 @@ class Step(NamedTuple):
     terminated: Tensor  # [N] bool: the task ended, no bootstrap
     truncated: Tensor  # [N] bool: a time limit, bootstrap from final_obs
     final_obs: TensorDict | None  # [N]; the true last observation in rows that ended; None if the env cannot tell
-    metrics: dict[str, Tensor]  # name -> 0-D or [N] float tensor, logged as a mean; may be empty
+    metrics: dict[str, Tensor]  # name -> 0-D or [N] float tensor, logged as a mean (NaN: left out); may be empty
     valid: Tensor | None = None  # [N] bool, None = all true. False: this row is no transition (the environment spent
     #   the step on resetting, its action was ignored); the core drops the row from returns and losses and cuts GAE
     #   there. Its reward is 0, its flags are False, its obs is the next episode's first observation. The row before

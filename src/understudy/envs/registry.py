@@ -7,7 +7,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,10 @@ from understudy.envs.base import VecEnv
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gymnasium import InProcessVectorEnv
 from understudy.envs.observations import Groups, nearest
+from understudy.envs.tasks.light_house import LightHouse
 from understudy.envs.tasks.point_mass import PointMass
+from understudy.envs.tasks.poisoned_doors import PoisonedDoors
+from understudy.envs.tasks.registration import SingleEnv, register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -40,18 +43,51 @@ class Task:
 
 
 def _point_mass(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
-    unknown = set(options) - {"max_episode_steps"}
-    if unknown:
-        raise ValueError(f"PointMass has no option {sorted(unknown)}: it knows max_episode_steps")
-    return PointMass(num_envs, device, int(options.get("max_episode_steps", 100)))
+    numbers = _whole_numbers("PointMass", options, ("max_episode_steps",))
+    return PointMass(num_envs, device, numbers.get("max_episode_steps", 100))
+
+
+def _poisoned_doors(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
+    known = ("doors", "code_length", "max_episode_steps")
+    return PoisonedDoors(num_envs, device, **_whole_numbers("PoisonedDoors-v0", options, known))
+
+
+def _light_house(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
+    known = ("view_radius", "expert_radius", "world_radius", "max_episode_steps")
+    return LightHouse(num_envs, device, **_whole_numbers("LightHouse-v0", options, known))
+
+
+def _whole_numbers(task: str, options: Mapping[str, KwargValue], known: Sequence[str]) -> dict[str, int]:
+    """The options of a task; ValueError for one that it does not know or that is no whole number."""
+    numbers = {}
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{task} has no option {name!r}: {nearest(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{task}: {name} is a whole number, got {value!r}")
+        numbers[name] = value
+    return numbers
 
 
 OWN_TASKS: dict[str, Task] = {
     "PointMass": Task(
         summary="fly to a goal against a wind that only the critic sees; batched torch", make=_point_mass
     ),
+    "PoisonedDoors-v0": Task(
+        summary="choose a door that only the expert can tell, or learn a code; batched torch", make=_poisoned_doors
+    ),
+    "LightHouse-v0": Task(
+        summary="find the good corner of a dark square, the expert sees further; batched torch", make=_light_house
+    ),
 }
 """Our own environments by id; a task is one file in `envs/tasks/` and one entry here."""
+
+register_tasks(OWN_TASKS)
+
+
+def make_single_env(name: str, options: Mapping[str, KwargValue] | None = None) -> gym.Env[Any, Any]:
+    """One copy of our task `name` as a Gymnasium environment, what `gym.make("understudy/<name>")` calls."""
+    return SingleEnv(OWN_TASKS[name].make(1, torch.device("cpu"), options or {}))
 
 
 class EnvEntry(NamedTuple):

@@ -225,7 +225,8 @@ class Collector:
         if step.valid is not None:
             rows["valid"][t].copy_(step.valid)
         for name, value in step.metrics.items():
-            self.env_metrics.setdefault(name, []).append(value.float().mean())
+            # copied: the environment may overwrite it
+            self.env_metrics.setdefault(name, []).append(value.to(torch.float32, copy=True).flatten())
         self.obs = step.obs
         if self.policy.recurrent or self.labels or self.keeps_next_obs:
             self.is_first = step.terminated | step.truncated
