@@ -180,7 +180,7 @@ def _evaluate(words: list[str]) -> int:
         video = (chosen.run if chosen.run.is_dir() else chosen.run.parent) / "video.mp4"
     result = evaluate(
         policy,
-        config.env,
+        config.evaluation_env(),
         chosen.episodes,
         seed=evaluation_seed(config.seed) if chosen.seed is None else chosen.seed,
         deterministic=chosen.deterministic,

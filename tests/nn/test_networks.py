@@ -216,6 +216,23 @@ def test_embeddings() -> None:
     assert grid(torch.zeros(5, 2, 2, dtype=torch.int64)).shape == (5, 16)
 
 
+def test_positions_of_an_image_of_categories_share_embeddings() -> None:
+    config = EncoderConfig(embedding_size=4, share_embeddings=True)
+    space = spaces.MultiDiscrete(np.broadcast_to([2, 3], (5, 7, 2)), dtype=np.uint8)
+    encoder = make_encoder(space, config)
+    assert isinstance(encoder, EmbeddingEncoder)
+    assert encoder.embedding.weight.shape == (5, 4)
+    assert encoder.out_features == 5 * 7 * 2 * 4
+    x = torch.as_tensor(np.stack([space.sample() for _ in range(6)])).view(2, 3, 5, 7, 2)
+    rows = torch.stack((x[..., 0].long(), 2 + x[..., 1].long()), dim=-1)
+    assert torch.equal(encoder(x), encoder.embedding.weight[rows].flatten(2))
+    vector = make_encoder(spaces.MultiDiscrete([2, 3]), config)  # one position: nothing to share
+    assert isinstance(vector, EmbeddingEncoder)
+    assert vector.embedding.weight.shape == (5, 4)
+    with pytest.raises(ValueError, match="same range at every position"):
+        make_encoder(spaces.MultiDiscrete(np.array([[2, 3], [2, 2]])), config)
+
+
 @pytest.mark.parametrize(
     "space", [spaces.Text(3), spaces.Dict({"a": spaces.Discrete(2)}), spaces.Box(-1, 1, (2, 3, 4, 5))], ids=str
 )

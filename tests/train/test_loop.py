@@ -79,6 +79,20 @@ def test_a_training_leaves_a_complete_run(tmp_path: Path) -> None:
     assert list((run.path / "tensorboard").glob("events*"))
 
 
+def test_the_evaluation_may_have_environment_options_of_its_own(tmp_path: Path) -> None:
+    chosen = config(
+        tmp_path,
+        env=EnvConfig(id="PointMass", num_envs=2, kwargs={"max_episode_steps": 16}),
+        evaluation=EvaluationConfig(episodes=4, env_kwargs={"max_episode_steps": 1}),
+    )
+    run = train(chosen)
+    assert run.evaluation is not None
+    assert run.evaluation.mean_length == 1.0
+    assert run.metrics[-1]["episode/length"] > 1.0
+    assert chosen.evaluation_env().id == "PointMass"
+    assert chosen.env.kwargs == {"max_episode_steps": 16}
+
+
 def test_loaded_policy_acts_like_the_trained_one(tmp_path: Path) -> None:
     run = train(config(tmp_path))
     obs = torch.randn(5, 4)

@@ -185,6 +185,9 @@ class EncoderConfig:
     """Activation of that MLP."""
     embedding_size: int | None = None
     """Learned embedding of this size for each Discrete and MultiDiscrete entry; None: one-hot."""
+    share_embeddings: bool = False
+    """Images of categories (MultiDiscrete of 2 or more dimensions): one table per entry of the last axis, shared by all
+    positions, instead of one per entry."""
 
 
 class VectorEncoder(Encoder):
@@ -233,16 +236,29 @@ class OneHotEncoder(Encoder):
 
 
 class EmbeddingEncoder(Encoder):
-    """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to concatenated learned embeddings."""
+    """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to concatenated learned embeddings.
 
-    offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the table
+    With `period` P entry k has the table of entry k mod P, else a table of its own. Raises ValueError if entries that
+    are to share a table differ in their range.
+    """
 
-    def __init__(self, nvec: Sequence[int], start: Sequence[int], ndim: int, size: int) -> None:
+    offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the tables
+
+    def __init__(
+        self, nvec: Sequence[int], start: Sequence[int], ndim: int, size: int, period: int | None = None
+    ) -> None:
         super().__init__()
         self.ndim = ndim
-        offset = torch.tensor([sum(nvec[:k]) - start[k] for k in range(len(nvec))])
+        period = len(nvec) if period is None else period
+        ranges = list(zip(nvec, start))
+        if ranges != ranges[:period] * (len(ranges) // period):
+            raise ValueError(
+                "share_embeddings needs entries with the same range at every position (all axes but the last): "
+                "leave it off for this observation"
+            )
+        offset = torch.tensor([sum(nvec[: k % period]) - start[k] for k in range(len(nvec))])
         self.register_buffer("offset", offset if ndim else offset.squeeze(0), persistent=False)
-        self.embedding = nn.Embedding(sum(nvec), size)
+        self.embedding = nn.Embedding(sum(nvec[:period]), size)
         self.out_features = len(nvec) * size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,10 +280,10 @@ def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) 
     if isinstance(space, spaces.MultiBinary):
         return VectorEncoder(space.shape or (), config, scale_bytes=False)
     if isinstance(space, spaces.Discrete):
-        return _integer_encoder([int(space.n)], [int(space.start)], 0, config)
+        return _integer_encoder([int(space.n)], [int(space.start)], (), config)
     if isinstance(space, spaces.MultiDiscrete):
         nvec, start = space.nvec.flatten().tolist(), np.asarray(space.start).flatten().tolist()
-        return _integer_encoder(nvec, start, len(space.shape or ()), config)
+        return _integer_encoder(nvec, start, space.shape or (), config)
     raise ValueError(f"no encoder covers {space}: supported are Box, Discrete, MultiDiscrete, MultiBinary")
 
 
@@ -373,10 +389,11 @@ def _check_memory(steps: Sequence[int], state: Sequence[int], is_first: Sequence
         )
 
 
-def _integer_encoder(nvec: list[int], start: list[int], ndim: int, config: EncoderConfig) -> Encoder:
+def _integer_encoder(nvec: list[int], start: list[int], shape: Sequence[int], config: EncoderConfig) -> Encoder:
     if config.embedding_size is None:
-        return OneHotEncoder(nvec, start, ndim)
-    return EmbeddingEncoder(nvec, start, ndim, config.embedding_size)
+        return OneHotEncoder(nvec, start, len(shape))
+    period = shape[-1] if config.share_embeddings and len(shape) > 1 else None
+    return EmbeddingEncoder(nvec, start, len(shape), config.embedding_size, period)
 
 
 def _activation(name: str) -> nn.Module:

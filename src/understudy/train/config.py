@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import torch
 import tyro
 import yaml
 
-from understudy.envs.registry import EnvConfig
+from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.policy import PolicyConfig
 from understudy.parts.part import PartConfig
 from understudy.ppo.ppo import PPOConfig
@@ -28,6 +29,8 @@ class EvaluationConfig:
     """Take the mode of the action distribution instead of a sample."""
     video: bool = False
     """Film one episode at the end (needs the extra `video`)."""
+    env_kwargs: dict[str, KwargValue] = field(default_factory=dict)
+    """Options of the environment that are others than in training, over `env.kwargs`: {"repeat_failed": False}."""
 
     def __post_init__(self) -> None:
         _at_least("evaluation.interval", self.interval, 1)
@@ -99,6 +102,10 @@ class TrainConfig:
                 raise ValueError(f"a part is named {name!r}; use a plain identifier such as 'gail' or 'teacher_2'")
             if not isinstance(part, PartConfig):
                 raise ValueError(f"parts[{name!r}] is a {type(part).__name__}; give the part's config")
+
+    def evaluation_env(self) -> EnvConfig:
+        """The environment that the policy is scored on: the training's, with the options of the evaluation."""
+        return dataclasses.replace(self.env, kwargs={**self.env.kwargs, **self.evaluation.env_kwargs})
 
     def torch_device(self) -> torch.device:
         """The device that `device` names. Raises ValueError if torch does not have it."""

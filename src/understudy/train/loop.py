@@ -157,7 +157,7 @@ class _Training:
             return {}
         result = evaluate(
             self.ppo.policy,
-            self.config.env,
+            self.config.evaluation_env(),
             chosen.episodes,
             seed=evaluation_seed(self.config.seed),
             deterministic=chosen.deterministic,
