@@ -46,7 +46,7 @@ def everything() -> TrainConfig:
             optimizer=OptimizerConfig(learning_rate=1e-5, max_grad_norm=None),
         ),
         parts={"curiosity": RandomNetworkDistillationConfig(), "second_2": RandomNetworkDistillationConfig()},
-        evaluation=EvaluationConfig(interval=5000, episodes=3, deterministic=False, video=True, env_kwargs={"x": False}),
+        evaluation=EvaluationConfig(interval=5, episodes=3, deterministic=False, video=True, env_kwargs={"x": False}),
         checkpoint=CheckpointConfig(interval=None, keep_last=1, reset_env=True),
         logging=LoggingConfig(console=False, tensorboard=False, wandb=True, wandb_project="x"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib
 import logging
@@ -19,6 +20,7 @@ from understudy.envs.base import VecEnv
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gymnasium import InProcessVectorEnv
 from understudy.envs.observations import Groups, nearest
+from understudy.envs.tasks.crossings import CROSSINGS, Crossings
 from understudy.envs.tasks.light_house import LightHouse
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.envs.tasks.poisoned_doors import PoisonedDoors
@@ -57,6 +59,27 @@ def _light_house(num_envs: int, device: torch.device, options: Mapping[str, Kwar
     return LightHouse(num_envs, device, **_whole_numbers("LightHouse-v0", options, known))
 
 
+def _crossings(name: str) -> Task:
+    """One of the named crossings; its options are the fields of `CrossingsConfig`."""
+    config = CROSSINGS[name]
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(config)} | {"max_episode_steps": int}
+
+    def make(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
+        chosen: dict[str, Any] = {}
+        for option, value in options.items():
+            if option not in kinds:
+                raise ValueError(f"{name} has no option {option!r}: {nearest(option, tuple(kinds))}")
+            if type(value) is not kinds[option]:
+                raise ValueError(f"{name}: {option} is of type {kinds[option].__name__}, got {value!r}")
+            chosen[option] = value
+        return Crossings(num_envs, device, dataclasses.replace(config, **chosen))
+
+    view = "" if config.switch == "none" else ", a view that has to be switched on"
+    expert = ", a corrupt expert" if config.corrupt else ""
+    rivers = f"{config.crossings} rivers of {config.obstacle}, {config.size} x {config.size}{view}{expert}"
+    return Task(summary=f"MiniGrid: cross {rivers}; batched torch", make=make)
+
+
 def _whole_numbers(task: str, options: Mapping[str, KwargValue], known: Sequence[str]) -> dict[str, int]:
     """The options of a task; ValueError for one that it does not know or that is no whole number."""
     numbers = {}
@@ -79,6 +102,7 @@ OWN_TASKS: dict[str, Task] = {
     "LightHouse-v0": Task(
         summary="find the good corner of a dark square, the expert sees further; batched torch", make=_light_house
     ),
+    **{name: _crossings(name) for name in CROSSINGS},
 }
 """Our own environments by id; a task is one file in `envs/tasks/` and one entry here."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from understudy.envs import make_env
 from understudy.envs.base import Step
 from understudy.envs.tasks import crossings, minigrid_rules
 from understudy.envs.tasks.crossings import CROSSINGS, Crossings, CrossingsConfig
@@ -401,6 +402,25 @@ def test_the_named_tasks_are_the_papers() -> None:
 def test_bad_configurations_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CrossingsConfig(), **wrong)
+
+
+def test_tasks_and_their_options_by_id() -> None:
+    env = make_env("LavaCrossingFaulty-v0", 3, env_kwargs={"size": 7, "crossings": 2, "repeat_failed": True})
+    assert isinstance(env, Crossings)
+    assert env.config == CrossingsConfig(size=7, crossings=2, obstacle="lava", switch="faulty", repeat_failed=True)
+    limited = make_env("WallCrossing-v0", 1, max_episode_steps=9)
+    assert isinstance(limited, Crossings)
+    assert limited.max_steps == 9
+    obs = env.reset(seed=0)
+    assert env.observation_space.contains(
+        {key: value[0].numpy() for key, value in obs.items()} | {"expert_action": 0, "expert_success": 1}
+    )
+    with pytest.raises(ValueError, match="has no option 'sise': did you mean size"):
+        make_env("WallCrossing-v0", 1, env_kwargs={"sise": 7})
+    with pytest.raises(ValueError, match="size is of type int, got '7'"):
+        make_env("WallCrossing-v0", 1, env_kwargs={"size": "7"})
+    with pytest.raises(ValueError, match="repeat_failed is of type bool, got 1"):
+        make_env("WallCrossing-v0", 1, env_kwargs={"repeat_failed": 1})
 
 
 def test_bad_input_is_refused() -> None:
