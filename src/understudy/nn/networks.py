@@ -15,6 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from understudy.nn.interactions import active_columns
+
 Init = Literal["orthogonal", "default"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -84,6 +86,7 @@ class Encoder(nn.Module, ABC):
     """Turns one observation component `[..., *shape]` into features `[..., out_features]`."""
 
     out_features: int
+    active_columns: bool = False  # True: features are zeros and ones, given as the indices of the ones (`ActiveLinear`)
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -188,6 +191,13 @@ class EncoderConfig:
     share_embeddings: bool = False
     """Images of categories (MultiDiscrete of 2 or more dimensions): one table per entry of the last axis, shared by all
     positions, instead of one per entry."""
+    interactions: bool = False
+    """Discrete and MultiDiscrete as their saturated interaction design, for policies that are one linear layer."""
+
+    def __post_init__(self) -> None:
+        """Refuse two encodings of one thing."""
+        if self.interactions and self.embedding_size is not None:
+            raise ValueError("interactions and embedding_size are two encodings of the same entries: choose one")
 
 
 class VectorEncoder(Encoder):
@@ -266,6 +276,32 @@ class EmbeddingEncoder(Encoder):
         if self.ndim == 0:
             return self.embedding(x + self.offset)
         return self.embedding((x if self.ndim == 1 else x.flatten(-self.ndim)) + self.offset).flatten(-2)
+
+
+class InteractionEncoder(Encoder):
+    """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to the active columns of their interactions.
+
+    `out_features` is the number of columns, the product of `nvec`; the output `[..., J]` is what `ActiveLinear` reads.
+    """
+
+    active_columns = True
+    table: Tensor  # [prod(nvec), J] int64
+    start: Tensor  # [K] int64
+    radix: Tensor  # [K] int64: what one more in an entry adds to the row of the table
+
+    def __init__(self, nvec: Sequence[int], start: Sequence[int], ndim: int) -> None:
+        super().__init__()
+        self.ndim = ndim
+        self.out_features = math.prod(nvec)
+        radix = torch.tensor([math.prod(nvec[k + 1 :]) for k in range(len(nvec))])
+        self.register_buffer("table", active_columns(nvec), persistent=False)
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+        self.register_buffer("radix", radix, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., *K]` to `[..., J]`."""
+        x = x.unsqueeze(-1) if self.ndim == 0 else x.flatten(-self.ndim)
+        return self.table[((x - self.start) * self.radix).sum(-1)]
 
 
 def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) -> Encoder:
@@ -390,6 +426,8 @@ def _check_memory(steps: Sequence[int], state: Sequence[int], is_first: Sequence
 
 
 def _integer_encoder(nvec: list[int], start: list[int], shape: Sequence[int], config: EncoderConfig) -> Encoder:
+    if config.interactions:
+        return InteractionEncoder(nvec, start, len(shape))
     if config.embedding_size is None:
         return OneHotEncoder(nvec, start, len(shape))
     period = shape[-1] if config.share_embeddings and len(shape) > 1 else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.heads import DistributionConfig, make_head
-from understudy.nn.networks import MLP, EncoderConfig, Memory, make_encoder
+from understudy.nn.interactions import ActiveLinear
+from understudy.nn.networks import MLP, Encoder, EncoderConfig, Memory, make_encoder
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.types import PolicyOutput
 
@@ -75,6 +76,9 @@ class _Trunk(nn.Module):
         encoders = [make_encoder(space, config.encoder) for space in components.values()]
         self.encoders = nn.ModuleList(encoders)
         features = sum(encoder.out_features for encoder in encoders)
+        self.active_columns = config.encoder.interactions
+        if self.active_columns:
+            _check_linear(encoders, hidden, config)
         self.memory: Memory | None = None
         if config.memory != "none":
             self.memory = Memory(config.memory, features, config.memory_size, config.memory_layers)
@@ -82,6 +86,13 @@ class _Trunk(nn.Module):
         self.mlp = MLP(features, hidden, activation=config.activation, init=config.init)
         self.out_features = self.mlp.out_features
         self.state_size = self.memory.state_size if self.memory is not None else 0
+
+    def reader(self, linear: nn.Linear) -> nn.Linear:
+        """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.
+
+        Every layer on top of a trunk, a part's included, passes through here: interactions come as active columns.
+        """
+        return ActiveLinear.like(linear) if self.active_columns else linear
 
     def encode(self, inputs: Mapping[Key, Tensor], latents: dict[str, Tensor], side: str) -> Tensor:
         encoded = []
@@ -125,7 +136,9 @@ class ActorCritic(nn.Module):
             hidden = config.hidden_sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
             self.critic = _Trunk(critic_inputs, hidden, config)
         self.head = make_head(action_space, self.actor.out_features, config.distribution)
-        self.value_head = nn.Linear((self.critic or self.actor).out_features, 1)
+        self.head.linear = self.actor.reader(self.head.linear)
+        critic = self.critic or self.actor
+        self.value_head = critic.reader(nn.Linear(critic.out_features, 1))
         if config.init == "orthogonal":
             nn.init.orthogonal_(self.value_head.weight, gain=1.0)
             nn.init.zeros_(self.value_head.bias)
@@ -314,6 +327,20 @@ def find_components(space: spaces.Dict, name: str) -> dict[Key, spaces.Space[Any
     if isinstance(found, spaces.Dict):
         return {(*key, child): component for child, component in found.spaces.items()}
     return {key: found}
+
+
+def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], config: PolicyConfig) -> None:
+    """Raise ValueError unless nothing stands between the interactions and the heads."""
+    if len(encoders) != 1 or not encoders[0].active_columns:
+        raise ValueError(
+            "encoder.interactions needs one Discrete or MultiDiscrete component as the whole observation of actor and "
+            "critic: choose it in actor_groups and critic_groups"
+        )
+    if hidden or config.memory != "none" or config.precision != "float32":
+        raise ValueError(
+            "encoder.interactions is for policies that are one linear layer: set hidden_sizes=(), "
+            "critic_hidden_sizes=None, memory='none' and precision='float32'"
+        )
 
 
 def _is_vector(space: spaces.Space[Any]) -> bool:
