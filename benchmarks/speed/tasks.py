@@ -50,8 +50,8 @@ def main() -> None:
     machine = tables.machine()
     lines += [
         "",
-        f"Median (best) of {args.rounds} rounds of {STEPS} steps; {machine['cpu']}, {machine['cores']} cores, torch threads "
-        f"{args.threads}, load average {os.getloadavg()[0]:.1f}; understudy {tables.revision(HERE.parents[1])}; "
+        f"Median (best) of {args.rounds} rounds of {STEPS} steps; {machine['cpu']}, {machine['cores']} cores, "
+        f"torch threads {args.threads}, load average {os.getloadavg()[0]:.1f}; understudy {tables.revision(HERE.parents[1])}; "
         f"{datetime.date.today().isoformat()}; `python benchmarks/speed/tasks.py`",
         "",
     ]
