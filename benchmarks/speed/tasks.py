@@ -51,8 +51,8 @@ def main() -> None:
     lines += [
         "",
         f"Median (best) of {args.rounds} rounds of {STEPS} steps; {machine['cpu']}, {machine['cores']} cores, "
-        f"torch threads {args.threads}, load average {os.getloadavg()[0]:.1f}; understudy {tables.revision(HERE.parents[1])}; "
-        f"{datetime.date.today().isoformat()}; `python benchmarks/speed/tasks.py`",
+        f"torch threads {args.threads}, load average {os.getloadavg()[0]:.1f}; "
+        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; `python benchmarks/speed/tasks.py`",
         "",
     ]
     args.output.mkdir(parents=True, exist_ok=True)

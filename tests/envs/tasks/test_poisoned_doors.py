@@ -102,16 +102,16 @@ def test_time_limit_is_a_truncation_with_the_true_observation() -> None:
 
 def test_metrics_are_of_ended_episodes() -> None:
     env = env_with_good_door(1, max_episode_steps=11)
-    names = ("success", "good_door", "opened_lock")
+    names = ("success", "good_door", "bad_door", "opened_lock")
     step = act(env, 3)
     assert all(math.isnan(step.metrics[name]) for name in names)
     for digit in CODE:
         step = act(env, digit)
-    assert [float(step.metrics[name]) for name in names] == [1.0, 0.0, 1.0]
-    assert [float(act(env_with_good_door(1), 4).metrics[name]) for name in names] == [1.0, 1.0, 0.0]
-    assert [float(act(env_with_good_door(1), 5).metrics[name]) for name in names] == [0.0, 0.0, 0.0]
+    assert [float(step.metrics[name]) for name in names] == [1.0, 0.0, 0.0, 1.0]
+    assert [float(act(env_with_good_door(1), 4).metrics[name]) for name in names] == [1.0, 1.0, 0.0, 0.0]
+    assert [float(act(env_with_good_door(1), 5).metrics[name]) for name in names] == [0.0, 0.0, 1.0, 0.0]
     env = env_with_good_door(1, max_episode_steps=1)
-    assert [float(act(env, 0).metrics[name]) for name in names] == [0.0, 0.0, 0.0]  # out of time
+    assert [float(act(env, 0).metrics[name]) for name in names] == [0.0, 0.0, 0.0, 0.0]  # out of time
 
 
 def test_levels_of_known_policies() -> None:

@@ -20,6 +20,9 @@ CODE_DOOR = DIGITS
 CHOOSING, ENTERED, TYPING, DONE = range(4)
 GOOD_DOOR, BAD_DOOR, OPENED_LOCK, WRONG_DIGIT = range(4)
 
+METRICS = ("success", "good_door", "bad_door", "opened_lock")
+"""Shares of the ended episodes; success is the good door or the lock."""
+
 
 class PoisonedDoors:
     """Choose a door: one of them pays 2 and the others cost 2, or one asks for a code that pays 1 (a `VecEnv`).
@@ -33,7 +36,7 @@ class PoisonedDoors:
     always 1. Returns with four doors: expert 2, best without its knowledge 1, a random one of the other doors -2/3.
 
     All of it is one table, row = state, column = action; a step looks it up for every copy, on any device, without
-    a loop or a host sync. Metrics, of ended episodes: success (good door or lock), good_door, opened_lock.
+    a loop or a host sync. Metrics of ended episodes: `METRICS`.
     Raises ValueError for fewer than 3 doors, an empty code, no copy or no step.
     """
 
@@ -69,8 +72,9 @@ class PoisonedDoors:
         self._num_live = self._num_good * self._rows_per_good  # rows from here on are ends
         self._next, self._reward, self._observed, self._expert = (table.to(self.device) for table in rules)
         end = torch.arange(len(self._observed), device=self.device) - self._num_live
-        columns = ((end == GOOD_DOOR) | (end == OPENED_LOCK), end == GOOD_DOOR, end == OPENED_LOCK)
-        self._outcome = torch.stack(columns, dim=-1).float()  # [S, 3]
+        success = (end == GOOD_DOOR) | (end == OPENED_LOCK)
+        columns = (success, end == GOOD_DOOR, end == BAD_DOOR, end == OPENED_LOCK)  # in the order of METRICS
+        self._outcome = torch.stack(columns, dim=-1).float()  # [S, 4]
         self.generator = torch.Generator(device=self.device)
         self._success = torch.ones(num_envs, dtype=torch.int64, device=self.device)
         self.state = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
@@ -93,7 +97,7 @@ class PoisonedDoors:
         outcome = torch.where(ended.unsqueeze(-1), self._outcome[state], torch.nan).unbind(-1)
         final = self._observe(state)
         self.state, self.steps = torch.where(ended, self._draw(), state), steps.masked_fill(ended, 0)
-        metrics = dict(zip(("success", "good_door", "opened_lock"), outcome))
+        metrics = dict(zip(METRICS, outcome))
         return Step(self.observe(), self._reward[index], terminated, truncated, final, metrics)
 
     def observe(self) -> TensorDict:
