@@ -52,7 +52,8 @@ def main() -> None:
         "",
         f"Median (best) of {args.rounds} rounds of {STEPS} steps; {machine['cpu']}, {machine['cores']} cores, "
         f"torch threads {args.threads}, load average {os.getloadavg()[0]:.1f}; "
-        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; `python benchmarks/speed/tasks.py`",
+        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; "
+        "`python benchmarks/speed/tasks.py`",
         "",
     ]
     args.output.mkdir(parents=True, exist_ok=True)
