@@ -52,6 +52,7 @@ class CountingEnv:
 
 @dataclass(frozen=True)
 class CountingConfig:
+    id: str = "Counting"
     num_envs: int = 99
     junk_rows: bool = False
     endless: bool = False
@@ -78,6 +79,13 @@ class Ones(torch.nn.Module):
         if not deterministic:
             action = action + torch.randn_like(action)
         return (action, None) if state is None else (action + self.memory * state, state + 1)
+
+
+def test_batched_tasks_run_in_many_copies_others_in_few() -> None:
+    number = evaluation._num_envs
+    assert [number(n, EnvConfig(id="PointMass", num_envs=4)) for n in (1, 100, 1000)] == [1, 100, 256]
+    assert [number(n, EnvConfig(id="CartPole-v1", num_envs=4)) for n in (1, 100)] == [1, 15]
+    assert number(100, EnvConfig(id="CartPole-v1", num_envs=64)) == 16
 
 
 def test_every_environment_owes_a_fixed_number() -> None:

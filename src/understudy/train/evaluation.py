@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import ENVPOOL_FROM, EnvConfig
+from understudy.envs.registry import ENVPOOL_FROM, OWN_TASKS, EnvConfig
 from understudy.nn.policy import ActorCritic
 from understudy.train.video import check_video_packages, film
 
 MAX_ENVS = ENVPOOL_FROM
 """Environments stepped at once: more only pay off with more episodes than anyone evaluates."""
+
+MAX_BATCHED_ENVS = 256
+"""Copies of one of our own tasks stepped at once: a batch of them costs hardly more than one."""
 
 STEP_LIMIT = 100_000
 """Steps after which an episode counts as it stands, so that an environment without an end cannot hang a training."""
@@ -123,6 +126,8 @@ def quotas(episodes: int, num_envs: int) -> list[int]:
 
 
 def _num_envs(episodes: int, env_config: EnvConfig) -> int:
+    if env_config.id in OWN_TASKS:
+        return min(episodes, MAX_BATCHED_ENVS)
     # backend "auto" depends on the number of copies, and backends differ in physics: stay with the training's
     if env_config.backend == "auto":
         return MAX_ENVS if env_config.num_envs >= ENVPOOL_FROM else min(episodes, ENVPOOL_FROM - 1)
