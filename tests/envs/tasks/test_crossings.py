@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from understudy.envs import make_env
 from understudy.envs.base import Step
@@ -350,14 +351,16 @@ def trace(env: Crossings, steps: int, seed: int) -> list[Tensor]:
     return kept
 
 
-def test_the_seed_fixes_everything_and_a_saved_state_goes_on_exactly() -> None:
-    config = CrossingsConfig(size=7, crossings=2, obstacle="lava", switch="once", corrupt=5, repeat_failed=True)
+@pytest.mark.parametrize("repeat", [False, True])
+def test_the_seed_fixes_everything_and_a_saved_state_goes_on_exactly(repeat: bool) -> None:
+    config = CrossingsConfig(size=7, crossings=2, obstacle="lava", switch="once", corrupt=5, repeat_failed=repeat)
     env, other, third = (Crossings(50, config=config) for _ in range(3))
     first = env.reset(seed=3)["expert_action"].clone()
     assert torch.equal(first, other.reset(seed=3)["expert_action"])
     assert all(map(torch.equal, trace(env, 40, 0), trace(other, 40, 0)))
     state = env.state_dict()
-    ahead = trace(env, 200, 1)  # over a refill
+    ahead = trace(env, 200, 1)
+    assert torch.equal(env.cells, other.cells) == repeat  # without repeats the pool was refilled
     third.load_state_dict(state)
     assert torch.equal(third.observe()["expert_action"], other.observe()["expert_action"])
     assert all(map(torch.equal, ahead, trace(third, 200, 1)))
@@ -368,6 +371,32 @@ def test_the_seed_fixes_everything_and_a_saved_state_goes_on_exactly() -> None:
     assert not torch.equal(state["grids"], env.state_dict()["grids"])
     with pytest.raises(ValueError, match="same num_envs"):
         Crossings(3, config=config).load_state_dict(state)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would wait for an accelerator: numbers read, and shapes that depend on numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += any(tag in func.tags for tag in (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_accelerator_plays_the_same_episodes_and_is_not_waited_for() -> None:
+    config = CrossingsConfig(size=7, crossings=2, obstacle="lava", switch="once")
+    env, pretender = Crossings(50, config=config), Crossings(50, config=config)
+    pretender.host_is_device = False
+    env.reset(seed=0)
+    pretender.reset(seed=0)
+    looks = 2 * crossings.STEPS_PER_LOOK
+    with HostReads() as reads:
+        played = trace(pretender, looks - 1, 0)
+    assert reads.count == 1  # the one look in between: all waiting grids still do
+    assert all(map(torch.equal, trace(env, looks - 1, 0), played))
+    trace(pretender, 400, 1)
+    assert pretender.slot.unique().numel() == 50
+    assert not torch.equal(pretender.state_dict()["grids"], env.state_dict()["grids"])  # refilled
 
 
 def test_the_named_tasks_are_the_papers() -> None:

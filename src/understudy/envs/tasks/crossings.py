@@ -101,6 +101,7 @@ class Crossings:
             raise ValueError(f"crossings need at least one copy, got {num_envs}")
         self.config = config = config or CrossingsConfig()
         self.num_envs, self.device = num_envs, torch.device(device)
+        self.host_is_device = self.device.type == "cpu"  # a look at a number waits for nothing here
         self.max_steps = config.max_episode_steps or 4 * config.size**2
         num_actions = 3 if config.switch == "none" else 4
         cell = (rules.OBJECTS, rules.COLORS, rules.STATES)
@@ -219,19 +220,14 @@ class Crossings:
     def _restart(self, ended: Tensor, reached: Tensor, final: TensorDict) -> TensorDict:
         """Start the next episode where one ended; the observation after it."""
         self.spent = self.spent + 1
-        if self.device.type == "cpu":  # a look at a tensor waits for nothing here, and most steps end nothing
-            if not bool(ended.any()):
-                return final
-            look = True
-        else:
-            self.looks_in -= 1
-            look = self.looks_in == 0
+        if self.host_is_device and not bool(ended.any()):
+            return final
         fresh = ended
         if self.config.repeat_failed:
             fresh = ended & (reached | (self.spent >= REPEAT_LIMIT))
         self._swap_slots(fresh)
-        if look:
-            self.looks_in = STEPS_PER_LOOK
+        self.looks_in -= 1
+        if self.host_is_device or self.looks_in <= 0:
             self._refill()
         self._start(ended, fresh)
         return self.observe()
@@ -256,6 +252,7 @@ class Crossings:
 
     def _refill(self) -> None:
         """Draw new grids for the used slots, if the waiting ones might not do for every copy."""
+        self.looks_in = STEPS_PER_LOOK
         count = len(self.waiting) - 1
         used = min(int(self.taken), count)
         if count - used >= self.num_envs:
@@ -273,7 +270,7 @@ class Crossings:
 
     def _put(self, slots: Tensor, grids: Tensor) -> None:
         # a processor's cache holds the search of so many grids; an accelerator takes them all at once
-        batch = POOL if self.device.type == "cpu" else len(slots)
+        batch = POOL if self.host_is_device else len(slots)
         for some, drawn in zip(slots.split(batch), grids.split(batch)):
             self.cells[some] = rules.pad(drawn)
             self.plans[some] = rules.expert_plan(drawn).flatten(1)
