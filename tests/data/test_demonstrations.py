@@ -40,11 +40,6 @@ def episodes() -> list[Episode]:
 
 
 def load(source: Any, **options: Any) -> Demonstrations:
-    with pytest.warns(UserWarning, match="1 of 3 trajectories have a single step"):
-        return Demonstrations.load(source, **{"observation_space": SPACE, "action_space": ACTIONS, **options})
-
-
-def load_quietly(source: Any, **options: Any) -> Demonstrations:
     return Demonstrations.load(source, **{"observation_space": SPACE, "action_space": ACTIONS, **options})
 
 
@@ -113,54 +108,49 @@ def test_d4rl_files_are_cut_at_their_ends(tmp_path: Path) -> None:
     check_numbers(load(d4rl(tmp_path / "with.hdf5", final=True)))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_missing_final_observation_is_the_last_one_and_said_so(tmp_path: Path) -> None:
+def test_a_missing_final_observation_is_the_last_one_and_said_so(tmp_path: Path, caplog: Any) -> None:
     path = d4rl(tmp_path / "without.hdf5", final=False, timeouts=False)
-    with pytest.warns(UserWarning, match="no final observations"):
-        demos = load_quietly(path)
+    demos = load(path)
+    assert "no final observations" in caplog.text
+    assert "1 of 3 trajectories have a single step (the first: trajectory 1)" in caplog.text
     assert demos.gather(demos.rows)["next_obs", "policy"][2].tolist() == [0, 2]
     # no timeouts: the file stops within its last trajectory
     assert demos.signals["truncated"].tolist() == [False] * 7 + [True]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_large_data_are_mapped_and_equal(npz: Path) -> None:
-    demos = load_quietly(npz, memory_map_above=0)
+    demos = load(npz, memory_map_above=0)
     check_numbers(demos)
     assert sorted(path.name for path in npz.parent.iterdir()) == ["expert.npz"]  # the file has no name
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_subsampling_by_trajectory_and_step(npz: Path) -> None:
-    demos = load_quietly(npz, step_stride=2)
+    demos = load(npz, step_stride=2)
     assert demos.gather(demos.rows)["obs", "policy"].tolist() == [[0, 0], [0, 2], [1, 0], [2, 0], [2, 2]]
-    demos = load_quietly(npz, num_trajectories=1)
+    demos = load(npz, num_trajectories=1)
     assert demos.gather(demos.rows)["obs", "policy"].tolist() == [[0, 0], [0, 1], [0, 2]]
-    one, rest = load_quietly(npz).select(torch.tensor([2])), load_quietly(npz).select(torch.tensor([0, 1]))
+    one, rest = load(npz).select(torch.tensor([2])), load(npz).select(torch.tensor([0, 1]))
     assert one.returns.tolist() == [14.0]
     assert rest.num_transitions == 4
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_draws_are_uniform_over_transitions_or_follow_the_weights(npz: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = load_quietly(npz).sample(4000, generator)["obs", "policy"][:, 0]
+    drawn = load(npz).sample(4000, generator)["obs", "policy"][:, 0]
     assert torch.bincount(drawn.long()).tolist() == pytest.approx([1500, 500, 2000], abs=100)
-    drawn = load_quietly(npz, weights=(0.0, 3.0, 1.0)).sample(4000, generator)["obs", "policy"][:, 0]
+    drawn = load(npz, weights=(0.0, 3.0, 1.0)).sample(4000, generator)["obs", "policy"][:, 0]
     assert torch.bincount(drawn.long()).tolist() == pytest.approx([0, 4000 * 3 / 7, 4000 * 4 / 7], abs=100)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_shuffled_takes_every_transition_once(npz: Path) -> None:
-    demos = load_quietly(npz)
+    demos = load(npz)
     rows = list(demos.shuffled(3, torch.Generator().manual_seed(0)))
     assert [len(x) for x in rows] == [3, 3, 2]
     assert torch.cat(rows).sort().values.tolist() == list(range(8))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_windows_run_on_into_the_next_trajectory(npz: Path) -> None:
-    drawn = load_quietly(npz).sequences(5, 16, torch.Generator().manual_seed(0))
+    drawn = load(npz).sequences(5, 16, torch.Generator().manual_seed(0))
     assert drawn.batch_size == (5, 16)
     seen = drawn["obs", "policy"].tolist()
     order = [[0, 0], [0, 1], [0, 2], [1, 0], [2, 0], [2, 1], [2, 2], [2, 3]]
@@ -169,19 +159,17 @@ def test_windows_run_on_into_the_next_trajectory(npz: Path) -> None:
         assert [seen[t][b] for t in range(5)] == [order[(start + t) % 8] for t in range(5)]
         assert drawn["is_first"][:, b].tolist() == [t == 0 or seen[t][b][1] == 0 for t in range(5)]
     with pytest.raises(ValueError, match="step_stride at 1"):
-        load_quietly(npz, step_stride=2).sequences(5, 1, torch.Generator())
+        load(npz, step_stride=2).sequences(5, 1, torch.Generator())
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_raw_actions_are_those_that_the_policy_would_take(npz: Path) -> None:
-    demos = load_quietly(npz, action_map=ActionMap(ACTIONS))
+    demos = load(npz, action_map=ActionMap(ACTIONS))
     drawn = demos.gather(demos.rows)
     assert drawn["action"].tolist() == [[0], [0.25], [0.5], [-0.125], [-0.25], [0], [0.25], [0.5]]  # [-2, 2] -> [-1, 1]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_split_holds_whole_trajectories_out(npz: Path) -> None:
-    kept, held = load_quietly(npz).split(0.3, torch.Generator().manual_seed(0))
+    kept, held = load(npz).split(0.3, torch.Generator().manual_seed(0))
     assert (kept.num_trajectories, held.num_trajectories) == (2, 1)
     assert sorted(kept.chosen.tolist() + held.chosen.tolist()) == [0, 1, 2]
     with pytest.raises(ValueError, match="it takes two"):
@@ -274,57 +262,54 @@ def put(place: Any, value: Any) -> Any:
         ({"rewards": lambda x: x.astype(object)}, r"rewards holds pickled Python objects, which are never loaded"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_bad_data_are_refused_by_name(npz: Path, changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_quietly(edited(npz, **changes))
+        load(edited(npz, **changes))
 
 
 def test_empty_missing_and_damaged_sources(tmp_path: Path, minari: Path) -> None:
     with pytest.raises(ValueError, match="no demonstrations were named"):
-        load_quietly("")
+        load("")
     with pytest.raises(ValueError, match="run `minari download mujoco/hopper/expert-v0` first"):
-        load_quietly("mujoco/hopper/expert-v0")
+        load("mujoco/hopper/expert-v0")
     (tmp_path / "empty.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no .npz file, or truncated"):
-        load_quietly(tmp_path / "empty.npz")
+        load(tmp_path / "empty.npz")
     whole = d4rl(tmp_path / "whole.hdf5", final=True).read_bytes()
     (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="no HDF5 file, or truncated"):
-        load_quietly(tmp_path / "cut.hdf5")
+        load(tmp_path / "cut.hdf5")
     with h5py.File(tmp_path / "nothing.hdf5", "w"):
         pass
     with pytest.raises(ValueError, match="holds no trajectory"):
-        load_quietly(tmp_path / "nothing.hdf5")
+        load(tmp_path / "nothing.hdf5")
     (tmp_path / "arrow").mkdir()
     with pytest.raises(ValueError, match="only Minari's HDF5 format is read"):
-        load_quietly(tmp_path / "arrow")
+        load(tmp_path / "arrow")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_damaged_member_of_an_npz_is_named(npz: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(npz) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
     npz.write_bytes(packed.getvalue())
-    check_numbers(load_quietly(npz))  # a compressed one is as good
+    check_numbers(load(npz))  # a compressed one is as good
     with zipfile.ZipFile(npz) as archive:
         place = archive.getinfo("rewards.npy").header_offset + 45
     broken = bytearray(packed.getvalue())
     broken[place : place + 40] = bytes(40)
     npz.write_bytes(bytes(broken))
     with pytest.raises(ValueError, match="rewards is damaged"):
-        load_quietly(npz)
+        load(npz)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_another_environment_is_a_warning(npz: Path) -> None:
-    with pytest.warns(UserWarning, match="made in 'Line-v0', not in 'Line-v1'"):
-        load_quietly(npz, env_id="Line-v1")
+def test_another_environment_is_a_warning(npz: Path, caplog: Any) -> None:
+    load(npz, env_id="Line-v1")
+    assert "made in 'Line-v0', not in 'Line-v1'" in caplog.text
     with pytest.raises(ValueError, match=r"has no observation 'critic': it has policy"):
-        load_quietly(npz, observation_space=spaces.Dict({**SPACE.spaces, "critic": spaces.Discrete(2)}))
+        load(npz, observation_space=spaces.Dict({**SPACE.spaces, "critic": spaces.Discrete(2)}))
     with pytest.raises(ValueError, match="has 3 trajectories, num_trajectories asks for 4"):
-        load_quietly(npz, num_trajectories=4)
+        load(npz, num_trajectories=4)
     with pytest.raises(ValueError, match="weights must be 3 numbers"):
-        load_quietly(npz, weights=(1.0,))
+        load(npz, weights=(1.0,))

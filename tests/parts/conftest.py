@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tensordict import TensorDict
 from torch import Tensor
+
+from understudy.data.writing import write_npz
+from understudy.train.record import record_episodes
 
 
 def steer(obs: TensorDict) -> Tensor:
@@ -19,32 +21,10 @@ def steer(obs: TensorDict) -> Tensor:
 
 
 def record(env: Any, act: Callable[[TensorDict], Tensor], episodes: int, path: Path) -> Path:
-    """Whole episodes of `act`, as a file of demonstrations."""
-    rows: list[Any] = []
-    running: list[list[Any]] = [[] for _ in range(env.num_envs)]
-    obs, done = env.reset(0), 0
-    while done < episodes:
-        seen, action = obs.clone(), act(obs)
-        step = env.step(action)
-        ended = step.terminated | step.truncated
-        following = torch.where(ended, step.final_obs, step.obs)
-        row = TensorDict(
-            {
-                "obs": seen,
-                "action": action,
-                "next_obs": following,
-                "terminated": step.terminated,
-                "truncated": step.truncated,
-            },
-            batch_size=[env.num_envs],
-        )
-        for n in range(env.num_envs):
-            running[n].append(row[n].clone())
-            if ended[n]:
-                rows, running[n], done = rows + running[n], [], done + 1
-        obs = step.obs
-    torch.save(torch.stack(rows), path)
-    return path
+    """At least so many whole episodes of `act`, as a file of demonstrations."""
+    recorded = record_episodes(env, lambda obs, _: act(obs), episodes, seed=0)
+    write_npz(path.with_suffix(".npz"), recorded, {})
+    return path.with_suffix(".npz")
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ class Demonstrations:
         The spaces are the environment's, with groups; `keys` names the components that are needed (None: all).
         `num_trajectories` takes the first ones. Observations larger than `memory_map_above` bytes stay on the disk;
         what is drawn comes on `device` either way. Where a file has no final observations the last one is repeated,
-        with a warning; another `env_id` than the file's is a warning too.
+        and a warning logged; another `env_id` than the file's is a warning too.
 
         Raises ValueError for data that are missing, empty, damaged, pickled, not finite, or do not fit the spaces; the
         message names trajectory, step and key. ImportError for HDF5 without the extra `demos`.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from understudy.data.recordings import Key, Recording, open_recording
 from understudy.envs.observations import DEFAULT_GROUP
 from understudy.nn.policy import find_components
 from understudy.ppo.rollout import component_keys, unflatten
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 22  # entries looked at together by a check: a few megabytes
 _EDGE = 1e-5  # of the range: how far outside its bounds an action may lie through rounding
@@ -255,25 +257,24 @@ def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -
 
 
 def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None:
-    made_in = recording.metadata.get("env")
+    source, made_in = recording.source, recording.metadata.get("env")
     if recording.lacks_final:
-        warnings.warn(
-            f"{recording.source} has no final observations (next_observations): the last observation of each "
-            "trajectory is taken for its final one",
-            stacklevel=3,
+        logger.warning(
+            "%s has no final observations (next_observations): the last observation of each trajectory is taken for "
+            "its final one",
+            source,
         )
-    if (short := int((lengths == 1).sum())) > 0:
-        first = int(np.flatnonzero(lengths == 1)[0])
-        warnings.warn(
-            f"{recording.source}: {short} of {len(lengths)} trajectories have a single step (the first: {first}); "
-            "a recorder that takes resets for steps writes such",
-            stacklevel=3,
+    single = np.flatnonzero(lengths == 1)
+    if len(single):
+        logger.warning(
+            "%s: %d of %d trajectories have a single step (the first: trajectory %d); recorders that take resets for "
+            "steps write such",
+            *(source, len(single), len(lengths), single[0]),
         )
     if env_id is not None and made_in is not None and made_in != env_id:
-        warnings.warn(
-            f"{recording.source} was made in {made_in!r}, not in {env_id!r}: spaces fit, but versions differ in "
-            "physics and rewards; record in the same version if scores matter",
-            stacklevel=3,
+        logger.warning(
+            "%s was made in %r, not in %r: the spaces fit, but versions differ in physics and rewards",
+            *(source, made_in, env_id),
         )
 
 
