@@ -33,6 +33,8 @@ def test_draws_a_png(tmp_path: Path) -> None:
     runs = {"one": write(tmp_path / "a.jsonl", [1.0, None, 3.0]), "two": write(tmp_path / "b.jsonl", [None, 2.0, 3.0])}
     output = plot_learning_curves(runs, tmp_path / "new" / "curve.png", title="CartPole-v1")
     assert output.read_bytes().startswith(b"\x89PNG")
+    levels = plot_learning_curves(runs, tmp_path / "levels.png", title="CartPole-v1", levels={"optimum": 2.5})
+    assert levels.read_bytes() != output.read_bytes()
     with pytest.raises(ValueError, match="'episode/retrun'"):
         plot_learning_curves(runs, tmp_path / "x.png", metric="episode/retrun")
 

@@ -30,12 +30,18 @@ def curve(rows: Sequence[Mapping[str, float]], metric: str) -> tuple[list[float]
 
 
 def plot_learning_curves(
-    runs: Mapping[str, Path], output: Path, *, title: str = "", metric: str = "episode/return", window: int = 5
+    runs: Mapping[str, Path],
+    output: Path,
+    *,
+    title: str = "",
+    metric: str = "episode/return",
+    window: int = 5,
+    levels: Mapping[str, float] | None = None,
 ) -> Path:
     """Draw one curve per run (label -> its metrics.jsonl) into the PNG `output` and return it.
 
     The thin line is the metric as logged, the bold one its running mean over `window` iterations; dots are
-    evaluations. Raises ImportError that names the extra, ValueError if no run has the metric.
+    evaluations; `levels` (label -> value) are dotted horizontals. Raises ImportError that names the extra, ValueError if no run has the metric.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,6 +65,8 @@ def plot_learning_curves(
             axes.plot(*scored, "o--", color=color, markeredgecolor="white", linewidth=1, label=f"{label}, evaluation")
     if not drawn:
         raise ValueError(f"none of {', '.join(map(str, runs.values()))} has {metric!r}; name a metric that was logged")
+    for label, level in (levels or {}).items():
+        axes.axhline(level, color="black", linestyle=":", linewidth=1.5, label=label)
     window_of = "mean of the last 100 episodes, " if metric.startswith("episode/") else ""
     label = f"{metric.replace('/', ' ')}\n({window_of}smoothed over {window} iterations)"
     axes.set(xlabel="environment steps", ylabel=label, title=title)
