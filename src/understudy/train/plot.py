@@ -41,7 +41,8 @@ def plot_learning_curves(
     """Draw one curve per run (label -> its metrics.jsonl) into the PNG `output` and return it.
 
     The thin line is the metric as logged, the bold one its running mean over `window` iterations; dots are
-    evaluations; `levels` (label -> value) are dotted horizontals. Raises ImportError that names the extra, ValueError if no run has the metric.
+    evaluations; `levels` (label -> value) are dotted horizontals. Raises ImportError that names the extra, ValueError
+    if no run has the metric.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
