@@ -27,7 +27,7 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
         recipe="mujoco",
         # the backend is named: EnvPool's MuJoCo is another version, and scores differ across versions
         env=EnvConfig(id=env_id, num_envs=8, backend="gymnasium"),
-        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.5)),
+        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.55)),
         ppo=PPOConfig(
             num_steps=256,
             epochs=10,
