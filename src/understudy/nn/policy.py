@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
+from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
 from understudy.nn.heads import DistributionConfig, make_head
-from understudy.nn.interactions import ActiveLinear
-from understudy.nn.networks import MLP, Encoder, EncoderConfig, Memory, make_encoder
+from understudy.nn.networks import EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
+from understudy.nn.trunk import Key, Trunk
 from understudy.types import PolicyOutput
 
-Key = tuple[str, ...]
-"""Where a component lies in the observation TensorDict: `(group,)` or `(group, component)`."""
+REPLACED: Key = ("estimated",)
+"""Beside the groups of a rollout's observations: where the actor saw estimates, `[..., E]` bool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,44 +64,8 @@ class PolicyConfig:
     """How a raw action is brought into [-1, 1] before it is executed."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Matrix products of encoders and hidden layers; bfloat16 pays where the processor or GPU has it."""
-
-
-class _Trunk(nn.Module):
-    """Encoders, memory and hidden layers of one side (actor, critic or both)."""
-
-    def __init__(
-        self, components: Mapping[Key, spaces.Space[Any]], hidden: tuple[int, ...], config: PolicyConfig
-    ) -> None:
-        super().__init__()
-        self.keys = tuple(components)
-        encoders = [make_encoder(space, config.encoder) for space in components.values()]
-        self.encoders = nn.ModuleList(encoders)
-        features = sum(encoder.out_features for encoder in encoders)
-        self.active_columns = config.encoder.interactions
-        if self.active_columns:
-            _check_linear(encoders, hidden, config)
-        self.memory: Memory | None = None
-        if config.memory != "none":
-            self.memory = Memory(config.memory, features, config.memory_size, config.memory_layers)
-            features = config.memory_size
-        self.mlp = MLP(features, hidden, activation=config.activation, init=config.init)
-        self.out_features = self.mlp.out_features
-        self.state_size = self.memory.state_size if self.memory is not None else 0
-
-    def reader(self, linear: nn.Linear) -> nn.Linear:
-        """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.
-
-        Every layer on top of a trunk, a part's included, passes through here: interactions come as active columns.
-        """
-        return ActiveLinear.like(linear) if self.active_columns else linear
-
-    def encode(self, inputs: Mapping[Key, Tensor], latents: dict[str, Tensor], side: str) -> Tensor:
-        encoded = []
-        for key, encoder in zip(self.keys, self.encoders):
-            latent = encoder(inputs[key])
-            latents[f"{side}/{'/'.join(key)}"] = latent
-            encoded.append(latent)
-        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
+    estimators: dict[str, EstimatorHeadConfig] = field(default_factory=dict)
+    """Estimators by name, in the order in which they run; each learns from a part `Estimator` that names it."""
 
 
 class ActorCritic(nn.Module):
@@ -122,19 +87,15 @@ class ActorCritic(nn.Module):
         critic_groups = config.critic_groups
         if critic_groups is None:
             critic_groups = ("critic",) if "critic" in observation_space.spaces else config.actor_groups
+        for head in config.estimators.values():
+            if not head.on_actor_memory:  # what the actor sees instead of the truth; it may be new to it
+                actor_inputs |= self._components(head.targets)
         critic_inputs = actor_inputs if config.shared_trunk else self._components(critic_groups)
-        self.input_keys: tuple[Key, ...] = tuple(dict.fromkeys((*actor_inputs, *critic_inputs)))
-        self.normalizers = nn.ModuleDict()
-        if config.normalize_observations:
-            for key, space in (actor_inputs | critic_inputs).items():
-                if _is_vector(space):
-                    size = int(np.prod(space.shape or ()))
-                    self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=config.observation_clip)
-        self.actor = _Trunk(actor_inputs, config.hidden_sizes, config)
-        self.critic: _Trunk | None = None
+        self.actor = self._trunk(actor_inputs, config.hidden_sizes)
+        self.critic: Trunk | None = None
         if not config.shared_trunk:
             hidden = config.hidden_sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
-            self.critic = _Trunk(critic_inputs, hidden, config)
+            self.critic = self._trunk(critic_inputs, hidden)
         self.head = make_head(action_space, self.actor.out_features, config.distribution)
         self.head.linear = self.actor.reader(self.head.linear)
         critic = self.critic or self.actor
@@ -147,7 +108,76 @@ class ActorCritic(nn.Module):
             scaling="auto" if config.action_scaling == "auto" else config.action_scaling == "on",
             bound=None if config.action_bound == "none" or self.head.bounded else config.action_bound,
         )
-        self.state_size = self.actor.state_size + (self.critic.state_size if self.critic is not None else 0)
+        self.estimators = nn.ModuleDict(
+            {name: self._estimator(name, head, config.actor_groups) for name, head in config.estimators.items()}
+        )
+        self._heads = cast("list[EstimatorHead]", list(self.estimators.values()))
+        self._name_inputs(critic_inputs)
+        self.normalizers = nn.ModuleDict()
+        if config.normalize_observations:
+            targets = [key for head in self._heads for key in head.targets]
+            for key in dict.fromkeys((*actor_inputs, *self.input_keys, *targets)):
+                if key != REPLACED and _is_vector(space := self._space(key)):
+                    size = int(np.prod(space.shape or ()))
+                    self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=config.observation_clip)
+        self.actor_state_sizes = [*(head.state_size for head in self._heads), self.actor.state_size]
+        self.state_size = sum(self.actor_state_sizes) + (self.critic.state_size if self.critic is not None else 0)
+
+    def _trunk(self, components: dict[Key, spaces.Space[Any]], hidden_sizes: tuple[int, ...]) -> Trunk:
+        c = self.config
+        return Trunk(
+            components,
+            hidden_sizes,
+            encoder=c.encoder,
+            activation=c.activation,
+            init=c.init,
+            memory=c.memory,
+            memory_size=c.memory_size,
+            memory_layers=c.memory_layers,
+            precision=c.precision,
+        )
+
+    def _estimator(self, name: str, config: EstimatorHeadConfig, actor_groups: tuple[str, ...]) -> EstimatorHead:
+        if config.on_actor_memory and self.actor.memory is None:
+            raise ValueError(f"estimator {name!r} is on the actor's memory, but policy.memory is 'none'")
+        if "/" in name or "." in name or not name:
+            raise ValueError(f"an estimator cannot be called {name!r}: use a plain name")
+        targets = self._components(config.targets)
+        inputs = self._components(config.inputs or actor_groups)
+        if not config.inputs:  # the actor's groups may hold the very thing that cannot be measured
+            inputs = {key: space for key, space in inputs.items() if key not in targets}
+        if known := sorted("/".join(key) for key in inputs if key in targets):
+            raise ValueError(f"estimator {name!r} is to predict {known} from itself: take it out of inputs")
+        return EstimatorHead(
+            name,
+            config,
+            inputs,
+            targets,
+            encoder=self.config.encoder,
+            precision=self.config.precision,
+            feature_size=self.config.memory_size,
+        )
+
+    def _name_inputs(self, critic_inputs: dict[Key, spaces.Space[Any]]) -> None:
+        """What acting, the actor in training, V, and all of it need: `sensor_keys`, `actor_keys`, `value_keys`, `input_keys`."""
+        sensors: list[Key] = []
+        estimated: set[Key] = set()
+        for head in self._heads:
+            if head.feeds_actor:
+                sensors += [key for key in head.keys if key not in estimated]
+                estimated |= set(head.targets)
+        sensors += [key for key in self.actor.keys if key not in estimated]
+        self.sensor_keys: tuple[Key, ...] = tuple(dict.fromkeys(sensors))
+        if early := [key for key in self.sensor_keys if key in estimated]:
+            raise ValueError(f"{['/'.join(key) for key in early]} are read before they are estimated: order estimators")
+        truth = [key for head in self._heads if head.mixes for key in head.targets]
+        self.mixes_estimates = bool(truth)
+        if truth and REPLACED[0] in self.observation_space.spaces:
+            raise ValueError(f"an observation group is called {REPLACED[0]!r}, which estimators need: rename it")
+        drawn = (REPLACED,) if truth else ()
+        self.actor_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.sensor_keys, *truth, *drawn)))
+        self.value_keys: tuple[Key, ...] = self.sensor_keys if self.config.shared_trunk else tuple(critic_inputs)
+        self.input_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.actor_keys, *self.value_keys)))
 
     # ------------------------------------------------------------------ forward
 
@@ -158,68 +188,67 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None) -> PolicyOutput:
         """Distribution, value and latents of obs `[B]`; with a memory also obs `[T, B]`, state `[B, S]`."""
-        inputs = self._normalized(obs, self.input_keys)
-        latents: dict[str, Tensor] = {}
         actor_state, critic_state = self._split(state)
-        actor, new_state = self._latent(self.actor, "actor", inputs, latents, actor_state, is_first)
+        actor, new_state, latents = self._actor(obs, actor_state, is_first)
         critic = actor
         if self.critic is not None:
-            critic, new_critic = self._latent(self.critic, "critic", inputs, latents, critic_state, is_first)
-            if new_state is not None and new_critic is not None:
-                new_state = torch.cat((new_state, new_critic), dim=-1)
+            inputs = self._normalized(obs, self.critic.keys)
+            critic, new_critic = self.critic(inputs, critic_state, is_first, side="critic", latents=latents)
+            new_state = _join(new_state, new_critic)
         latents["actor"], latents["critic"] = actor, critic
         value = self.value_head(critic).squeeze(-1)
         return PolicyOutput(self.head(actor), value, new_state, latents)
 
     def distribution(self, obs: TensorDictBase) -> Distribution:
         """The action distribution of a feed-forward policy, without running the critic."""
-        inputs = self._normalized(obs, self.actor.keys)
-        return self.head(self._latent(self.actor, "actor", inputs, {}, None, None)[0])
+        return self.head(self._actor(obs, None, None)[0])
+
+    def run_actor(
+        self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None
+    ) -> tuple[Distribution, Tensor | None, dict[str, Tensor]]:
+        """Distribution, next state (the critic's share as it was) and the actor's latents; the critic does not run.
+
+        What only the critic sees, and what estimators predict, may be missing in obs.
+        """
+        actor_state, critic_state = self._split(state)
+        latent, new_state, latents = self._actor(obs, actor_state, is_first)
+        latents["actor"] = latent
+        return self.head(latent), _join(new_state, critic_state), latents
 
     def value(self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None) -> Tensor:
         """V(obs) `[B]` in the critic's units, without running the actor; the memory is read, not advanced."""
-        trunk = self.critic or self.actor
-        inputs = self._normalized(obs, trunk.keys)
         actor_state, critic_state = self._split(state)
-        side, own = ("critic", critic_state) if self.critic is not None else ("actor", actor_state)
-        return self.value_head(self._latent(trunk, side, inputs, {}, own, is_first)[0]).squeeze(-1)
+        if self.critic is None:
+            return self.value_head(self._actor(obs, actor_state, is_first)[0]).squeeze(-1)
+        inputs = self._normalized(obs, self.critic.keys)
+        return self.value_head(self.critic(inputs, critic_state, is_first, side="critic", latents={})[0]).squeeze(-1)
 
-    def _latent(
-        self,
-        trunk: _Trunk,
-        side: str,
-        inputs: Mapping[Key, Tensor],
-        latents: dict[str, Tensor],
-        state: Tensor | None,
-        is_first: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        if self.config.precision == "bfloat16":
-            with torch.autocast(self.device.type, torch.bfloat16):
-                latent, new_state = self._run(trunk, side, inputs, latents, state, is_first)
-            return latent.float(), None if new_state is None else new_state.float()
-        return self._run(trunk, side, inputs, latents, state, is_first)
-
-    def _run(
-        self,
-        trunk: _Trunk,
-        side: str,
-        inputs: Mapping[Key, Tensor],
-        latents: dict[str, Tensor],
-        state: Tensor | None,
-        is_first: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        x = trunk.encode(inputs, latents, side)
-        if trunk.memory is None:
-            return trunk.mlp(x), None
-        batch = x.shape[-2]
-        if state is None:
-            state = trunk.memory.initial_state(batch).to(x)
-        if is_first is None:
-            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
-        run = trunk.memory.sequence if x.ndim == 3 else trunk.memory.step
-        x, new_state = run(x, state, is_first)
-        latents[f"{side}/memory"] = x
-        return trunk.mlp(x), new_state
+    def _actor(
+        self, obs: TensorDictBase, state: Tensor | None, is_first: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """The actor's latent, the next states of estimators and actor, and the latents by name."""
+        latents: dict[str, Tensor] = {}
+        inputs = self._normalized(obs, self.sensor_keys)
+        sizes = self.actor_state_sizes
+        states = [None] * len(sizes) if state is None else state.split(sizes, dim=-1)
+        replaced = obs.get(REPLACED, None) if self.mixes_estimates else None  # only rollouts have it
+        new_states: list[Tensor | None] = []
+        for i, head in enumerate(self._heads):
+            if not head.feeds_actor:
+                continue
+            estimate, new_state = head(inputs, states[i] if head.state_size else None, is_first, latents)
+            new_states.append(new_state)
+            # detached: what PPO wants of the estimate is no business of the estimator
+            for key, seen in head.split(estimate.detach()).items():
+                if replaced is not None and head.mixes:
+                    seen = torch.where(replaced[..., i : i + 1], seen, self._normalized(obs, [key])[key])
+                inputs[key] = seen
+        own = states[-1] if self.actor.state_size else None
+        latent, new_state = self.actor(inputs, own, is_first, side="actor", latents=latents)
+        for head in self._heads:
+            if not head.feeds_actor:
+                head.read_memory(latents)
+        return latent, _join(*new_states, new_state), latents
 
     def _normalized(self, obs: TensorDictBase, keys: Iterable[Key]) -> dict[Key, Tensor]:
         inputs = {}
@@ -230,9 +259,16 @@ class ActorCritic(nn.Module):
         return inputs
 
     def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if state is None or self.critic is None:
-            return state, None
-        return state[..., : self.actor.state_size], state[..., self.actor.state_size :]
+        """The actor's share (estimators first) and the critic's."""
+        if state is None:
+            return None, None
+        size = sum(self.actor_state_sizes)
+        critic = state[..., size:] if self.critic is not None and self.critic.state_size else None
+        return (state if critic is None else state[..., :size]), critic
+
+    def draw_replacements(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Where the actor is to see estimates, `[*leading, E]` bool, for the key `REPLACED` of a rollout."""
+        return draw_replacements(self._heads, leading, generator, self.device)
 
     # ------------------------------------------------------------------ use
 
@@ -256,7 +292,8 @@ class ActorCritic(nn.Module):
         start of an episode. Only the actor runs: what only the critic sees may be missing.
         """
         if isinstance(obs, TensorDictBase):
-            distribution, state = self._actor_step(obs, self.initial_state(obs.shape[0]) if state is None else state)
+            state = self.initial_state(obs.shape[0]) if state is None else state
+            distribution, state, _ = self.run_actor(obs, state)
             raw = distribution.mode() if deterministic else distribution.sample()
             return self.action_map(raw), state
         batch, single, as_numpy = self.observation(obs)
@@ -264,23 +301,14 @@ class ActorCritic(nn.Module):
         action = action[0] if single else action
         return (action.cpu().numpy() if as_numpy else action), state
 
-    def _actor_step(self, obs: TensorDictBase, state: Tensor | None) -> tuple[Distribution, Tensor | None]:
-        """Distribution and next state, of which the critic's share stays as it was."""
-        inputs = self._normalized(obs, self.actor.keys)
-        actor_state, critic_state = self._split(state)
-        latent, new_state = self._latent(self.actor, "actor", inputs, {}, actor_state, None)
-        if new_state is not None and critic_state is not None:
-            new_state = torch.cat((new_state, critic_state), dim=-1)
-        return self.head(latent), new_state
-
     def observation(self, obs: Any) -> tuple[TensorDict, bool, bool]:
-        """The actor's observations as a TensorDict `[N]`, whether they came unbatched, and whether as arrays."""
+        """What acting needs as a TensorDict `[N]`, whether the observations came unbatched, and whether as arrays."""
         tree = obs if isinstance(obs, Mapping) else {"policy": obs}
         if isinstance(obs, Mapping) and "policy" in self.observation_space.spaces and "policy" not in obs:
             tree = {"policy": obs}  # a Dict space whose keys are components
         leaves: dict[Key, Tensor] = {}
         single = as_numpy = False
-        for key in self.actor.keys:
+        for key in self.sensor_keys:
             space, value = self._space(key), tree
             for name in key:
                 value = _lookup(value, name, "observation")
@@ -329,18 +357,10 @@ def find_components(space: spaces.Dict, name: str) -> dict[Key, spaces.Space[Any
     return {key: found}
 
 
-def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], config: PolicyConfig) -> None:
-    """Raise ValueError unless nothing stands between the interactions and the heads."""
-    if len(encoders) != 1 or not encoders[0].active_columns:
-        raise ValueError(
-            "encoder.interactions needs one Discrete or MultiDiscrete component as the whole observation of actor and "
-            "critic: choose it in actor_groups and critic_groups"
-        )
-    if hidden or config.memory != "none" or config.precision != "float32":
-        raise ValueError(
-            "encoder.interactions is for policies that are one linear layer: set hidden_sizes=(), "
-            "critic_hidden_sizes=None, memory='none' and precision='float32'"
-        )
+def _join(*states: Tensor | None) -> Tensor | None:
+    """States `[B, S]` of those that have one, side by side; None if none has."""
+    there = [state for state in states if state is not None]
+    return None if not there else there[0] if len(there) == 1 else torch.cat(there, dim=-1)
 
 
 def _is_vector(space: spaces.Space[Any]) -> bool:

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step, VecEnv
-from understudy.nn.policy import ActorCritic, Key, find_components
+from understudy.nn.policy import REPLACED, ActorCritic, Key, find_components
 from understudy.parts.part import Labels, Overrides, Part
 from understudy.ppo import devices
 from understudy.ppo.capture import CaptureMode, capture
@@ -93,6 +93,9 @@ class Collector:
             data["obs", *key] = self._zeros(key, T, N)
             if self.keeps_next_obs:
                 data["next_obs", *key] = self._zeros(key, T, N)
+        if self.policy.mixes_estimates:
+            shape = (T, N, len(self.policy.estimators))
+            data["obs", *REPLACED] = torch.zeros(shape, dtype=torch.bool, device=device)
         data["action"] = torch.zeros((T, N, *head.action_shape), dtype=head.action_dtype, device=device)
         executed = self.policy.action_map(data["action"])
         data["executed_action"] = torch.zeros_like(executed, memory_format=torch.contiguous_format)
@@ -111,11 +114,11 @@ class Collector:
         self._obs_rows = [(key, data["obs", *key].unbind(0)) for key in self.keys]
         self._next_rows = [(key, data["next_obs", *key].unbind(0)) for key in self.keys] if self.keeps_next_obs else []
         self._input_rows = [data["obs", *key].unbind(0) for key in self.policy.input_keys]
-        self._actor_rows = [data["obs", *key].unbind(0) for key in self.policy.actor.keys]
+        self._actor_rows = [data["obs", *key].unbind(0) for key in self.policy.actor_keys]
         self._rows = {name: data[name].unbind(0) for name in data.keys() if name not in ("obs", "next_obs", "state")}  # noqa: SIM118
         if not self.host_is_device:
             # on an accelerator "did anything end?" would be a host sync: keep every final observation instead
-            self._dense_finals = {key: self._zeros(key, T, N) for key in self._critic_keys()}
+            self._dense_finals = {key: self._zeros(key, T, N) for key in self.policy.value_keys}
         return data
 
     def _zeros(self, key: Key, T: int, N: int) -> Tensor:
@@ -124,13 +127,10 @@ class Collector:
         dtype = torch.float32 if dtype.is_floating_point else dtype
         return torch.zeros((T, N, *(space.shape or ())), dtype=dtype, device=self.env.device)
 
-    def _critic_keys(self) -> tuple[Key, ...]:
-        return (self.policy.critic or self.policy.actor).keys
-
     # ------------------------------------------------------------------ captured
 
     def _act_feed_forward(self, *args: Tensor) -> tuple[Tensor, ...]:
-        keys = self.policy.actor.keys
+        keys = self.policy.actor_keys
         obs = unflatten(keys, [_finite(x) for x in args[: len(keys)]], [self.env.num_envs])
         raw = self.policy.distribution(obs).sample(args[len(keys)] if len(args) > len(keys) else None)
         return raw, self.policy.action_map(raw)
@@ -173,6 +173,8 @@ class Collector:
         self._blind: list[int] = []  # steps whose final observations the environment could not give
         self.env_metrics.clear()
         data["valid"].fill_(True)
+        if self.policy.mixes_estimates:  # drawn once: the update sees what the actor saw
+            data["obs", *REPLACED].copy_(self.policy.draw_replacements((self.num_steps, N), self.generator))
         if self.state is not None:
             data["state"][0].copy_(self.state)
         self._first_row = self.is_first.clone()
@@ -289,7 +291,7 @@ class Collector:
             return None
         steps = torch.cat([torch.full_like(envs, t) for t, envs, _ in self._sparse_finals])
         envs = torch.cat([envs for _, envs, _ in self._sparse_finals])
-        rows: Any = [x.select(*self._critic_keys()) for _, _, x in self._sparse_finals]
+        rows: Any = [x.select(*self.policy.value_keys) for _, _, x in self._sparse_finals]
         joined: Any = torch.cat(rows)
         return Finals(steps, envs, joined)
 

@@ -1,0 +1,150 @@
+"""Estimators inside a policy: what cannot be measured is predicted from what can, and the actor sees the prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from understudy.nn.networks import MLP, EncoderConfig
+from understudy.nn.trunk import Key, Precision, Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorHeadConfig:
+    """One estimator of a policy (st_rl's estimator); it learns from the part `Estimator`."""
+
+    targets: tuple[str, ...]
+    """Groups or group/components to predict; the actor sees the prediction in their place, or besides its groups."""
+    inputs: tuple[str, ...] = ()
+    """Groups or group/components to predict from; earlier estimators' targets come as estimates. Empty: the actor's."""
+    hidden_sizes: tuple[int, ...] = (128, 64)
+    """Hidden layers."""
+    activation: str = "elu"
+    """Hidden activation."""
+    memory: Literal["none", "lstm", "gru", "actor"] = "none"
+    """Own memory, or "actor": on the output of the actor's, which it shapes; then nothing is replaced."""
+    memory_size: int = 64
+    """Width of an own memory."""
+    memory_layers: int = 1
+    """Depth of an own memory."""
+    replace_prob: float = 1.0
+    """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
+    use it always sees the estimate."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("an estimator needs targets: name the components that it is to predict")
+        if not 0.0 <= self.replace_prob <= 1.0:
+            raise ValueError(f"replace_prob is a probability, got {self.replace_prob}")
+        if self.on_actor_memory and (self.inputs or self.replace_prob):
+            raise ValueError(
+                "an estimator on the actor's memory reads that and comes too late to be the actor's input: leave "
+                "inputs empty and set replace_prob=0"
+            )
+
+    @property
+    def on_actor_memory(self) -> bool:
+        """Whether it reads the actor's memory instead of components."""
+        return self.memory == "actor"
+
+
+class EstimatorHead(nn.Module):
+    """Predicts target components `[..., D]`, in the units in which the networks see them (normalised or raw).
+
+    `feature_size`: width of the actor's memory, for an estimator that reads it. Raises ValueError for a target that is
+    no vector.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: EstimatorHeadConfig,
+        inputs: Mapping[Key, spaces.Space[Any]],
+        targets: Mapping[Key, spaces.Space[Any]],
+        *,
+        encoder: EncoderConfig,
+        precision: Precision,
+        feature_size: int,
+    ) -> None:
+        super().__init__()
+        for key, space in targets.items():
+            if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype == np.uint8:
+                raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is no vector")
+        self.name, self.config = name, config
+        self.targets = tuple(targets)
+        self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
+        self.trunk: Trunk | None = None
+        self.mlp: MLP | None = None
+        if config.memory == "actor":
+            self.mlp = MLP(feature_size, config.hidden_sizes, activation=config.activation)
+            features = self.mlp.out_features
+        else:
+            self.trunk = Trunk(
+                inputs,
+                config.hidden_sizes,
+                encoder=encoder,
+                activation=config.activation,
+                init="orthogonal",
+                memory=config.memory,
+                memory_size=config.memory_size,
+                memory_layers=config.memory_layers,
+                precision=precision,
+            )
+            features = self.trunk.out_features
+        self.linear = nn.Linear(features, sum(self.sizes))
+        nn.init.orthogonal_(self.linear.weight, gain=0.01)  # the first estimates are the mean
+        nn.init.zeros_(self.linear.bias)
+
+    @property
+    def feeds_actor(self) -> bool:
+        """Whether the actor sees the estimate."""
+        return self.trunk is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the actor sees the truth at some training steps."""
+        return self.feeds_actor and self.config.replace_prob < 1.0
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The components that it reads."""
+        return () if self.trunk is None else self.trunk.keys
+
+    @property
+    def state_size(self) -> int:
+        """Size of its own memory's state."""
+        return 0 if self.trunk is None else self.trunk.state_size
+
+    def forward(
+        self, inputs: Mapping[Key, Tensor], state: Tensor | None, is_first: Tensor | None, latents: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The estimate `[..., D]` from components, also put into `latents` as `estimate/NAME`, and the next state."""
+        assert self.trunk is not None
+        side = f"estimator/{self.name}"
+        latent, new_state = self.trunk(inputs, state, is_first, side=side, latents=latents)
+        latents[f"estimate/{self.name}"] = estimate = self.linear(latent)
+        return estimate, new_state
+
+    def read_memory(self, latents: dict[str, Tensor]) -> None:
+        """The estimate from the actor's memory, put into `latents` as `estimate/NAME`."""
+        assert self.mlp is not None
+        latents[f"estimate/{self.name}"] = self.linear(self.mlp(latents["actor/memory"]))
+
+    def split(self, estimate: Tensor) -> dict[Key, Tensor]:
+        """The estimate `[..., D]` by target."""
+        return dict(zip(self.targets, estimate.split(self.sizes, dim=-1)))
+
+
+def draw_replacements(
+    heads: list[EstimatorHead], leading: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Where the actor is to see estimates, `[*leading, E]` bool: with each head's `replace_prob`."""
+    prob = torch.tensor([head.config.replace_prob for head in heads], device=device)
+    return torch.rand(*leading, len(heads), generator=generator, device=device) < prob

@@ -1,0 +1,122 @@
+"""One side of a policy (actor, critic or estimator): encoders of its components, memory, hidden layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from understudy.nn.interactions import ActiveLinear
+from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, Memory, make_encoder
+
+Key = tuple[str, ...]
+"""Where a component lies in the observation TensorDict: `(group,)` or `(group, component)`."""
+
+MemoryKind = Literal["none", "lstm", "gru"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Trunk(nn.Module):
+    """Components `[..., *shape]` by key to one latent `[..., out_features]`; their encodings are readable by name.
+
+    Raises ValueError where the encoder's interactions are not the only layer.
+    """
+
+    def __init__(
+        self,
+        components: Mapping[Key, spaces.Space[Any]],
+        hidden_sizes: Sequence[int],
+        *,
+        encoder: EncoderConfig,
+        activation: str,
+        init: Init,
+        memory: MemoryKind = "none",
+        memory_size: int = 0,
+        memory_layers: int = 1,
+        precision: Precision = "float32",
+    ) -> None:
+        super().__init__()
+        self.keys = tuple(components)
+        self.precision = precision
+        encoders = [make_encoder(space, encoder) for space in components.values()]
+        self.encoders = nn.ModuleList(encoders)
+        features = sum(encoder.out_features for encoder in encoders)
+        self.active_columns = encoder.interactions
+        if self.active_columns:
+            _check_linear(encoders, hidden_sizes, memory, precision)
+        self.memory: Memory | None = None
+        if memory != "none":
+            self.memory = Memory(memory, features, memory_size, memory_layers)
+            features = memory_size
+        self.mlp = MLP(features, hidden_sizes, activation=activation, init=init)
+        self.out_features = self.mlp.out_features
+        self.state_size = self.memory.state_size if self.memory is not None else 0
+
+    def reader(self, linear: nn.Linear) -> nn.Linear:
+        """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.
+
+        Every layer on top of a trunk, a part's included, passes through here: interactions come as active columns.
+        """
+        return ActiveLinear.like(linear) if self.active_columns else linear
+
+    def forward(
+        self,
+        inputs: Mapping[Key, Tensor],
+        state: Tensor | None = None,
+        is_first: Tensor | None = None,
+        *,
+        side: str,
+        latents: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The latent and the state after it (None without a memory).
+
+        Inputs `[B, *shape]`, or with a memory also `[T, B, *shape]`. `state=None` is the start of an episode,
+        `is_first=None` stands for no start. What is computed on the way is put into `latents`, as `side/...`.
+        """
+        if self.precision == "float32":
+            return self._run(inputs, state, is_first, side, latents)
+        with torch.autocast(next(iter(inputs.values())).device.type, torch.bfloat16):
+            latent, new_state = self._run(inputs, state, is_first, side, latents)
+        return latent.float(), None if new_state is None else new_state.float()
+
+    def _run(
+        self,
+        inputs: Mapping[Key, Tensor],
+        state: Tensor | None,
+        is_first: Tensor | None,
+        side: str,
+        latents: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor | None]:
+        encoded = []
+        for key, encoder in zip(self.keys, self.encoders):
+            latent = encoder(inputs[key])
+            latents[f"{side}/{'/'.join(key)}"] = latent
+            encoded.append(latent)
+        x = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
+        if self.memory is None:
+            return self.mlp(x), None
+        if state is None:
+            state = self.memory.initial_state(x.shape[-2]).to(x)
+        if is_first is None:
+            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+        run = self.memory.sequence if x.ndim == 3 else self.memory.step
+        x, new_state = run(x, state, is_first)
+        latents[f"{side}/memory"] = x
+        return self.mlp(x), new_state
+
+
+def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], memory: str, precision: str) -> None:
+    """Raise ValueError unless nothing stands between the interactions and the heads."""
+    if len(encoders) != 1 or not encoders[0].active_columns:
+        raise ValueError(
+            "encoder.interactions needs one Discrete or MultiDiscrete component as the whole observation of actor and "
+            "critic: choose it in actor_groups and critic_groups"
+        )
+    if hidden or memory != "none" or precision != "float32":
+        raise ValueError(
+            "encoder.interactions is for policies that are one linear layer: set hidden_sizes=(), "
+            "critic_hidden_sizes=None, memory='none' and precision='float32'"
+        )
