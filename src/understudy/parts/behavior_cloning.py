@@ -1,0 +1,185 @@
+"""Behaviour cloning (Pomerleau 1989): make the recorded expert's actions likely. Beside PPO, or offline without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from understudy.data.demonstrations import Demonstrations
+from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
+from understudy.nn.policy import ActorCritic
+from understudy.parts.part import Losses, Part, PartConfig, PartContext
+from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.types import Metrics, PolicyOutput
+
+Loss = Literal["nll", "mse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviorCloningConfig(PartConfig):
+    """Options of behaviour cloning."""
+
+    demonstrations: str = ""
+    """Demonstrations of the expert: a Minari id or a path."""
+    num_trajectories: int | None = None
+    """Use only the first so many trajectories; None: all."""
+    step_stride: int = 1
+    """Use only every so-manyth step of each trajectory."""
+    coef: Number = 1.0
+    """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` lets it fade)."""
+    loss: Loss = "nll"
+    """nll: negative log-likelihood, any action distribution; mse: squared error of the mode, for Box actions."""
+    batch_size: int = 256
+    """Transitions per step; a policy with a memory takes batch_size / sequence_length windows."""
+    sequence_length: int = 16
+    """Steps per window, for a policy with a memory."""
+    label_smoothing: float = 0.0
+    """This much of the target goes to all actions alike (discrete actions only)."""
+    entropy_coef: Number = 0.0
+    """Weight of an entropy bonus inside the loss."""
+    l2_coef: float = 0.0
+    """Weight of half the squared norm of the actor's parameters inside the loss."""
+
+    def __post_init__(self) -> None:
+        check_choice("loss", self.loss, get_args(Loss))
+        for name in ("batch_size", "sequence_length", "step_stride"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {vars(self)[name]}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if not self.l2_coef >= 0.0:
+            raise ValueError(f"l2_coef must not be negative, got {self.l2_coef}")
+
+    def build(self, context: PartContext) -> BehaviorCloning:
+        """Build the part."""
+        return BehaviorCloning(context, self)
+
+
+class BehaviorCloning(Part, Losses):
+    """Clones recorded actions a of states s, drawn independently (windows of sequences for a policy with a memory):
+
+        loss = coef (mean_B -log pi(a | s)  -  entropy_coef mean_B H(pi(. | s))  +  l2_coef / 2 ||theta_actor||^2)
+
+    or, with `loss="mse"`, the mean squared error of the policy's mode in place of -log pi. Actions are raw ones, so
+    that scaling and tanh are undone first. Logged: loss, log_prob (or mse), accuracy of discrete actions, entropy.
+
+    Raises ValueError for demonstrations that do not fit the spaces and for options that do not fit the actions.
+    """
+
+    def __init__(self, context: PartContext, config: BehaviorCloningConfig) -> None:
+        super().__init__(context)
+        _check_actions(context, config)
+        policy = context.policy
+        self.config, self.recurrent = config, policy.recurrent
+        if self.recurrent and (config.step_stride != 1 or config.batch_size % config.sequence_length):
+            raise ValueError(
+                f"a policy with a memory needs step_stride 1 and a batch_size that sequence_length divides, got "
+                f"{config.step_stride}, {config.batch_size} and {config.sequence_length}"
+            )
+        self.demonstrations = Demonstrations.load(
+            config.demonstrations,
+            observation_space=context.observation_space,
+            action_space=context.action_space,
+            action_map=policy.action_map,
+            keys=policy.input_keys if self.recurrent else policy.actor.keys,
+            num_trajectories=config.num_trajectories,
+            step_stride=config.step_stride,
+            device=context.device,
+        )
+        self.coef = Scalar(config.coef, context.device)
+        self.entropy_coef = Scalar(config.entropy_coef, context.device)
+
+    def sample(self, batch: TensorDict) -> TensorDict:
+        """Demonstrations `[batch_size]`, or windows `[sequence_length, batch_size / sequence_length]`."""
+        return self.draw(self.demonstrations)
+
+    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+        """The loss above on the demonstrations drawn for this minibatch."""
+        drawn = batch[self.name, "sample"]
+        loss, metrics = self.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
+        return self.coef() * loss, metrics
+
+    def draw(self, demonstrations: Demonstrations) -> TensorDict:
+        """`obs`, `action` and `is_first` for one step, from these demonstrations."""
+        size, length = self.config.batch_size, self.config.sequence_length
+        if self.recurrent:
+            drawn = demonstrations.sequences(length, size // length, self.generator)
+        else:
+            drawn = demonstrations.sample(size, self.generator, next_obs=False)
+        return drawn.select("obs", "action", "is_first")
+
+    def clone(
+        self, policy: ActorCritic, obs: TensorDictBase, action: Tensor, is_first: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The loss without `coef` on obs `[B]` or `[T, B]` and raw actions, and its parts."""
+        if self.recurrent:
+            distribution = policy(obs, None, is_first).distribution
+        else:
+            distribution = policy.distribution(obs)
+        metrics: Metrics = {}
+        if self.config.loss == "mse":
+            loss = squared_error(distribution, action).mean()
+            metrics["mse"] = loss.detach()
+        else:
+            log_prob = smoothed_log_prob(distribution, action, self.config.label_smoothing)
+            loss = -log_prob.mean()
+            metrics["log_prob"] = -loss.detach()
+            if not action.is_floating_point():
+                metrics["accuracy"] = (distribution.mode() == action).float().mean()
+        if self.config.entropy_coef != 0.0:
+            entropy = distribution.entropy().mean()
+            loss = loss - self.entropy_coef() * entropy
+            metrics["entropy"] = entropy.detach()
+        if self.config.l2_coef:
+            loss = loss + self.config.l2_coef * half_squared_norm(
+                (*policy.actor.parameters(), *policy.head.parameters())
+            )
+        return loss, {"loss": loss.detach(), **metrics}
+
+
+def smoothed_log_prob(distribution: Distribution, action: Tensor, smoothing: float) -> Tensor:
+    """(1 - e) log p(a) + e mean_k log p(k) `[...]`, summed over the dimensions of the action (Szegedy et al. 2016).
+
+    Bits have two classes each. Raises ValueError for continuous distributions unless e = 0, and for shapes that differ.
+    """
+    log_prob = distribution.log_prob(action)
+    if smoothing == 0.0:
+        return log_prob
+    if isinstance(distribution, Categorical):
+        uniform = distribution.log_p.mean(-1)
+    elif isinstance(distribution, MultiCategorical):
+        blocks = distribution.log_p.split(distribution.nvec, -1)
+        uniform = torch.stack([block.mean(-1) for block in blocks], -1).sum(-1)
+    elif isinstance(distribution, Bernoulli):
+        ones = torch.ones_like(action)
+        uniform = 0.5 * (distribution.log_prob(ones) + distribution.log_prob(torch.zeros_like(action)))
+    else:
+        raise ValueError(f"label smoothing is for discrete actions, this is a {type(distribution).__name__}")
+    return (1.0 - smoothing) * log_prob + smoothing * uniform
+
+
+def squared_error(distribution: Distribution, action: Tensor) -> Tensor:
+    """mean_d (mode_d - a_d)^2 `[...]`, of actions `[..., D]`. Raises ValueError if the shapes differ."""
+    mode = distribution.mode()
+    if mode.shape != action.shape:
+        raise ValueError(f"actions {tuple(action.shape)} do not have the shape of the policy's {tuple(mode.shape)}")
+    return (mode - action).square().mean(-1)
+
+
+def half_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """1/2 sum theta^2, 0-D."""
+    return 0.5 * torch.stack([x.square().sum() for x in parameters]).sum()
+
+
+def _check_actions(context: PartContext, config: BehaviorCloningConfig) -> None:
+    continuous = isinstance(context.action_space, spaces.Box)
+    if config.loss == "mse" and not continuous:
+        raise ValueError(f"loss='mse' is for Box actions, the action space is {context.action_space}: use 'nll'")
+    if config.label_smoothing and continuous:
+        raise ValueError("label_smoothing is for discrete actions: leave it at 0 for a Box")

@@ -1,0 +1,181 @@
+"""Behaviour cloning: its losses by hand, its draws, and that it learns an expert, beside PPO and with a memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.parts.behavior_cloning import (
+    BehaviorCloning,
+    BehaviorCloningConfig,
+    half_squared_norm,
+    smoothed_log_prob,
+    squared_error,
+)
+from understudy.parts.part import PartContext
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.schedules import Schedule
+
+N, T = 8, 16
+
+
+def float64(*numbers: Any) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_smoothed_log_probs_by_hand() -> None:
+    p = [0.5, 0.25, 0.25]
+    uniform = (math.log(0.5) + 2.0 * math.log(0.25)) / 3.0
+    expected = 0.9 * math.log(0.25) + 0.1 * uniform
+    found = smoothed_log_prob(Categorical(float64(p).log()), torch.tensor([1]), 0.1)
+    assert found.tolist() == pytest.approx([expected], rel=1e-12)
+    # two blocks: the one above, and a fair coin whose smoothed log-prob is log 1/2 whatever is smoothed
+    two = MultiCategorical(float64([*p, 0.5, 0.5]).log(), (3, 2))
+    found = smoothed_log_prob(two, torch.tensor([[1, 0]]), 0.1)
+    assert found.tolist() == pytest.approx([expected + math.log(0.5)], rel=1e-12)
+    # a bit with p = 1/4: (1 - e) log p + e/2 (log p + log (1 - p))
+    bit = Bernoulli(float64([math.log(1.0 / 3.0)]))
+    expected = 0.9 * math.log(0.25) + 0.05 * (math.log(0.25) + math.log(0.75))
+    assert smoothed_log_prob(bit, torch.tensor([[1]]), 0.1).tolist() == pytest.approx([expected], rel=1e-12)
+    with pytest.raises(ValueError, match="for discrete actions"):
+        smoothed_log_prob(DiagGaussian(torch.zeros(1, 2), torch.zeros(2)), torch.zeros(1, 2), 0.1)
+
+
+def test_squared_error_and_norm_by_hand() -> None:
+    distribution = DiagGaussian(float64([1.0, -2.0]), float64(0.0, 0.0))
+    assert squared_error(distribution, float64([0.5, 0.0])).tolist() == [(0.25 + 4.0) / 2.0]
+    with pytest.raises(ValueError, match="do not have the shape"):
+        squared_error(distribution, float64(0.5))
+    assert half_squared_norm((float64(1.0, 2.0), float64([3.0]))).item() == 7.0
+
+
+def build(path: Path | str, *, memory: str = "none", ppo: Any = None, **options: Any) -> tuple[PPO, BehaviorCloning]:
+    env = PointMass(N, max_steps=40)
+    torch.manual_seed(0)
+    policy = ActorCritic(
+        env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(32,), memory=memory, memory_size=16)
+    )
+    context = PartContext(
+        name="bc",
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        policy=policy,
+        num_envs=N,
+        num_steps=T,
+        gamma=0.99,
+        device=env.device,
+        seed=0,
+    )
+    part = BehaviorCloningConfig(demonstrations=str(path), **{"batch_size": 64, **options}).build(context)
+    settings = {"num_steps": T, "epochs": 4, "minibatches": 4, "warmup_steps": 4, **(ppo or {})}
+    return PPO(env, policy, PPOConfig(**settings), {"bc": part}, total_steps=1000), part
+
+
+@pytest.fixture
+def expert(record_expert: Callable[..., Path], scripted_expert: Any, tmp_path: Path) -> Path:
+    return record_expert(PointMass(4, max_steps=40), scripted_expert, 12, tmp_path / "expert.npz")
+
+
+def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:
+    _, part = build(expert, coef=0.5, entropy_coef=0.25, l2_coef=0.125)
+    policy = build(expert)[0].policy
+    drawn = part.draw(part.demonstrations)
+    assert drawn.batch_size == (64,)
+    assert set(drawn["obs"].keys()) == {"policy"}  # what only the critic sees is not even loaded
+    loss, metrics = part.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
+    out = policy.distribution(drawn["obs"])
+    norm = sum(float(p.detach().square().sum()) for p in (*policy.actor.parameters(), *policy.head.parameters()))
+    expected = -out.log_prob(drawn["action"]).mean() - 0.25 * out.entropy().mean() + 0.125 * norm / 2.0
+    torch.testing.assert_close(loss, expected)
+    assert metrics["log_prob"].item() == pytest.approx(out.log_prob(drawn["action"]).mean().item(), rel=1e-6)
+
+
+def agreement(ppo: PPO, expert: Callable[..., Tensor]) -> float:
+    """Mean squared error of the policy's mode against the expert, on states that neither was trained on."""
+    env = PointMass(256)
+    obs, is_first = env.reset(7), torch.ones(256, dtype=torch.bool)
+    state = ppo.policy.initial_state(256)
+    with torch.no_grad():
+        mode = ppo.policy(obs, state, is_first).distribution.mode()
+    return float((mode.clamp(-1, 1) - expert(obs)).square().mean())
+
+
+@pytest.mark.parametrize(("memory", "loss"), [("none", "nll"), ("none", "mse"), ("gru", "nll")])
+def test_it_learns_the_expert_beside_ppo(expert: Path, scripted_expert: Any, memory: str, loss: str) -> None:
+    options = {"loss": loss, "sequence_length": 8, "coef": Schedule(kind="linear", start=1.0, end=0.5)}
+    still = {"optimizer": OptimizerConfig(learning_rate=3e-3, max_grad_norm=None), "value_coef": 0.0}
+    ppo, part = build(expert, memory=memory, ppo=still, **options)
+    # only the expert speaks: a broken loss then learns nothing
+    before = agreement(ppo, scripted_expert)
+    for _ in range(12):
+        ppo.iterate()
+    assert before > 0.3
+    assert agreement(ppo, scripted_expert) < 0.4 * before
+    assert 0.5 < part.coef().item() < 1.0
+
+
+def test_discrete_actions_report_their_accuracy(tmp_path: Path, scripted_env: Any, record_expert: Any) -> None:
+    env = scripted_env(2, action_space=spaces.Discrete(4, start=2))
+    path = record_expert(env, lambda obs: 2 + (obs["policy"][:, 0] > 0).long(), 16, tmp_path / "bits.npz")
+    torch.manual_seed(0)
+    policy = ActorCritic(env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,)))
+    context = PartContext(
+        name="bc", observation_space=env.observation_space, action_space=env.action_space, policy=policy, num_envs=2,
+        num_steps=8, gamma=0.99, device=env.device, seed=0,
+    )  # fmt: skip
+    part = BehaviorCloningConfig(demonstrations=str(path), label_smoothing=0.1).build(context)
+    drawn = part.draw(part.demonstrations)
+    assert set(drawn["action"].tolist()) == {0, 1}  # raw: counted from 0
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)
+    for _ in range(60):
+        loss, metrics = part.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert metrics["accuracy"] > 0.95
+    # the best that a smoothed target allows: 0.925 log 0.925 + 3 * 0.025 log 0.025
+    assert metrics["log_prob"].item() == pytest.approx(0.925 * np.log(0.925) + 0.075 * np.log(0.025), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing is for discrete actions"),
+        ({"loss": "mle"}, "unknown loss 'mle'"),
+        ({"label_smoothing": 1.0}, r"must lie in \[0, 1\)"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"l2_coef": -1.0}, "l2_coef must not be negative"),
+        ({"memory": "gru", "sequence_length": 7}, "batch_size that sequence_length divides"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(expert: Path, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(expert, **options)
+
+
+def test_no_demonstrations_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match="no demonstrations were named"):
+        build("")
+
+
+def test_every_distribution_can_be_cloned() -> None:
+    families: list[Distribution] = [
+        DiagGaussian(torch.zeros(3, 2), torch.zeros(2)),
+        Categorical(torch.zeros(3, 4)),
+        MultiCategorical(torch.zeros(3, 5), (2, 3)),
+        Bernoulli(torch.zeros(3, 2)),
+    ]
+    for family in families:
+        assert smoothed_log_prob(family, family.mode(), 0.0).shape == (3,)
