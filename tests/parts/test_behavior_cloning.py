@@ -114,16 +114,16 @@ def agreement(ppo: PPO, expert: Callable[..., Tensor]) -> float:
 
 @pytest.mark.parametrize(("memory", "loss"), [("none", "nll"), ("none", "mse"), ("gru", "nll")])
 def test_it_learns_the_expert_beside_ppo(expert: Path, scripted_expert: Any, memory: str, loss: str) -> None:
-    options = {"loss": loss, "sequence_length": 8, "coef": Schedule(kind="linear", start=1.0, end=0.5)}
+    options = {"loss": loss, "sequence_length": 8, "coef": Schedule(kind="linear", start=4.0, end=2.0)}
     still = {"optimizer": OptimizerConfig(learning_rate=3e-3, max_grad_norm=None), "value_coef": 0.0}
     ppo, part = build(expert, memory=memory, ppo=still, **options)
     # only the expert speaks: a broken loss then learns nothing
     before = agreement(ppo, scripted_expert)
-    for _ in range(12):
+    for _ in range(15):
         ppo.iterate()
     assert before > 0.3
-    assert agreement(ppo, scripted_expert) < 0.4 * before
-    assert 0.5 < part.coef().item() < 1.0
+    assert agreement(ppo, scripted_expert) < 0.3 * before
+    assert part.coef().item() == 2.0  # the schedule has run its length
 
 
 def test_discrete_actions_report_their_accuracy(tmp_path: Path, scripted_env: Any, record_expert: Any) -> None:
