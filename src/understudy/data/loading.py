@@ -16,9 +16,8 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 from understudy.data.recordings import Key, Recording, open_recording
-from understudy.envs.observations import DEFAULT_GROUP
+from understudy.envs.observations import DEFAULT_GROUP, component_keys, unflatten
 from understudy.nn.policy import find_components
-from understudy.ppo.rollout import component_keys, unflatten
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -204,6 +204,22 @@ def pick(obs: Any, source: Source) -> Any:
     """Follow `source` into nested observation dicts."""
     for key in source:
         obs = obs[key]
+    return obs
+
+
+def component_keys(space: spaces.Dict, prefix: Source = ()) -> tuple[Source, ...]:
+    """Every leaf of an observation space, as TensorDict keys."""
+    keys: list[Source] = []
+    for name, child in space.spaces.items():
+        keys += component_keys(child, (*prefix, name)) if isinstance(child, spaces.Dict) else [(*prefix, name)]
+    return tuple(keys)
+
+
+def unflatten(keys: Iterable[Source], leaves: Iterable[Tensor], batch_size: Sequence[int]) -> TensorDict:
+    """A TensorDict from leaves, in the order of `keys`."""
+    obs = TensorDict({}, batch_size=batch_size)
+    for key, leaf in zip(keys, leaves):
+        obs[key] = leaf
     return obs
 
 

@@ -18,9 +18,9 @@ from understudy import __version__
 from understudy.data.recordings import Key
 from understudy.data.writing import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import Step, VecEnv
+from understudy.envs.observations import component_keys
 from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import ActorCritic
-from understudy.ppo.rollout import component_keys
 from understudy.train.evaluation import evaluation_seed, quotas
 from understudy.train.run import read_policy
 
