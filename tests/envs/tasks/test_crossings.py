@@ -175,6 +175,11 @@ def test_the_expert_goes_straight_longest_and_turns_left_first() -> None:
     assert (edges[2, 3, 1], action[2, 3, 1]) == (5, LEFT)
     assert (edges[:, 3, 3] == 1).all()
     assert (edges[:, 0] == 0).all()
+    # six actions with two turns each, whether the first one is a turn or not
+    corner = grid("#####", "#..##", "#...#", "#..G#", "#####")
+    for cells, direction in ((corner, 0), (corner.T, 1)):
+        plan = minigrid_rules.expert_plan(cells.unsqueeze(0))[0, direction, 1, 1]
+        assert (plan >> 2, plan & 3) == (7, FORWARD)
 
 
 def test_the_expert_reaches_the_goal_in_as_many_steps_as_it_says() -> None:
@@ -362,6 +367,8 @@ def test_the_seed_fixes_everything_and_a_saved_state_goes_on_exactly(repeat: boo
     ahead = trace(env, 200, 1)
     assert torch.equal(env.cells, other.cells) == repeat  # without repeats the pool was refilled
     third.load_state_dict(state)
+    for ours, played in ((third.steps, other.steps), (third.spent, other.spent), (third.corrupted, other.corrupted)):
+        assert torch.equal(ours, played)
     assert torch.equal(third.observe()["expert_action"], other.observe()["expert_action"])
     assert all(map(torch.equal, ahead, trace(third, 200, 1)))
     assert not all(map(torch.equal, ahead, trace(other, 200, 2)))

@@ -258,7 +258,6 @@ class Crossings:
         if count - used >= self.num_envs:
             return
         self._fill(self.waiting[:used])
-        self.waiting[:-1] = self.waiting[:-1].roll(-used)
         self.taken = torch.zeros_like(self.taken)
 
     def _fill(self, slots: Tensor) -> None:
