@@ -112,8 +112,10 @@ def agreement(ppo: PPO, expert: Callable[..., Tensor]) -> float:
     return float((mode.clamp(-1, 1) - expert(obs)).square().mean())
 
 
-@pytest.mark.parametrize(("memory", "loss"), [("none", "nll"), ("none", "mse"), ("gru", "nll")])
-def test_it_learns_the_expert_beside_ppo(expert: Path, scripted_expert: Any, memory: str, loss: str) -> None:
+@pytest.mark.parametrize(("memory", "loss", "share"), [("none", "nll", 0.3), ("none", "mse", 0.3), ("gru", "nll", 0.5)])
+def test_it_learns_the_expert_beside_ppo(
+    expert: Path, scripted_expert: Any, memory: str, loss: str, share: float
+) -> None:
     options = {"loss": loss, "sequence_length": 8, "coef": Schedule(kind="linear", start=4.0, end=2.0)}
     still = {"optimizer": OptimizerConfig(learning_rate=3e-3, max_grad_norm=None), "value_coef": 0.0}
     ppo, part = build(expert, memory=memory, ppo=still, **options)
@@ -122,7 +124,7 @@ def test_it_learns_the_expert_beside_ppo(expert: Path, scripted_expert: Any, mem
     for _ in range(15):
         ppo.iterate()
     assert before > 0.3
-    assert agreement(ppo, scripted_expert) < 0.3 * before
+    assert agreement(ppo, scripted_expert) < share * before
     assert part.coef().item() == 2.0  # the schedule has run its length
 
 
