@@ -101,6 +101,34 @@ def test_a_scheduled_coefficient_is_the_constant_of_its_iteration(
     assert not torch.equal(scheduled.optimizer.flat, unchanged.optimizer.flat)
 
 
+def test_without_the_surrogate_only_the_critic_learns(scripted_env: Any, make_ppo: Any) -> None:
+    ppo = make_ppo(scripted_env(N), surrogate_coef=0.0)
+    actor = [p.detach().clone() for p in (*ppo.policy.actor.parameters(), *ppo.policy.head.parameters())]
+    critic = ppo.policy.value_head.weight.detach().clone()
+    ppo.iterate()
+    assert all(map(torch.equal, actor, (*ppo.policy.actor.parameters(), *ppo.policy.head.parameters())))
+    assert not torch.equal(critic, ppo.policy.value_head.weight)
+
+
+def test_a_schedule_may_wait_for_a_metric(scripted_env: Any, make_ppo: Any) -> None:
+    waiting = Schedule.parse("when:episode/finished>=1:0.5:0.25")
+    ppo = make_ppo(scripted_env(N), surrogate_coef=waiting)
+    ppo.iterate()
+    assert float(ppo.coefficients["surrogate"]()) == 0.5
+    resumed = make_ppo(scripted_env(N), surrogate_coef=waiting, seed=1)
+    resumed.load_state_dict(ppo.state_dict())
+    for follower in (ppo, resumed):
+        follower.iterate()
+        assert float(follower.coefficients["surrogate"]()) == 0.25
+
+
+def test_a_schedule_that_waits_for_an_unknown_metric_is_refused(scripted_env: Any, make_ppo: Any) -> None:
+    ppo = make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:episode/retrun>=1:1:0"))
+    with pytest.raises(ValueError, match="did you mean episode/return"):
+        ppo.iterate()
+    make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:evaluation/return>=1:1:0")).iterate()
+
+
 def test_the_learning_rate_follows_its_schedule(scripted_env: Any, make_ppo: Any) -> None:
     rate = Schedule.parse("linear:0.01:0")
     ppo = make_ppo(

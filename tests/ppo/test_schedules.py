@@ -81,6 +81,8 @@ def test_step() -> None:
         ("exp:1:0:it", Schedule(kind="exp", start=1.0, unit="iterations")),
         ("tanh:-1:1e-3:50", Schedule(kind="tanh", start=-1.0, end=1e-3, length=50)),
         ("piecewise:0=1,1e5=0.5", Schedule(kind="piecewise", points=((0, 1.0), (100_000, 0.5)))),
+        ("when:episode/return>=0.95:1:0", Schedule(kind="when", condition="episode/return>=0.95", start=1.0)),
+        ("when:ppo/entropy<=1e-2:0:2", Schedule(kind="when", condition="ppo/entropy<=1e-2", end=2.0)),
         ("step:0it=1,10it=0.1", Schedule(kind="step", points=((0, 1.0), (10, 0.1)), unit="iterations")),
     ],
 )
@@ -112,6 +114,10 @@ def test_text_both_ways(text: str, schedule: Schedule) -> None:
         ("piecewise:0=1,0=2", "ascending"),
         ("piecewise:-5=1,5=2", "positions from 0"),
         ("piecewise:0=1,5it=2", "mixed"),
+        ("when:episode/return:1:0", "no METRIC>=NUMBER"),
+        ("when:episode/return>0.9:1:0", "no METRIC>=NUMBER"),
+        ("when:episode/return>=high:1:0", "'high' is no number"),
+        ("when:episode/return>=1:1", "when does not take 2 fields"),
     ],
 )
 def test_bad_text_says_the_grammar(text: str, reason: str) -> None:
@@ -130,6 +136,9 @@ def test_bad_text_says_the_grammar(text: str, reason: str) -> None:
         ({"kind": "linear", "points": ((0, 1.0),)}, "has no points"),
         ({"kind": "constant", "start": 1.0, "end": 2.0}, "only a start"),
         ({"kind": "piecewise"}, "needs points"),
+        ({"kind": "when", "start": 1.0}, "no METRIC>=NUMBER"),
+        ({"kind": "when", "condition": "a>=1", "length": 5}, "only start and end"),
+        ({"kind": "linear", "condition": "a>=1"}, "has no condition"),
         ({"kind": "piecewise", "points": ((0, 1.0),), "start": 1.0}, "only points"),
         ({"kind": "step", "points": ((5, 1.0), (4, 1.0))}, "ascending"),
     ],
@@ -277,3 +286,23 @@ def test_scalar_refuses_what_is_not_finite() -> None:
     scalar = Scalar(lambda steps, _: 1.0 if steps == 0 else math.inf)
     with pytest.raises(ValueError, match="after 5 steps"):
         scalar.advance(5, 0, 10, 1)
+
+
+def test_a_condition_holds_for_good_and_survives_a_checkpoint() -> None:
+    source = Schedule.parse("when:episode/return>=0.95:1:0.25")
+    scalar = Scalar(source)
+    seen = []
+    for number in (math.nan, 0.5, 0.95, 0.1):
+        scalar.advance(0, 0, 1, 1)
+        seen.append(float(scalar()))
+        scalar.observe({"episode/return": number, "episode/length": 7.0})
+    assert seen == [1.0, 1.0, 1.0, 0.25]  # seen at the end of an iteration, followed from the next one on
+    resumed = Scalar(source)
+    resumed.load_state_dict(scalar.state_dict())
+    resumed.advance(0, 0, 1, 1)
+    assert float(resumed()) == 0.25
+    falling = Scalar(Schedule.parse("when:loss<=-1:0:3"))
+    for number, expected in ((0.0, 0.0), (-1.0, 3.0), (5.0, 3.0)):
+        falling.observe({"loss": number})
+        falling.advance(0, 0, 1, 1)
+        assert float(falling()) == expected

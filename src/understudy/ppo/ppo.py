@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +65,8 @@ class PPOConfig:
     """Pessimistic value clipping, in the critic's units; None: off."""
     loss_critic_type: Literal["l1", "l2", "smooth_l1"] = "l2"
     """Value loss (l2 is the squared error, without a half)."""
+    surrogate_coef: Number = 1.0
+    """Weight of the surrogate alone; 0 with `entropy_coef` 0 leaves the parts' losses: pure imitation."""
     entropy_coef: Number = 0.0
     """Weight of the entropy bonus."""
     samples_mc_entropy: int = 1
@@ -112,7 +115,7 @@ class PPOConfig:
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= vars(self)[name] <= 1.0:
                 raise ValueError(f"ppo.{name} must lie in [0, 1], got {vars(self)[name]}")
-        for name in ("clip_epsilon", "clip_epsilon_high", "value_clip"):
+        for name in ("clip_epsilon", "clip_epsilon_high", "value_clip", "surrogate_coef"):
             value = vars(self)[name]
             if isinstance(value, int | float) and not value >= 0.0:
                 raise ValueError(f"ppo.{name} must not be negative, got {value}")
@@ -172,6 +175,7 @@ class PPO:
                 "clip_high": Scalar(
                     config.clip_epsilon if config.clip_epsilon_high is None else config.clip_epsilon_high, device
                 ),
+                "surrogate": Scalar(config.surrogate_coef, device),
                 "value": Scalar(config.value_coef, device),
                 "value_clip": Scalar(0.0 if config.value_clip is None else config.value_clip, device),
                 "entropy": Scalar(config.entropy_coef, device),
@@ -242,16 +246,37 @@ class PPO:
             "time/update": ended - collected,
             "time/steps_per_second": self.steps_per_iteration / (ended - started),
         }
-        return result | {f"time/{name}": value for name, value in seconds.items()}
+        result |= {f"time/{name}": value for name, value in seconds.items()}
+        self._check_conditions(result)
+        self.observe(result)
+        return result
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Let schedules with a condition see host metrics: `iterate` calls it with its own, a loop with evaluations."""
+        for scalar in self._scalars():
+            scalar.observe(metrics)
+
+    def _check_conditions(self, metrics: Mapping[str, float]) -> None:
+        """Raise ValueError for a metric that no iteration will ever have; evaluations come when they come."""
+        for scalar in self._scalars():
+            condition = scalar.condition
+            if condition is None or condition.metric in metrics or condition.metric.startswith("evaluation/"):
+                continue
+            near = difflib.get_close_matches(condition.metric, metrics, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(metrics))}"
+            raise ValueError(f"the schedule {scalar.source} waits for a metric that does not exist; {hint}")
 
     def _check_lengths(self) -> None:
+        for scalar in self._scalars():
+            if isinstance(scalar.source, Schedule) and scalar.source.needs_total:
+                raise ValueError(
+                    f"the schedule {scalar.source} runs over the whole training, but nobody said how long that is: "
+                    "pass total_steps to PPO, or give the schedule a length"
+                )
+
+    def _scalars(self) -> Iterator[Scalar]:
         for module in (self.coefficients, self.optimizer, *self.parts.values()):
-            for scalar in module.modules():
-                if isinstance(scalar, Scalar) and isinstance(scalar.source, Schedule) and scalar.source.needs_total:
-                    raise ValueError(
-                        f"the schedule {scalar.source} runs over the whole training, but nobody said how long that is: "
-                        "pass total_steps to PPO, or give the schedule a length"
-                    )
+            yield from (scalar for scalar in module.modules() if isinstance(scalar, Scalar))
 
     def _advance_schedules(self) -> None:
         total = max(self.total_steps, 1)

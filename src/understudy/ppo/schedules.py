@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from tyro.constructors import PrimitiveConstructorSpec
 
-ScheduleKind = Literal["constant", "linear", "exp", "tanh", "piecewise", "step"]
+ScheduleKind = Literal["constant", "linear", "exp", "tanh", "piecewise", "step", "when"]
 ScheduleUnit = Literal["steps", "iterations"]
 
 SCHEDULE_GRAMMAR = """\
@@ -22,8 +23,21 @@ a number                         0.0003, 3e-4
 linear|exp|tanh:START:END        over the whole training
 linear|exp|tanh:START:END:LEN    over LEN environment steps (1e6) or iterations (100it)
 piecewise:POS=VALUE,POS=VALUE    linear between the points; POS in steps (1e5) or iterations (50it)
-step:POS=VALUE,POS=VALUE         the value of the last point passed"""
+step:POS=VALUE,POS=VALUE         the value of the last point passed
+when:METRIC>=NUMBER:START:END    START until a logged metric gets there (>= or <=), END for good after that"""
 """The text form of a `Number`, one form per line, for help texts and error messages."""
+
+
+class Condition(NamedTuple):
+    """`metric >= threshold` (`rising`) or `metric <= threshold`."""
+
+    metric: str
+    rising: bool
+    threshold: float
+
+    def holds(self, number: float) -> bool:
+        """Whether a value of the metric fulfils it; NaN does not."""
+        return number >= self.threshold if self.rising else number <= self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +50,11 @@ class Schedule:
     - exp:    p = (1 - 1 / s)^i, so `length` is the time constant;
     - tanh:   p = (1 - tanh((i - s) / s)) / 2, so `length` is the half-way point (and p(0) = 0.88, not 1);
     - constant: `start`;
+    - when:   `start` until an iteration ended with `condition` true, then `end` for good (the `Scalar` remembers it);
     - piecewise: linear between `points` ((position, value), ...), constant outside; step: the last point passed.
 
     Raises ValueError on an unknown kind or unit, a length below 1, non-finite numbers, missing or unordered points,
-    or a field that the kind does not use.
+    a condition that is none, or a field that the kind does not use.
     """
 
     kind: ScheduleKind
@@ -54,6 +69,8 @@ class Schedule:
     """What progress is counted in: environment steps or iterations."""
     points: tuple[tuple[int, float], ...] = ()
     """Piecewise and step: (position, value), positions ascending."""
+    condition: str = ""
+    """When: a logged metric and what it must reach, `episode/return>=0.95`."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(ScheduleKind))
@@ -62,7 +79,13 @@ class Schedule:
             raise ValueError(f"a schedule's length must be at least 1 (or None: the whole training), got {self.length}")
         if not all(math.isfinite(x) for x in (self.start, self.end, *(v for _, v in self.points))):
             raise ValueError(f"a schedule's numbers must be finite, got {self!r}")
-        if self.kind in ("piecewise", "step"):
+        if self.kind != "when" and self.condition:
+            raise ValueError(f"a {self.kind} schedule has no condition; use kind='when'")
+        if self.kind == "when":
+            self.parsed_condition()
+            if self.points or self.length is not None or self.unit != "steps":
+                raise ValueError("a schedule with a condition has only start and end beside it")
+        elif self.kind in ("piecewise", "step"):
             self._check_points()
         elif self.points:
             raise ValueError(f"a {self.kind} schedule has no points; use kind='piecewise' or 'step'")
@@ -79,14 +102,24 @@ class Schedule:
         if self.start != 0.0 or self.end != 0.0 or self.length is not None:
             raise ValueError(f"a {self.kind} schedule has only points; leave out start, end and length")
 
+    def parsed_condition(self) -> Condition:
+        """The condition of a `when`. Raises ValueError if it is none."""
+        match = re.fullmatch(r"([\w./-]+)(>=|<=)(.+)", self.condition)
+        if match is None:
+            raise ValueError(f"{self.condition!r} is no METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
+        return Condition(match[1], match[2] == ">=", _parse_float(match[3]))
+
     @property
     def needs_total(self) -> bool:
         """Whether the curve depends on the length of the whole training."""
         return self.length is None and self.kind in ("linear", "exp", "tanh")
 
     def value(self, steps: int, iteration: int, total_steps: int, total_iterations: int) -> float:
-        """The number after `steps` environment steps and `iteration` iterations, of so many in the whole training."""
-        if self.kind == "constant":
+        """The number after `steps` environment steps and `iteration` iterations, of so many in the whole training.
+
+        That of a `when` before its condition held.
+        """
+        if self.kind in ("constant", "when"):
             return self.start
         progress, total = (steps, total_steps) if self.unit == "steps" else (iteration, total_iterations)
         if self.points:
@@ -126,6 +159,8 @@ class Schedule:
         fields = rest.split(":")
         if kind == "constant" and len(fields) == 1:
             return cls(kind="constant", start=_parse_float(fields[0]))
+        if kind == "when" and len(fields) == 3:
+            return cls(kind="when", condition=fields[0], start=_parse_float(fields[1]), end=_parse_float(fields[2]))
         if kind in ("linear", "exp", "tanh") and len(fields) in (2, 3):
             length, unit = _parse_position(fields[2]) if len(fields) == 3 else (None, None)
             start, end = _parse_float(fields[0]), _parse_float(fields[1])
@@ -150,6 +185,8 @@ class Schedule:
         suffix = "it" if self.unit == "iterations" else ""
         if self.kind == "constant":
             return f"constant:{self.start!r}"
+        if self.kind == "when":
+            return f"when:{self.condition}:{self.start!r}:{self.end!r}"
         if self.points:
             return f"{self.kind}:" + ",".join(f"{position}{suffix}={value!r}" for position, value in self.points)
         length = f"{'' if self.length is None else self.length}{suffix}"
@@ -198,16 +235,21 @@ class Scalar(nn.Module):
 
     `source` is a number, a `Schedule`, or a function (steps, iteration) -> float. The buffer is filled in place, so
     compiled code and CUDA graphs see the new value; it is part of the state dict, and the next `advance` follows
-    `source` again. Raises ValueError on a number that is not finite.
+    `source` again. Whether the condition of a `when` ever held is a buffer too, moved by `observe`. Raises ValueError
+    on a number that is not finite.
     """
 
     value: Tensor  # 0-D float32
+    reached: Tensor  # 0-D bool, of a `when` only
 
     def __init__(
         self, source: float | Schedule | Callable[[int, int], float], device: torch.device | str | None = None
     ) -> None:
         super().__init__()
         self.source = source
+        self.condition = source.parsed_condition() if isinstance(source, Schedule) and source.kind == "when" else None
+        if self.condition is not None:
+            self.register_buffer("reached", torch.zeros((), dtype=torch.bool, device=device))
         # at step 0 no schedule depends on the length of the training
         start = self._compute(0, 0, 1, 1)
         self.register_buffer("value", torch.tensor(start, dtype=torch.float32, device=device))
@@ -220,6 +262,16 @@ class Scalar(nn.Module):
     def advance(self, steps: int, iteration: int, total_steps: int, total_iterations: int) -> None:
         """Fill the buffer with the value after `steps` environment steps and `iteration` iterations; no host sync."""
         self.value.fill_(self._compute(steps, iteration, total_steps, total_iterations))
+        if self.condition is not None:
+            assert isinstance(self.source, Schedule)
+            self.value.masked_fill_(self.reached, self.source.end)
+
+    @torch.no_grad()
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Look at host metrics: from the next `advance` on, the condition counts as having held if it holds now."""
+        condition = self.condition
+        if condition is not None and condition.metric in metrics and condition.holds(metrics[condition.metric]):
+            self.reached.fill_(True)
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""

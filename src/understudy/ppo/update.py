@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.envs.observations import unflatten
 from understudy.parts.part import Losses, Weights
 from understudy.ppo import devices
 from understudy.ppo.capture import capture
@@ -23,7 +24,6 @@ from understudy.ppo.losses import (
     value_loss,
 )
 from understudy.ppo.optim import average_over_ranks, gradient_step
-from understudy.ppo.rollout import unflatten
 from understudy.ppo.statistics import ratio_statistics
 from understudy.types import Metrics
 
@@ -235,7 +235,10 @@ class Updater:
         if self.masked:
             critic = critic * batch["valid"]
         stats: Metrics = {"surrogate_loss": surrogate.mean(), "value_loss": critic.mean(), "entropy": entropy.mean()}
-        loss = stats["surrogate_loss"] + coefficients["value"]() * stats["value_loss"]
+        policy_loss = stats["surrogate_loss"]
+        if c.surrogate_coef != 1.0:
+            policy_loss = coefficients["surrogate"]() * policy_loss
+        loss = policy_loss + coefficients["value"]() * stats["value_loss"]
         loss = loss - coefficients["entropy"]() * stats["entropy"]
         for name, part in self.losses.items():
             extra, metrics = part.loss(self.policy, batch, out)

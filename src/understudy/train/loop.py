@@ -33,7 +33,15 @@ from understudy.train.evaluation import EvaluationResult, evaluate, evaluation_s
 from understudy.train.logging import Logger, check_wandb, open_logger
 from understudy.train.metrics_file import drop_after
 from understudy.train.plain import to_plain
-from understudy.train.run import CHECKPOINT_KIND, Run, RunFolder, choose_run_path, create_run_folder, find_checkpoint
+from understudy.train.run import (
+    CHECKPOINT_KIND,
+    Run,
+    RunFolder,
+    choose_run_path,
+    create_run_folder,
+    find_checkpoint,
+    load,
+)
 from understudy.train.signals import StopSignals
 from understudy.train.space_codec import space_to_plain
 from understudy.train.video import check_video_packages
@@ -96,6 +104,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
             gamma=config.ppo.gamma,
             device=env.device,
             seed=randomness.mix(config.seed, f"part/{name}"),
+            load_policy=load,
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
         parts[name] = part.build(context).to(env.device)
@@ -144,7 +153,9 @@ class _Training:
                 raise
             finished = ppo.env_steps >= config.total_steps
             if stop.received is None and (finished or _crossed(config.evaluation.interval, before, ppo.env_steps)):
-                metrics |= self._evaluate(logger, finished)
+                evaluation = self._evaluate(logger, finished)
+                ppo.observe(evaluation)
+                metrics |= evaluation
             metrics["time/elapsed"] = time.monotonic() - self.start
             logger.log(ppo.env_steps, metrics)
             if finished or stop.received is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
