@@ -371,11 +371,13 @@ class Memory(nn.Module):
         _check_memory(x.shape[:-1], (x.shape[0], *state.shape[:-1]), is_first.shape)
         restarts = is_first.unsqueeze(-1).unbind(0)
         parts = state.split(self.hidden_size, dim=-1)
+        zero = torch.zeros_like(parts[0])
         ended = []
         for i in range(self.layers):
             layer, outputs = parts[i :: self.layers], []
             for inputs, restart in zip(self._inputs(i, x).unbind(0), restarts):
-                layer = self._cell(i, inputs, tuple(part.masked_fill(restart, 0.0) for part in layer))
+                # `where` is `masked_fill` at half the cost: no copy comes first
+                layer = self._cell(i, inputs, tuple(torch.where(restart, zero, part) for part in layer))
                 outputs.append(layer[0])
             x = torch.stack(outputs)
             ended.append(layer)
