@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.data.writing import write_npz
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts import PARTS, MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
+from understudy.parts import PARTS, AirlConfig, GailConfig, MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
+from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import Labels, Losses, Overrides, Part, PartContext, Rewards, Updates, Weights
 from understudy.ppo import randomness
 from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
 from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.train.record import record_episodes
 from understudy.types import Metrics, PolicyOutput
 
 N, T = 8, 8
@@ -93,7 +99,22 @@ MIRROR = SymmetryConfig(
     action=MirrorSpec(permutation=(0, 1), sign=(1.0, -1.0)),
     augmentation_coef=0.5,
 )
+SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2, gradient_penalty=1.0)
+
+
+@functools.cache
+def demonstrations() -> str:
+    """A file with episodes of a proportional controller on PointMass."""
+    path = Path(tempfile.mkdtemp()) / "point_mass.npz"
+    expert = lambda obs, _: (-obs["policy"][:, :2]).clamp(-1.0, 1.0)  # noqa: E731
+    episodes = record_episodes(PointMass(4, max_steps=20), expert, 4, seed=0)
+    write_npz(path, episodes, {})
+    return str(path)
+
+
 REGISTERED: dict[str, Callable[[PartContext], Part]] = {
+    "airl": lambda context: AirlConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
+    "gail": lambda context: GailConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
     "symmetry": MIRROR.build,
 }
@@ -105,7 +126,7 @@ BUILDERS: dict[str, Callable[[PartContext], Part]] = {
     "bonus": Bonus,
     "critique": Critique,
 }
-FEED_FORWARD_ONLY = {"symmetry"}
+FEED_FORWARD_ONLY = {"airl", "symmetry"}
 ALONE = [(name,) for name in BUILDERS]
 PAIRS = list(itertools.combinations(BUILDERS, 2))
 ALL = tuple(BUILDERS)

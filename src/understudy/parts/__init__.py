@@ -1,5 +1,7 @@
 """Expert signals: one file per part, one line here. `PARTS` is what the command line and the contract test read."""
 
+from understudy.parts.airl import Airl, AirlConfig
+from understudy.parts.gail import Gail, GailConfig
 from understudy.parts.part import (
     HOOKS,
     Labels,
@@ -16,6 +18,8 @@ from understudy.parts.random_network_distillation import RandomNetworkDistillati
 from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
 
 PARTS: dict[str, type[PartConfig]] = {
+    "airl": AirlConfig,
+    "gail": GailConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
     "symmetry": SymmetryConfig,
 }
@@ -24,6 +28,10 @@ PARTS: dict[str, type[PartConfig]] = {
 __all__ = [
     "HOOKS",
     "PARTS",
+    "Airl",
+    "AirlConfig",
+    "Gail",
+    "GailConfig",
     "Labels",
     "Losses",
     "MirrorSpec",

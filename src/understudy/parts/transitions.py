@@ -77,7 +77,7 @@ class TransitionFeatures(nn.Module):
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
 
     def of_rollout(self, rollout: TensorDictBase) -> Tensor:
-        """Raw rows `[T, N, size]` of a rollout."""
+        """Raw rows `[..., size]` of a rollout, or of drawn demonstrations, which have a rollout's names."""
         next_obs = rollout["next_obs"] if self.with_next_state else None
         return self(rollout["obs"], rollout["executed_action"], next_obs, rollout["terminated"])
 

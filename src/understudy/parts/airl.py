@@ -1,0 +1,230 @@
+"""AIRL (Fu et al. 2018, arXiv:1710.11248): a discriminator built so that a reward function can be taken out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from understudy.data.demonstrations import Demonstrations
+from understudy.nn.distributions import Distribution
+from understudy.nn.policy import ActorCritic
+from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, make_mlp
+from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
+from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.types import Metrics
+
+AirlRewardForm = Literal["logit", "shaped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirlConfig(PartConfig):
+    """Options of AIRL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
+
+    demonstrations: str = ""
+    """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
+    num_trajectories: int | None = None
+    """Use only the first so many trajectories; None: all."""
+    step_stride: int = 1
+    """Use only every n-th transition of each, as papers do."""
+    reward_weight: Number = 1.0
+    """Weight of the reward beside the task's, a number or a schedule."""
+    reward_form: AirlRewardForm = "logit"
+    """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation."""
+    observations: tuple[str, ...] = ("policy",)
+    """Observation groups, or group/component names, that reward and potential see."""
+    inputs: Inputs = "state-action"
+    """What the recovered reward g sees of a transition; "state" gives one that transfers to other dynamics."""
+    normalization: Normalization = "policy"
+    """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """How reward and potential learn; its hidden layers are those of each of the two."""
+
+    def __post_init__(self) -> None:
+        check_choice("reward_form", self.reward_form, get_args(AirlRewardForm))
+        check_choice("inputs", self.inputs, get_args(Inputs))
+        check_choice("normalization", self.normalization, get_args(Normalization))
+        if self.discriminator.loss != "bce":
+            raise ValueError("AIRL's discriminator is a probability: discriminator.loss must be 'bce'")
+        if self.discriminator.replay_size:
+            raise ValueError(
+                "AIRL compares with the probability of an action under the policy that took it: "
+                "discriminator.replay_size must be 0 (Gail takes a replay)"
+            )
+
+    def build(self, context: PartContext) -> Airl:
+        """Build the part."""
+        return Airl(context, self)
+
+
+def shaped_reward(base: Tensor, potential: Tensor, next_potential: Tensor, continues: Tensor, gamma: float) -> Tensor:
+    """`f = g + gamma (1 - terminated) h(s') - h(s)`, from g, h(s), h(s') and `continues = 1 - terminated`, `[B]` each.
+
+    (arXiv:1710.11248, eq. 4.) A time limit is not the end of the task: there h(s') counts. Raises ValueError for
+    shapes that would broadcast.
+    """
+    shapes = {tuple(x.shape) for x in (base, potential, next_potential, continues)}
+    if len(shapes) != 1:
+        raise ValueError(f"g, h(s), h(s') and continues must have one shape, got {sorted(shapes)}")
+    return base + gamma * continues * next_potential - potential
+
+
+class AirlNetwork(nn.Module):
+    """Logits `f(s, a, s') - log pi(a|s)` of rows: features, then 1 - terminated, then log pi; `[B, C]` to `[B]`."""
+
+    def __init__(self, features: TransitionFeatures, config: AirlConfig, gamma: float) -> None:
+        super().__init__()
+        self.gamma, self.state_size = gamma, features.state_size
+        self.next_state = slice(features.state_starts[1], features.size)
+        with_next_state = "next-state" in config.inputs
+        self.base_columns = features.size if with_next_state else features.state_starts[1]
+        self.base = make_mlp(self.base_columns, config.discriminator.hidden_sizes, config.discriminator)
+        self.potential = make_mlp(features.state_size, config.discriminator.hidden_sizes, config.discriminator)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits `[...]` of normalised rows `[..., C]`."""
+        return self.shaped(rows) - rows[..., -1]
+
+    def shaped(self, rows: Tensor) -> Tensor:
+        """f `[...]`."""
+        # both states in one pass
+        states = torch.stack((rows[..., : self.state_size], rows[..., self.next_state]))
+        potential, next_potential = self.potential(states).squeeze(-1).unbind(0)
+        return shaped_reward(self.recovered(rows), potential, next_potential, rows[..., -2], self.gamma)
+
+    def recovered(self, rows: Tensor) -> Tensor:
+        """g `[...]`."""
+        return self.base(rows[..., : self.base_columns]).squeeze(-1)
+
+
+class RewardFunction(nn.Module):
+    """The recovered reward g, a function of raw observations `[...]` and executed actions `[..., *A]`."""
+
+    def __init__(self, features: TransitionFeatures, normalizer: SharedNormalizer, network: AirlNetwork) -> None:
+        super().__init__()
+        self.features, self.normalizer, self.network = features, normalizer, network
+
+    @torch.no_grad()
+    def forward(self, obs: TensorDictBase, action: Tensor, next_obs: TensorDictBase | None = None) -> Tensor:
+        """g `[...]`; `next_obs` is needed only where `inputs` names the next state."""
+        needed = self.network.base_columns == self.features.size
+        if needed and next_obs is None:
+            raise ValueError("this reward was learnt with the next state among its inputs: pass next_obs")
+        following = next_obs if needed else obs  # columns that g does not read
+        never = torch.zeros(obs.batch_size, dtype=torch.bool, device=action.device)
+        rows = self.features(obs, action, following, never)
+        extra = rows.new_zeros(*rows.shape[:-1], 2)
+        return self.network.recovered(self.normalizer(torch.cat((rows, extra), dim=-1)))
+
+    def load_part_state(self, modules: Mapping[str, Tensor]) -> None:
+        """Take over what a trained `Airl` saved: the `modules` of its `training_state`."""
+        places = {"normalizer.": "normalizer.", "discriminator.network.": "network."}
+        state = {
+            here + name.removeprefix(there): x
+            for there, here in places.items()
+            for name, x in modules.items()
+            if name.startswith(there)
+        }
+        self.load_state_dict(state)
+
+
+def build_reward(policy: ActorCritic, config: AirlConfig, gamma: float) -> RewardFunction:
+    """An untrained reward function for the spaces and normalisers of a policy."""
+    inputs: Inputs = "state-action-next-state" if "action" in config.inputs else "state-next-state"
+    features = TransitionFeatures(policy.observation_space, policy.action_space, config.observations, inputs)
+    normalizer = SharedNormalizer(features, config.normalization, policy, extra=2)
+    return RewardFunction(features, normalizer, AirlNetwork(features, config, gamma))
+
+
+class Airl(Part, Rewards, Updates):
+    """Reward from a discriminator `D = sigmoid(f - log pi)` that holds a reward function, which can be taken out.
+
+        f = g(s, a) + gamma (1 - terminated) h(s') - h(s),        reward = log D - log(1 - D) = f - log pi
+
+    g is the reward that is recovered (`reward_function`), h a potential that takes up how far a state is from good
+    ones. log pi is the policy's log-density at the executed action, brought back to raw units, for expert and
+    policy rows alike: a raw action beyond the bounds, which no demonstration has, does not give the policy away.
+
+    Raises ValueError for demonstrations that do not fit the spaces, for images, and for recurrent policies: the
+    probability of the expert's actions is asked for row by row.
+    """
+
+    uses_next_obs = True
+
+    def __init__(self, context: PartContext, config: AirlConfig) -> None:
+        super().__init__(context)
+        if context.policy.recurrent:
+            raise ValueError("AIRL needs a feed-forward policy: set policy.memory to none, or use Gail")
+        self.config = config
+        model = build_reward(context.policy, config, context.gamma).to(context.device)
+        self.features, self.normalizer = model.features, model.normalizer
+        size = self.features.size
+        self.discriminator = Discriminator(
+            model.network,
+            config.discriminator,
+            num_features=size,
+            row_size=size + 2,
+            rollout_size=context.num_steps * context.num_envs,
+            generator=self.generator,
+        )
+        self.weight = Scalar(config.reward_weight, context.device)
+        # methods, not modules: the policy is no part of this part
+        self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
+        needed = dict.fromkeys((*self.features.components, *context.policy.actor.keys))
+        self.demonstrations = Demonstrations.load(
+            config.demonstrations,
+            observation_space=context.observation_space,
+            action_space=context.action_space,
+            keys=list(needed),
+            num_trajectories=config.num_trajectories,
+            step_stride=config.step_stride,
+            device=context.device,
+        )
+        if config.normalization == "own":
+            self.normalizer.absorb(self._draw()["obs"])
+
+    @property
+    def reward_weight(self) -> Tensor:
+        """0-D weight of the reward."""
+        return self.weight()
+
+    def reward(self, rollout: TensorDict) -> Tensor:
+        """f - log pi (or f) `[T, N]` of every transition of the rollout."""
+        self.normalizer.refresh()
+        rows = self.normalizer(self._rows(rollout, self.behaviour(rollout["params"])))
+        logit = self.discriminator.logit(rows)
+        return logit if self.config.reward_form == "logit" else logit + rows[..., -1]
+
+    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+        """The discriminator's steps on this rollout."""
+        drawn = self._draw()
+        behaviour = policy.distribution(drawn["obs"])
+        rows, expert = self._rows(rollout, self.behaviour(rollout["params"])), self._rows(drawn, behaviour)
+        metrics = self.discriminator.fit(rows.flatten(0, 1), expert, policy_weight(rollout).flatten(), self.normalizer)
+        if self.config.normalization == "own":
+            self.normalizer.absorb(rollout["obs"], rollout["valid"])
+            self.normalizer.absorb(drawn["obs"])
+        return metrics
+
+    def reward_function(self) -> RewardFunction:
+        """The reward recovered so far: a copy that further training does not move."""
+        network = self.discriminator.network
+        assert isinstance(network, AirlNetwork)
+        return copy.deepcopy(RewardFunction(self.features, self.normalizer, network)).eval()
+
+    def _draw(self) -> TensorDict:
+        return self.demonstrations.sample(self.discriminator.num_expert_rows, self.generator)
+
+    @torch.no_grad()
+    def _rows(self, transitions: TensorDict, behaviour: Distribution) -> Tensor:
+        """Raw rows `[..., C]`: features, 1 - terminated, log pi of the executed action."""
+        log_prob = behaviour.log_prob(self.raw_action(transitions["executed_action"]))
+        continues = (~transitions["terminated"]).float()
+        extra = torch.stack((continues, log_prob), dim=-1)
+        return torch.cat((self.features.of_rollout(transitions), extra), dim=-1)

@@ -1,0 +1,151 @@
+"""GAIL (Ho & Ermon 2016, arXiv:1606.03476): the reward is what a discriminator takes for the expert's doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.data.demonstrations import Demonstrations
+from understudy.nn.policy import ActorCritic
+from understudy.parts.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    DiscriminatorNetwork,
+    RewardForm,
+    discriminator_reward,
+)
+from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
+from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.types import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class GailConfig(PartConfig):
+    """Options of GAIL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
+
+    demonstrations: str = ""
+    """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
+    num_trajectories: int | None = None
+    """Use only the first so many trajectories; None: all."""
+    step_stride: int = 1
+    """Use only every n-th transition of each, as papers do."""
+    reward_weight: Number = 1.0
+    """Weight of the reward beside the task's, a number or a schedule."""
+    reward_form: RewardForm = "softplus"
+    """softplus: -log(1 - D), Tianshou's; log_d: log D; logit: log D - log(1 - D); least_squares: AMP's."""
+    observations: tuple[str, ...] = ("policy",)
+    """Observation groups, or group/component names, that the discriminator sees."""
+    inputs: Inputs = "state-action"
+    """What it sees of a transition."""
+    normalization: Normalization = "policy"
+    """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
+    absorbing_states: bool = False
+    """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator and how it learns."""
+
+    def __post_init__(self) -> None:
+        check_choice("reward_form", self.reward_form, get_args(RewardForm))
+        check_choice("inputs", self.inputs, get_args(Inputs))
+        check_choice("normalization", self.normalization, get_args(Normalization))
+
+    def build(self, context: PartContext) -> Gail:
+        """Build the part."""
+        return Gail(context, self)
+
+
+class Gail(Part, Rewards, Updates):
+    """Reward for transitions that a discriminator takes for the expert's (`discriminator_reward` has its forms).
+
+    A rollout is scored with the discriminator as the previous one left it, then the discriminator takes its steps on
+    the rollout (and a replay of earlier ones) against rows drawn independently from the demonstrations. Both sides are
+    normalised by one and the same map. The rows of an expert that overrides actions are no policy rows.
+
+    With `absorbing_states` the end of the task leads into an absorbing state s_a that lasts for ever, for policy and
+    expert alike: a row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one of its
+    self-loops for each end (arXiv:1809.02925, sec. 4.2). Without it the sign of `reward_form` rewards or punishes
+    ending by itself. Time limits are never ends of the task.
+
+    Raises ValueError for demonstrations that do not fit the spaces, for images, and for absorbing states with gamma 1.
+    """
+
+    def __init__(self, context: PartContext, config: GailConfig) -> None:
+        super().__init__(context)
+        if config.absorbing_states and not context.gamma < 1.0:
+            raise ValueError("absorbing states last for ever: gamma must be below 1")
+        self.config = config
+        # all steps after the end, as the return weighs them: gamma + gamma^2 + ...
+        self.ever_after = context.gamma / (1.0 - context.gamma) if config.absorbing_states else 0.0
+        self.features = TransitionFeatures(
+            context.observation_space, context.action_space, config.observations, config.inputs, config.absorbing_states
+        )
+        self.uses_next_obs = self.features.with_next_state
+        self.normalizer = SharedNormalizer(self.features, config.normalization, context.policy)
+        self.to(context.device)
+        size = self.features.size
+        self.discriminator = Discriminator(
+            DiscriminatorNetwork(size, config.discriminator).to(context.device),
+            config.discriminator,
+            num_features=size,
+            row_size=size,
+            rollout_size=context.num_steps * context.num_envs,
+            generator=self.generator,
+        )
+        self.weight = Scalar(config.reward_weight, context.device)
+        self.demonstrations = Demonstrations.load(
+            config.demonstrations,
+            observation_space=context.observation_space,
+            action_space=context.action_space,
+            keys=list(self.features.components),
+            num_trajectories=config.num_trajectories,
+            step_stride=config.step_stride,
+            device=context.device,
+        )
+        if config.normalization == "own":
+            self.normalizer.absorb(self._draw()["obs"])
+
+    @property
+    def reward_weight(self) -> Tensor:
+        """0-D weight of the reward."""
+        return self.weight()
+
+    def reward(self, rollout: TensorDict) -> Tensor:
+        """The reward `[T, N]` of every transition of the rollout."""
+        self.normalizer.refresh()
+        reward = self._score(self.features.of_rollout(rollout))
+        if self.config.absorbing_states:
+            loop = self._score(self.features.absorbing_row(reward.device))
+            reward = reward + rollout["terminated"] * (self.ever_after * loop)
+        return reward
+
+    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+        """The discriminator's steps on this rollout."""
+        rows, weight = self.features.of_rollout(rollout).flatten(0, 1), policy_weight(rollout).flatten()
+        drawn = self.demonstrations.sample(self.discriminator.num_expert_rows, self.generator)
+        expert = self.features(drawn["obs"], drawn["executed_action"], drawn.get("next_obs"), drawn["terminated"])
+        if self.config.absorbing_states:
+            rows = self._with_loops(rows, rollout["terminated"].flatten())
+            expert = self._with_loops(expert, drawn["terminated"])
+        metrics = self.discriminator.fit(rows, expert, weight, self.normalizer)
+        if self.config.normalization == "own":
+            self.normalizer.absorb(rollout["obs"], rollout["valid"])
+            self.normalizer.absorb(drawn["obs"])
+        return metrics
+
+    def _draw(self) -> TensorDict:
+        count = self.discriminator.num_expert_rows
+        return self.demonstrations.sample(count, self.generator, next_obs=self.uses_next_obs)
+
+    def _score(self, rows: Tensor) -> Tensor:
+        return discriminator_reward(self.discriminator.logit(self.normalizer(rows)), self.config.reward_form)
+
+    def _with_loops(self, rows: Tensor, terminated: Tensor) -> Tensor:
+        """Rows `[n, C]`, some of them replaced by self-loops of the absorbing state: one for each end among them."""
+        ends = terminated.float().mean()
+        drawn = torch.rand(len(rows), 1, generator=self.generator, device=rows.device)
+        return torch.where(drawn < ends / (1.0 + ends), self.features.absorbing_row(rows.device), rows)

@@ -1,0 +1,266 @@
+"""GAIL: its reward by hand, one normalisation for both sides, absorbing states, and that it learns from an expert."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.envs.base import VecEnv
+from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.heads import DistributionConfig
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.parts.discriminator import DiscriminatorConfig, discriminator_reward
+from understudy.parts.gail import Gail, GailConfig
+from understudy.parts.part import PartContext
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.ppo import PPO, PPOConfig
+
+T, N = 8, 4
+SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)
+LINEAR = DiscriminatorConfig(hidden_sizes=(), disc_update_num=1)
+
+
+def context_of(env: VecEnv, policy: ActorCritic, num_steps: int = T, gamma: float = 0.9) -> PartContext:
+    return PartContext(
+        name="gail",
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        policy=policy,
+        num_envs=env.num_envs,
+        num_steps=num_steps,
+        gamma=gamma,
+        device=env.device,
+        seed=0,
+    )
+
+
+def build(env: VecEnv, demonstrations: Any, *, policy: Any = None, ppo: Any = None, **options: Any) -> tuple[PPO, Gail]:
+    torch.manual_seed(0)
+    net = ActorCritic(env.observation_space, env.action_space, PolicyConfig(**{"hidden_sizes": (8,), **(policy or {})}))
+    settings = {
+        "num_steps": T,
+        "gamma": 0.9,
+        "epochs": 2,
+        "reward_weight": 0.0,
+        "warmup_steps": 8,
+        "minibatches": 1,
+        **(ppo or {}),
+    }
+    options = {"discriminator": SMALL, **options}
+    context = context_of(env, net, settings["num_steps"], settings["gamma"])
+    part = GailConfig(demonstrations=str(demonstrations), **options).build(context)
+    return PPO(env, net, PPOConfig(**settings), {"gail": part}, total_steps=1000), part
+
+
+def collected(ppo: PPO) -> TensorDict:
+    ppo.collector.reset(0)
+    ppo.policy.update_normalizers(ppo.collector.collect()["obs"])
+    rollout = ppo.collector.collect()
+    ppo.collector.evaluate()
+    return rollout
+
+
+@pytest.fixture
+def point_mass(tmp_path: Any, record_expert: Any, scripted_expert: Any) -> Any:
+    return record_expert(PointMass(4, max_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
+
+
+def test_the_reward_by_hand(point_mass: Any) -> None:
+    """A linear discriminator on normalised state and action, in float64."""
+    ppo, part = build(PointMass(N), point_mass, discriminator=LINEAR, reward_form="softplus")
+    rollout = collected(ppo)
+    layer = part.discriminator.network.mlp.layers[0]  # type: ignore[union-attr, index]
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    normalizer: Any = ppo.policy.normalizers["policy"]
+    state = (rollout["obs", "policy"].double() - normalizer.mean) / (normalizer.var + 1e-8).sqrt()
+    rows = torch.cat((state.clamp(-10.0, 10.0), rollout["action"].double().clamp(-1.0, 1.0)), dim=-1)
+    expected = torch.log1p(torch.exp((rows @ weight.T).squeeze(-1) + bias))
+    found = part.reward(rollout)
+    assert found.shape == (T, N)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+class Replayed:
+    """Demonstrations that are the rows of a rollout, each of them once."""
+
+    def __init__(self, rollout: TensorDict) -> None:
+        action = rollout["executed_action"].flatten(0, 1).clone()
+        self.rows = rollout.select("obs", "terminated").flatten(0, 1).clone()
+        self.rows["executed_action"] = action
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> TensorDict:
+        return self.rows[torch.randperm(batch_size, generator=generator)]
+
+
+@pytest.mark.parametrize("normalization", ["policy", "own", "none"])
+def test_equal_rows_look_equal_whatever_the_units(normalization: str, point_mass: Any) -> None:
+    """Expert rows equal to the policy's cannot be told apart: they could, were either side alone normalised."""
+    ppo, part = build(PointMass(N), point_mass, discriminator=LINEAR, normalization=normalization)
+    rollout = collected(ppo)
+    rollout["obs", "policy"].mul_(30.0).add_(100.0)  # units in which raw and normalised are far apart
+    part.demonstrations = Replayed(rollout)  # type: ignore[assignment]
+    ppo.policy.update_normalizers(rollout["obs"])
+    for _ in range(3):
+        part.reward(rollout)
+        metrics = part.update(ppo.policy, rollout)
+        torch.testing.assert_close(metrics["logit_pi"], metrics["logit_exp"], rtol=1e-4, atol=1e-4)
+        assert metrics["acc_pi"] + metrics["acc_exp"] == pytest.approx(1.0)
+    assert metrics["loss"] >= 2.0 * math.log(2.0) - 1e-4  # nothing to be learnt
+
+
+def test_the_discriminator_sees_what_was_executed(point_mass: Any) -> None:
+    ppo, part = build(PointMass(N), point_mass, policy={"distribution": DistributionConfig(init_std=5.0)})
+    rollout = collected(ppo)
+    assert rollout["action"].abs().max() > 1.0
+    before = part.reward(rollout)
+    rollout["action"].mul_(3.0)
+    assert torch.equal(part.reward(rollout), before)
+
+
+def test_rows_of_an_overriding_expert_are_no_policy_rows(point_mass: Any) -> None:
+    def learnt(spoil: bool) -> Tensor:
+        ppo, part = build(PointMass(N), point_mass)
+        rollout = collected(ppo)
+        rollout["on_policy"] = torch.ones(T, N, dtype=torch.bool)
+        rollout["on_policy"][2:4] = False
+        if spoil:
+            rollout["executed_action"][2:4] = 0.77
+        part.reward(rollout)
+        part.update(ppo.policy, rollout)
+        return part.discriminator.optimizer.flat.clone()
+
+    assert torch.equal(learnt(spoil=False), learnt(spoil=True))
+
+
+def test_absorbing_states_by_hand(point_mass: Any) -> None:
+    ppo, part = build(PointMass(N, max_steps=5), point_mass, absorbing_states=True, reward_form="logit")
+    rollout = collected(ppo)
+    rollout["terminated"].zero_()
+    plain = part.reward(rollout)
+    rollout["terminated"][3, 1] = True
+    loop = torch.zeros(1, part.features.size)
+    loop[0, 4] = 1.0  # the indicator behind the four numbers of the state
+    value = discriminator_reward(part.discriminator.logit(part.normalizer(loop)), "logit")
+    expected = plain.clone()
+    expected[3, 1] += 0.9 / (1.0 - 0.9) * value.item()  # 0.9 + 0.81 + ...
+    torch.testing.assert_close(part.reward(rollout), expected)
+
+
+def test_one_loop_for_each_end(point_mass: Any) -> None:
+    _, part = build(PointMass(N), point_mass, absorbing_states=True)
+    rows, terminated = torch.zeros(40_000, part.features.size), torch.arange(40_000) % 4 == 0
+    loops = part._with_loops(rows, terminated)[:, 4].mean()
+    assert loops == pytest.approx(0.2, abs=0.01)  # one loop beside every four rows
+    assert part._with_loops(rows, torch.zeros(40_000, dtype=torch.bool)).sum() == 0.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inputs": "state"},
+        {"inputs": "state-next-state", "absorbing_states": True},
+        {"inputs": "state-action-next-state", "reward_form": "log_d", "normalization": "own"},
+        {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), gradient_penalty=5.0, replay_size=64)},
+        {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), loss="least_squares"), "reward_form": "least_squares"},
+        {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), spectral_norm=True)},
+        {"policy": {"memory": "gru", "memory_size": 8}},
+    ],
+    ids=str,
+)
+def test_every_option_trains(options: dict[str, Any], point_mass: Any) -> None:
+    ppo, part = build(PointMass(N, max_steps=6), point_mass, **options)
+    before = part.discriminator.optimizer.flat.clone()
+    for _ in range(2):
+        metrics = ppo.iterate()
+    assert not torch.equal(part.discriminator.optimizer.flat, before)
+    for name in ("loss", "acc_pi", "acc_exp", "logit_pi", "logit_exp", "penalty", "grad_norm"):
+        assert math.isfinite(metrics[f"gail/{name}"])
+    assert metrics["reward/gail"] == metrics["reward/gail"]
+    assert ppo.collector.keeps_next_obs == ("next-state" in options.get("inputs", "state-action"))
+
+
+def test_discrete_actions_and_dict_observations(
+    scripted_env: Callable[..., Any], record_expert: Any, tmp_path: Any
+) -> None:
+    inner = spaces.Dict({"pose": spaces.Box(-np.inf, np.inf, (2,), np.float32), "room": spaces.Discrete(3)})
+    space = {"observation_space": spaces.Dict({"policy": inner}), "action_space": spaces.Discrete(3, start=2)}
+    path = record_expert(scripted_env(2, **space), lambda obs: torch.full((2,), 4), 4, tmp_path / "dict.npz")
+    ppo, part = build(scripted_env(N, **space, seed=1), path)
+    assert part.features.size == 2 + 3 + 3
+    for _ in range(20):
+        metrics = ppo.iterate()
+    assert metrics["gail/acc_exp"] > 0.6  # the expert always takes action 4
+    assert metrics["reward/gail"] > 0.0
+
+
+def test_one_environment_is_enough(point_mass: Any) -> None:
+    ppo, _ = build(PointMass(1, max_steps=6), point_mass)
+    assert math.isfinite(ppo.iterate()["gail/loss"])
+
+
+def test_it_adds_to_the_tasks_reward_with_its_weight(point_mass: Any) -> None:
+    ppo, part = build(PointMass(N), point_mass, reward_weight=0.25, ppo={"reward_weight": 2.0})
+    rollout = collected(ppo)
+    ppo._rewards(rollout, masked=False)
+    torch.testing.assert_close(rollout["reward"], 2.0 * rollout["task_reward"] + 0.25 * part.reward(rollout))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"reward_form": "softmax"}, "did you mean 'softplus'"),
+        ({"inputs": "state_action"}, "did you mean 'state-action'"),
+        ({"normalization": "policies"}, "did you mean 'policy'"),
+        ({"observations": ("polcy",)}, "did you mean 'policy'"),
+        ({"observations": ()}, "observations is empty"),
+        ({"absorbing_states": True, "ppo": {"gamma": 1.0}}, "gamma must be below 1"),
+        ({"policy": {"normalize_observations": False}}, "choose normalization='own'"),
+        ({"discriminator": DiscriminatorConfig(disc_update_num=100)}, "cannot be split"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass: Any) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(PointMass(N), point_mass, **options)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "flipped"])
+def test_it_learns_a_task_from_demonstrations_alone(
+    sign: float, record_expert: Any, scripted_expert: Any, tmp_path: Any
+) -> None:
+    """PointMass: the first policy returns about -80, this expert about -4; without the task's reward GAIL passes -15.
+
+    With the sign of the reward flipped it must not.
+    """
+    path = record_expert(PointMass(16), scripted_expert, 48, tmp_path / "expert.npz")
+    ppo, _ = build(
+        PointMass(32),
+        path,
+        reward_form="logit",
+        reward_weight=sign,
+        discriminator=DiscriminatorConfig(hidden_sizes=(64, 64), batch_size=256, disc_update_num=8),
+        policy={
+            "hidden_sizes": (32, 32),
+            "critic_groups": ("policy",),
+            "distribution": DistributionConfig(init_std=0.5),
+        },
+        ppo={
+            "num_steps": 64,
+            "epochs": 5,
+            "minibatches": 8,
+            "gamma": 0.97,
+            "optimizer": OptimizerConfig(learning_rate=2e-3),
+        },
+    )
+    for _ in range(50):
+        metrics = ppo.iterate()
+    assert (metrics["episode/return"] > -15.0) == (sign > 0.0)
+    if sign < 0.0:
+        assert metrics["episode/return"] < -25.0
