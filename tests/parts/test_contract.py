@@ -17,6 +17,7 @@ from understudy.data.writing import write_npz
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import PARTS, AirlConfig, GailConfig, MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import Labels, Losses, Overrides, Part, PartContext, Rewards, Updates, Weights
 from understudy.ppo import randomness
@@ -114,6 +115,9 @@ def demonstrations() -> str:
 
 REGISTERED: dict[str, Callable[[PartContext], Part]] = {
     "airl": lambda context: AirlConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
+    "behavior-cloning": lambda context: BehaviorCloningConfig(
+        demonstrations=demonstrations(), batch_size=16, sequence_length=4, entropy_coef=0.01, l2_coef=1e-4
+    ).build(context),
     "gail": lambda context: GailConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
     "symmetry": MIRROR.build,

@@ -1,6 +1,7 @@
 """Expert signals: one file per part, one line here. `PARTS` is what the command line and the contract test read."""
 
 from understudy.parts.airl import Airl, AirlConfig
+from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.parts.gail import Gail, GailConfig
 from understudy.parts.part import (
     HOOKS,
@@ -19,6 +20,7 @@ from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
 
 PARTS: dict[str, type[PartConfig]] = {
     "airl": AirlConfig,
+    "behavior-cloning": BehaviorCloningConfig,
     "gail": GailConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
     "symmetry": SymmetryConfig,
@@ -30,6 +32,8 @@ __all__ = [
     "PARTS",
     "Airl",
     "AirlConfig",
+    "BehaviorCloning",
+    "BehaviorCloningConfig",
     "Gail",
     "GailConfig",
     "Labels",

@@ -13,7 +13,9 @@ import yaml
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.policy import PolicyConfig
 from understudy.parts.part import PartConfig
+from understudy.ppo.optim import LRSchedulerConfig
 from understudy.ppo.ppo import PPOConfig
+from understudy.ppo.schedules import Number, Schedule
 from understudy.train.plain import from_plain, to_plain
 
 
@@ -69,11 +71,38 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfflineConfig:
+    """Epochs over the demonstrations of the behavior-cloning part, before the first environment step."""
+
+    epochs: int = 100
+    """Passes over the demonstrations, at most."""
+    learning_rate: Number = 1e-3
+    """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
+    lr_scheduler: LRSchedulerConfig | None = None
+    """Any torch.optim.lr_scheduler, stepped once per epoch."""
+    validation_fraction: float = 0.1
+    """Share of the trajectories that is held out; the policy that fits them best is kept. 0: the last one is kept."""
+    patience: int | None = 20
+    """Stop after so many epochs without a better fit of what is held out; None: never."""
+    evaluation_interval: int | None = None
+    """Epochs between evaluations in the environment; None: only at the end."""
+
+    def __post_init__(self) -> None:
+        _at_least("offline.epochs", self.epochs, 1)
+        _at_least("offline.patience", self.patience, 1)
+        _at_least("offline.evaluation_interval", self.evaluation_interval, 1)
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ValueError(f"offline.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        if self.lr_scheduler is not None and isinstance(self.learning_rate, Schedule):
+            raise ValueError("only one thing may move offline.learning_rate: drop lr_scheduler or the schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A complete training: what `understudy.train` runs, what `config.yaml` holds, what the command line edits."""
 
     total_steps: int
-    """Environment steps, over all environments together; the last rollout may exceed it."""
+    """Environment steps, over all environments together; the last rollout may exceed it. 0: only offline training."""
     seed: int = 0
     """Seed of everything: weights, environments, minibatches, parts, evaluation."""
     run_dir: str | None = None
@@ -89,12 +118,14 @@ class TrainConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     parts: dict[str, PartConfig] = field(default_factory=dict)
     """Expert signals by name; the name is their rollout key, metric prefix and checkpoint key."""
+    offline: OfflineConfig | None = None
+    """Training on demonstrations alone, before PPO (or, with total_steps 0, instead of it)."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        _at_least("total_steps", self.total_steps, 1)
+        _at_least("total_steps", self.total_steps, 1 if self.offline is None else 0)
         _at_least("seed", self.seed, 0)
         _at_least("torch_threads", self.torch_threads, 1)
         for name, part in self.parts.items():

@@ -32,6 +32,7 @@ from understudy.train.config import TrainConfig, to_yaml
 from understudy.train.evaluation import EvaluationResult, evaluate, evaluation_seed
 from understudy.train.logging import Logger, check_wandb, open_logger
 from understudy.train.metrics_file import drop_after
+from understudy.train.offline import OfflineTraining, find_cloning_part
 from understudy.train.plain import to_plain
 from understudy.train.run import (
     CHECKPOINT_KIND,
@@ -46,6 +47,9 @@ from understudy.train.signals import StopSignals
 from understudy.train.space_codec import space_to_plain
 from understudy.train.video import check_video_packages
 from understudy.types import CheckpointError, NonFiniteError, WorkerError
+
+EPOCHS_PER_CHECKPOINT = 10
+"""Epochs of offline training between checkpoints."""
 
 
 def train(config: TrainConfig) -> Run:
@@ -74,18 +78,21 @@ def resume(run: Path | str, *, total_steps: int | None = None) -> Run:
         config = dataclasses.replace(config, total_steps=total_steps)
     path = find_checkpoint(folder.path)
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    if checkpoint["env_steps"] >= config.total_steps:
+    offline = _unfinished_epochs(config, checkpoint)
+    if offline is None and checkpoint["env_steps"] >= config.total_steps:
         raise ValueError(
             f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
             f"{2 * config.total_steps}"
         )
     _check_extras(config)
     with _building(config) as (env, ppo):
+        training = _Training(config, folder, env, ppo)
         _restore(ppo, checkpoint, str(path))
+        if training.offline is not None:
+            training.offline.load_state_dict(checkpoint["offline"])
         folder.write_config(config)
         folder.record_start()
-        drop_after(folder.metrics, ppo.env_steps)
-        training = _Training(config, folder, env, ppo)
+        drop_after(folder.metrics, ppo.env_steps if offline is None else offline)
         training.best_return = checkpoint["best_return"]
         return training.run()
 
@@ -118,21 +125,17 @@ class _Training:
         self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
         self.best_return = -math.inf
         self.evaluation: EvaluationResult | None = None
+        self.offline = None if config.offline is None else OfflineTraining(ppo, config.offline)
         self.start = time.monotonic()
 
     def run(self) -> Run:
-        logger = open_logger(
-            self.folder.path,
-            self.config.logging,
-            to_plain(self.config),
-            first_step=self.ppo.env_steps,
-            total_steps=self.config.total_steps,
-        )
-        try:
-            with StopSignals() as stop:
-                self._iterate(logger, stop)
-        finally:
-            logger.close()
+        with StopSignals() as stop:
+            if self.offline is not None and not self.offline.finished:
+                with self._logger(self.offline.epochs_done, self.offline.config.epochs) as logger:
+                    self._pretrain(self.offline, logger, stop)
+            if stop.received is None and self.config.total_steps:
+                with self._logger(self.ppo.env_steps, self.config.total_steps) as logger:
+                    self._iterate(logger, stop)
         return Run(
             path=self.folder.path,
             config=self.config,
@@ -141,6 +144,33 @@ class _Training:
             evaluation=self.evaluation,
             stopped_by=stop.received.name if stop.received is not None else None,
         )
+
+    @contextmanager
+    def _logger(self, first_step: int, total_steps: int) -> Iterator[Logger]:
+        plain = to_plain(self.config)
+        logger = open_logger(
+            self.folder.path, self.config.logging, plain, first_step=first_step, total_steps=total_steps
+        )
+        try:
+            yield logger
+        finally:
+            logger.close()
+
+    def _pretrain(self, offline: OfflineTraining, logger: Logger, stop: StopSignals) -> None:
+        """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
+        interval = offline.config.evaluation_interval
+        logger.note(f"demonstrations: {offline.summary()}")
+        while not offline.finished and stop.received is None:
+            metrics = offline.epoch()
+            if offline.finished:
+                offline.finish()
+            done = offline.finished and not self.config.total_steps
+            if done or _crossed(interval, offline.epochs_done - 1, offline.epochs_done):
+                metrics |= self._evaluate(logger, done)
+            metrics["time/elapsed"] = time.monotonic() - self.start
+            logger.log(offline.epochs_done, metrics)
+            if offline.finished or stop.received is not None or offline.epochs_done % EPOCHS_PER_CHECKPOINT == 0:
+                self._checkpoint()
 
     def _iterate(self, logger: Logger, stop: StopSignals) -> None:
         config, ppo = self.config, self.ppo
@@ -201,6 +231,7 @@ class _Training:
                 "best_return": self.best_return,
                 "env_steps": self.ppo.env_steps,
                 "state": self.ppo.state_dict(),
+                "offline": None if self.offline is None else self.offline.state_dict(),
             },
         )
 
@@ -243,7 +274,19 @@ def _build(config: TrainConfig, env: VecEnv, device: torch.device) -> PPO:
         torch.manual_seed(randomness.mix(config.seed, "weights"))
         policy = ActorCritic(env.observation_space, env.action_space, config.policy).to(device)
         parts = build_parts(config, env, policy)
-    return PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
+    ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
+    if config.offline is not None:
+        find_cloning_part(ppo)  # it is missed here, not after the run's folder is made
+    return ppo
+
+
+def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int | None:
+    """How many epochs of an offline training are done, None if it is over or there is none."""
+    if config.offline is None:
+        return None
+    state = checkpoint["offline"]
+    over = state["stopped_early"] or state["epochs_done"] >= config.offline.epochs
+    return None if over else int(state["epochs_done"])
 
 
 def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
