@@ -97,6 +97,9 @@ def test_resume(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "x", "--sample", "--deterministic"], "not allowed with"),
         (["plot", "nowhere"], "is not a run"),
         (["list", "recipe"], "recipes"),
+        (["motions"], "motions what?"),
+        (["motions", "inspct", "x"], "did you mean inspect?"),
+        (["motions", "inspect", "nowhere.npz"], "there is no file"),
     ],
 )
 def test_users_errors_are_one_clear_message(

@@ -1,4 +1,4 @@
-"""The command line: `understudy train | evaluate | plot | list`. Heavy imports wait until a command needs them."""
+"""The command line: `understudy train | evaluate | plot | motions | list`. Heavy imports wait until one needs them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ commands:
   train --resume RUN          continue a run from its newest checkpoint
   evaluate RUN [--options]    score a trained policy, film it
   plot RUN [RUN ...]          draw learning curves
+  motions inspect FILE        fields, length, ranges, gaps and a picture of a motion file
+  motions convert FILE OUT    read a pickled (or any) motion file, write it as .npz
   list [recipes|parts|envs]   what there is
 
 options:
@@ -79,6 +81,7 @@ def _dispatch(words: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "plot": _plot,
+        "motions": _motions,
         "list": _list,
     }
     if words[0] not in commands:
@@ -219,6 +222,55 @@ def _plot(words: list[str]) -> int:
         metric=chosen.metric,
     )
     print(f"learning curve: {output}")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- motions
+
+
+def _motions(words: list[str]) -> int:
+    actions = {"inspect": _inspect_motions, "convert": _convert_motions}
+    if not words or words[0] not in actions:
+        what = f"unknown action {words[0]!r}; {_nearest(words[0], list(actions))}" if words else "motions what?"
+        raise UsageError(f"{what} (understudy motions inspect FILE | convert FILE OUTPUT)")
+    return actions[words[0]](words[1:])
+
+
+def _inspect_motions(words: list[str]) -> int:
+    parser = _Parser(prog="understudy motions inspect", description="Say what a motion file holds, and draw it.")
+    parser.add_argument("file", metavar="FILE", type=Path, help="motion file: .npz or JSON text")
+    parser.add_argument("--text-fields", nargs="+", default=(), help="names of the columns of text that has none")
+    parser.add_argument("--picture", metavar="PATH", type=Path, help="PNG to write (default: FILE.png)")
+    chosen = parser.parse_args(words)
+    from understudy.data.motion_formats import read_motions
+    from understudy.data.motion_report import describe, draw_clips
+
+    clips = read_motions(chosen.file, chosen.text_fields)
+    print(describe(clips))
+    print(f"picture: {draw_clips(clips, chosen.picture or chosen.file.with_suffix('.png'))}")
+    return 0
+
+
+def _convert_motions(words: list[str]) -> int:
+    parser = _Parser(
+        prog="understudy motions convert",
+        description="Read a motion file, write it as our .npz. This is the only command that opens pickles (st_gym's "
+        "refmotion). It takes containers, numbers, text and numpy arrays from one, refuses everything else, and runs "
+        "nothing of it.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="pickle, joblib file, JSON text or .npz")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help=".npz to write")
+    parser.add_argument("--text-fields", nargs="+", default=(), help="names of the columns of text that has none")
+    chosen = parser.parse_args(words)
+    from understudy.data.motion_formats import is_pickle, read_motions, write_motions
+    from understudy.data.pickled_motions import read_pickled_motions
+
+    pickled = is_pickle(chosen.file)
+    clips = read_pickled_motions(chosen.file) if pickled else read_motions(chosen.file, chosen.text_fields)
+    write_motions(chosen.output, clips)
+    kind = "pickle (data only, nothing of it was run)" if pickled else "motion file"
+    print(f"read {len(clips)} clips from the {kind} {chosen.file}")
+    print(f"wrote {chosen.output}")
     return 0
 
 

@@ -158,7 +158,7 @@ def test_bad_text_is_refused(tmp_path: Path, changes: dict[str, object], message
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no motion file"):
+    with pytest.raises(ValueError, match="there is no file"):
         read_motions(tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_text("Frames: 1")
     with pytest.raises(ValueError, match=r"neither an \.npz nor JSON text"):

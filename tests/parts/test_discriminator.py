@@ -131,6 +131,8 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         ({"disc_update_num": 0}, "disc_update_num is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"replay_size": -1}, "replay_size is -1"),
+        ({"replay_add": 0}, "replay_add is 0"),
+        ({"logit_regularizer": -0.1}, "must not be negative"),
         ({"gradient_penalty": -1.0}, "must not be negative"),
         ({"loss": "bce_logits"}, "did you mean 'bce'"),
         ({"penalty_on": "experts"}, "did you mean 'expert'"),
@@ -191,7 +193,7 @@ def test_accuracies_count_the_right_sides() -> None:
     assert metrics["acc_exp"].item() == 0.75
 
 
-@pytest.mark.parametrize(("where", "expected"), [("interpolates", (5.0 - 1.0) ** 2), ("expert", 25.0)])
+@pytest.mark.parametrize(("where", "expected"), [("interpolates", (5.0 - 1.0) ** 2), ("expert", 25.0), ("both", 25.0)])
 def test_the_penalty_sees_features_and_no_other_column(where: str, expected: float) -> None:
     """Gradient (3, 4) on the features; a third column with weight 100 must not count."""
     network = Linear(3.0, 4.0, 100.0)
@@ -285,6 +287,41 @@ def test_half_of_the_rows_come_from_the_past() -> None:
     assert (weight == 1.0).all()
     assert (drawn[:, :2] == 2.0).all()
     assert (drawn[:, 2:] == 1.0).all()
+
+
+def test_few_rows_of_each_rollout_reach_far_back() -> None:
+    discriminator = build(Linear(1.0, 1.0), disc_update_num=2, replay_size=16, replay_add=2)
+    for value in range(8):
+        discriminator._draw(torch.full((8, 2), float(value)), torch.ones(8))
+    assert discriminator.replay is not None
+    assert discriminator.replay.rows[:, 0].tolist() == [float(i // 2) for i in range(16)]
+
+
+def test_the_penalty_on_both_sides_skips_rows_left_out() -> None:
+    class Bowl(Linear):
+        def forward(self, rows: Tensor) -> Tensor:
+            return rows.square() @ self.weight  # its gradient is 2 w x
+
+    rows, left_out = torch.tensor([[1.0, 0.0]]).repeat(8, 1), torch.tensor([[0.0, 5.0]]).repeat(8, 1)
+    options = {"disc_update_num": 1, "gradient_penalty": 1.0, "penalty_on": "both"}
+    both = build(Bowl(1.0, 1.0), **options).fit(left_out, rows, torch.ones(8))
+    assert both["penalty"].item() == pytest.approx((4.0 + 100.0) / 2)
+    expert_only = build(Bowl(1.0, 1.0), **options).fit(left_out, rows, torch.zeros(8))
+    assert expert_only["penalty"].item() == pytest.approx(4.0)
+
+
+def test_the_logit_regularizer_pulls_the_last_layer_alone() -> None:
+    config = DiscriminatorConfig(hidden_sizes=(4,))
+    networks = [DiscriminatorNetwork(2, config) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    before = [p.detach().clone() for p in networks[0].parameters()]
+    policy, expert = torch.randn(8, 2), torch.randn(8, 2)
+    for network, weight in zip(networks, (0.0, 0.5)):
+        build(network, disc_update_num=1, logit_regularizer=weight).fit(policy, expert, torch.ones(8))
+    hidden, bias, last, last_bias = (b.detach() - a.detach() for a, b in zip(*(n.parameters() for n in networks)))
+    for same in (hidden, bias, last_bias):
+        torch.testing.assert_close(same, torch.zeros_like(same), rtol=0.0, atol=1e-7)
+    torch.testing.assert_close(last, -0.1 * 0.5 * 2.0 * before[2], rtol=1e-4, atol=1e-6)
 
 
 def test_the_replay_forgets_the_oldest_rows() -> None:

@@ -108,21 +108,23 @@ def read_motions(path: str | Path, text_fields: Sequence[str] = ()) -> list[Moti
     differs from fork to fork). Raises ValueError for what is wrong with the file, and for a pickle.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no motion file {path}")
-    with path.open("rb") as file:
-        start = file.read(64)
     try:
-        if zipfile.is_zipfile(path):
-            return _read_npz(path)
-        if start[:1] in (b"\x80", b"x"):  # pickle protocols from 2 on; joblib's zlib
+        if is_pickle(path):
             raise ValueError(
                 "it is a pickle, which is never loaded in passing. Turn it into a motion file once: "
                 f"understudy motions convert {path} {path.with_suffix('.npz')}"
             )
-        return _read_text(path, text_fields)
+        return _read_npz(path) if zipfile.is_zipfile(path) else _read_text(path, text_fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether it begins as pickles do (protocol 2 on) or joblib's compressed ones. Raises ValueError without a file."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    with path.open("rb") as file:
+        return file.read(1) in (b"\x80", b"x")
 
 
 def write_motions(path: str | Path, clips: Sequence[MotionClip]) -> Path:

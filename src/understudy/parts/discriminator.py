@@ -19,7 +19,7 @@ from understudy.types import Metrics
 
 DiscriminatorLoss = Literal["bce", "least_squares"]
 RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
-Penalty = Literal["interpolates", "expert"]
+Penalty = Literal["interpolates", "expert", "both"]
 
 _STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
 
@@ -117,9 +117,13 @@ class DiscriminatorConfig:
     gradient_penalty: Number = 0.0
     """Weight of the gradient penalty, a number or a schedule; 0: none."""
     penalty_on: Penalty = "interpolates"
-    """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1)."""
+    """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1) or on both sides'."""
+    logit_regularizer: float = 0.0
+    """Weight of the sum of squares of the last layer's weights, which keeps logits small."""
     replay_size: int = 0
     """Policy rows of earlier rollouts to keep; half of each step's policy rows then come from them. 0: none."""
+    replay_add: int | None = None
+    """Rows of each rollout that enter the replay; None: as many as fit. Few rows reach far back."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(max_grad_norm=None))
     """Own optimizer."""
 
@@ -130,11 +134,14 @@ class DiscriminatorConfig:
             ("disc_update_num", self.disc_update_num, 1),
             ("batch_size", self.batch_size, 1),
             ("replay_size", self.replay_size, 0),
+            ("replay_add", self.replay_add, 1),
         ):
             if value is not None and value < least:
                 raise ValueError(f"discriminator.{name} is {value}; it must be at least {least}")
         if isinstance(self.gradient_penalty, int | float) and self.gradient_penalty < 0.0:
             raise ValueError(f"discriminator.gradient_penalty must not be negative, got {self.gradient_penalty}")
+        if not self.logit_regularizer >= 0.0:
+            raise ValueError(f"discriminator.logit_regularizer must not be negative, got {self.logit_regularizer}")
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -186,6 +193,7 @@ class Discriminator(nn.Module):
                 f"a rollout of {rollout_size} rows cannot be split among disc_update_num = {self.updates} steps: "
                 "lower it, collect longer rollouts, or set discriminator.batch_size"
             )
+        self.outputs = [x for x in network.modules() if isinstance(x, nn.Linear) and x.out_features == 1]
         self.optimizer = Optimizer(network.parameters(), config.optimizer)
         device = self.optimizer.flat.device
         self.replay = Replay(config.replay_size, row_size, device) if config.replay_size else None
@@ -245,7 +253,7 @@ class Discriminator(nn.Module):
         if self.replay is None:
             return drawn, weights
         old, old_weight = self.replay.draw(U * (B - fresh), self.generator)
-        kept = self._permutation(n)[: self.replay.capacity]
+        kept = self._permutation(n)[: min(self.replay.capacity, self.config.replay_add or n)]
         self.replay.add(rows[kept], weight[kept])
         return (
             torch.cat((drawn, old.view(U, B - fresh, -1)), dim=1),
@@ -263,8 +271,10 @@ class Discriminator(nn.Module):
         with torch.enable_grad():
             logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
             loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
-            penalty = self._penalty(policy, expert, share) if self.penalized else torch.zeros_like(loss)
+            penalty = self._penalty(policy, expert, weight, share) if self.penalized else torch.zeros_like(loss)
             total = loss + self.coefficient() * penalty
+            if self.config.logit_regularizer:
+                total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
             gradients = torch.autograd.grad(total, self.optimizer.targets, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             statistics = (
@@ -277,8 +287,10 @@ class Discriminator(nn.Module):
             )
             return (*gradients, torch.stack([x.detach() for x in statistics]))
 
-    def _penalty(self, policy: Tensor, expert: Tensor, share: list[Tensor]) -> Tensor:
+    def _penalty(self, policy: Tensor, expert: Tensor, weight: Tensor, share: list[Tensor]) -> Tensor:
         points = interpolate(policy, expert, share[0]) if share else expert
+        if self.config.penalty_on == "both":  # in place of rows left out, the expert's once more
+            points = torch.cat((expert, torch.where(weight.unsqueeze(-1) > 0.0, policy, expert)))
         features, others = points[:, : self.num_features], points[:, self.num_features :]
         x = features.detach().requires_grad_()
         return gradient_penalty(self.network(torch.cat((x, others), dim=-1)), x, target=1.0 if share else 0.0)

@@ -30,6 +30,8 @@ class FeatureReader:
                     raise ValueError(f"{'/'.join(key)} is {component}, but only vectors can be features here")
                 self.shapes[key] = component.shape
         self.size = sum(math.prod(shape) for shape in self.shapes.values())
+        self.names = [name for key, shape in self.shapes.items() for name in _column_names("/".join(key), shape)]
+        """A name for each column: `group[3]`, `group/component[0]`; without an index for a scalar."""
 
     def __call__(self, obs: TensorDictBase) -> Tensor:
         """`[..., size]` from observations `[...]`."""
@@ -38,3 +40,7 @@ class FeatureReader:
             x = obs.get(key).float()
             columns.append(x if shape else x.unsqueeze(-1))
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+
+def _column_names(name: str, shape: tuple[int, ...]) -> list[str]:
+    return [f"{name}[{i}]" for i in range(shape[0])] if shape else [name]
