@@ -24,7 +24,7 @@ import yaml
 
 import understudy as us
 from understudy import cli
-from understudy.parts import PARTS
+from understudy.parts import PARTS, discriminator
 from understudy.recipes import RECIPES
 from understudy.train.config import TrainConfig
 from understudy.train.plain import from_plain
@@ -101,7 +101,9 @@ def metric_names() -> set[str]:
     env = us.make_env("CartPole-v1", 2)
     policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
     ppo = us.PPO(env, policy, us.PPOConfig(num_steps=8, epochs=1, minibatches=1, warmup_steps=0, capture="eager"))
-    return {*ppo.iterate(), "time/elapsed", "evaluation/return", "evaluation/return_std", "evaluation/length"}
+    adversarial = {f"gail/{name}" for name in discriminator._STATISTICS}
+    evaluation = {"evaluation/return", "evaluation/return_std", "evaluation/length"}
+    return {*ppo.iterate(), "time/elapsed", *evaluation, *adversarial}
 
 
 def check_reference(text: str, metrics: set[str]) -> None:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from understudy.recipes.adversarial import airl, bc_gail, gail
 from understudy.recipes.basic import a2c, cartpole, ppo
 from understudy.recipes.imitation import bc
 from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
 from understudy.recipes.registry import RECIPES, find_recipe, summary
 
-__all__ = ["RECIPES", "a2c", "bc", "cartpole", "demo_mujoco", "find_recipe", "mujoco", "ppo", "summary"]
+__all__ = [
+    "RECIPES",
+    "a2c",
+    "airl",
+    "bc",
+    "bc_gail",
+    "cartpole",
+    "demo_mujoco",
+    "find_recipe",
+    "gail",
+    "mujoco",
+    "ppo",
+    "summary",
+]

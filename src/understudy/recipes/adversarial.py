@@ -1,0 +1,68 @@
+"""GAIL and AIRL: learn from recorded demonstrations and the environment, without its reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from understudy.recipes.mujoco_tasks import mujoco
+from understudy.recipes.registry import recipe
+
+if TYPE_CHECKING:
+    from understudy.parts.part import PartConfig
+    from understudy.train.config import TrainConfig
+
+
+@recipe
+def gail(
+    env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
+) -> TrainConfig:
+    """GAIL from demonstrations of a MuJoCo task (or any other); the task's own reward is not used."""
+    from understudy.parts.discriminator import DiscriminatorConfig
+    from understudy.parts.gail import GailConfig
+
+    part = GailConfig(
+        demonstrations=demonstrations,
+        reward_form="softplus",  # positive: tasks that end when the robot falls need it, the others do not mind
+        discriminator=DiscriminatorConfig(gradient_penalty=1.0, batch_size=512, replay_size=20_000),
+    )
+    return _adversarial("gail", part, env_id, total_steps, seed)
+
+
+@recipe
+def airl(
+    env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
+) -> TrainConfig:
+    """AIRL: as GAIL, and a reward function is recovered that the run keeps."""
+    from understudy.parts.airl import AirlConfig
+    from understudy.parts.discriminator import DiscriminatorConfig
+
+    discriminator = DiscriminatorConfig(gradient_penalty=1.0, batch_size=512)
+    part = AirlConfig(demonstrations=demonstrations, discriminator=discriminator)
+    return _adversarial("airl", part, env_id, total_steps, seed)
+
+
+@recipe
+def bc_gail(
+    env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
+) -> TrainConfig:
+    """GAIL from a policy that behaviour cloning has warmed up; its pull fades over the first tenth of the steps."""
+    from understudy.parts.behavior_cloning import BehaviorCloningConfig
+    from understudy.ppo.schedules import Schedule
+    from understudy.train.config import OfflineConfig
+
+    config = gail(env_id, demonstrations=demonstrations, total_steps=total_steps, seed=seed)
+    fading = Schedule(kind="linear", start=1.0, end=0.0, length=max(total_steps // 10, 1))
+    # squared error: a likelihood would shrink the standard deviation, and with it GAIL's exploration
+    cloning = BehaviorCloningConfig(demonstrations=demonstrations, loss="mse", coef=fading)
+    return dataclasses.replace(
+        config, recipe="bc-gail", parts={"bc": cloning, **config.parts}, offline=OfflineConfig(epochs=30)
+    )
+
+
+def _adversarial(name: str, part: PartConfig, env_id: str, total_steps: int, seed: int) -> TrainConfig:
+    """The PPO that plain MuJoCo training has, on the part's reward alone."""
+    config = mujoco(env_id, total_steps=total_steps, seed=seed)
+    return dataclasses.replace(
+        config, recipe=name, ppo=dataclasses.replace(config.ppo, reward_weight=0.0), parts={name: part}
+    )
