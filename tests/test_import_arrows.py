@@ -27,6 +27,7 @@ SHARED_BY_PARTS = {
     "teacher_forcing",
     "expert_labels",
     "distillation",
+    "loaded_teacher",
 }
 """Modules of `parts` that several parts are built from; a part imports these and no other part."""
 

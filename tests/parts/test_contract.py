@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import tempfile
@@ -16,7 +17,15 @@ from torch import Tensor, nn
 from understudy.data.writing import write_npz
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts import PARTS, AirlConfig, GailConfig, MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
+from understudy.parts import (
+    PARTS,
+    AirlConfig,
+    GailConfig,
+    MirrorSpec,
+    RandomNetworkDistillationConfig,
+    SymmetryConfig,
+    TeacherConfig,
+)
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import Labels, Losses, Overrides, Part, PartContext, Rewards, Updates, Weights
@@ -113,6 +122,15 @@ def demonstrations() -> str:
     return str(path)
 
 
+def make_teacher() -> ActorCritic:
+    """A teacher with random weights that has a memory."""
+    env = PointMass(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        config = PolicyConfig(hidden_sizes=(8,), memory="gru", memory_size=8)
+        return ActorCritic(env.observation_space, env.action_space, config)
+
+
 REGISTERED: dict[str, Callable[[PartContext], Part]] = {
     "airl": lambda context: AirlConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "behavior-cloning": lambda context: BehaviorCloningConfig(
@@ -121,6 +139,14 @@ REGISTERED: dict[str, Callable[[PartContext], Part]] = {
     "gail": lambda context: GailConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
     "symmetry": MIRROR.build,
+    "teacher": lambda context: TeacherConfig(
+        checkpoints=("teacher",),
+        label="sample",
+        teacher_forcing=0.5,
+        target="kl",
+        latents={"actor": "actor"},
+        rollouts=1.5,
+    ).build(dataclasses.replace(context, load_policy=lambda run: make_teacher())),
 }
 BUILDERS: dict[str, Callable[[PartContext], Part]] = {
     **REGISTERED,
@@ -132,8 +158,9 @@ BUILDERS: dict[str, Callable[[PartContext], Part]] = {
 }
 FEED_FORWARD_ONLY = {"airl", "symmetry"}
 ALONE = [(name,) for name in BUILDERS]
-PAIRS = list(itertools.combinations(BUILDERS, 2))
-ALL = tuple(BUILDERS)
+OVERRIDING = {"scripted", "teacher"}  # at most one of them
+PAIRS = [pair for pair in itertools.combinations(BUILDERS, 2) if not set(pair) <= OVERRIDING]
+ALL = tuple(name for name in BUILDERS if name not in OVERRIDING - {"teacher"})
 
 
 def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
@@ -233,7 +260,7 @@ def test_resumes_bit_for_bit(names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("memory", ["lstm", "gru"])
 def test_trains_with_a_memory(memory: str) -> None:
-    names = tuple(name for name in BUILDERS if name not in FEED_FORWARD_ONLY and name != "imitate")
+    names = tuple(name for name in ALL if name not in FEED_FORWARD_ONLY and name != "imitate")
     metrics = run(make_ppo(names, memory=memory), 2)
     assert metrics["ppo/first_ratio_error"] < 1e-5
 
@@ -245,6 +272,9 @@ def test_the_minibatch_compiles_as_one_graph(names: tuple[str, ...]) -> None:
     ppo.collector.evaluate()
     ppo._rewards(rollout, masked=False)
     ppo._advantages(rollout, masked=False)
+    for part in ppo.parts.values():
+        if isinstance(part, Updates):
+            part.update(ppo.policy, rollout)
     updater = ppo.updater
     updater.keys = updater._batch_keys(rollout)
     updater._record = {"advantage": [], "valid": []}

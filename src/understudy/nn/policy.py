@@ -159,7 +159,7 @@ class ActorCritic(nn.Module):
         )
 
     def _name_inputs(self, critic_inputs: dict[Key, spaces.Space[Any]]) -> None:
-        """What acting, the actor in training, V, and all of it need: `sensor_keys`, `actor_keys`, `value_keys`, `input_keys`."""
+        """What acting needs (`sensor_keys`), the actor in training, V, and all of them together."""
         sensors: list[Key] = []
         estimated: set[Key] = set()
         for head in self._heads:
@@ -322,6 +322,19 @@ class ActorCritic(nn.Module):
         for key, tensor in leaves.items():
             batch[key] = tensor
         return batch, single, as_numpy
+
+    def blank_observation(self, batch: int) -> TensorDict:
+        """What acting needs, `[batch]`, with nothing in it: zeros, or the lowest integer."""
+        blank = TensorDict({}, batch_size=[batch], device=self.device)
+        for key in self.sensor_keys:
+            space = self._space(key)
+            dtype = torch.as_tensor(np.zeros((), dtype=space.dtype)).dtype
+            dtype = torch.float32 if dtype.is_floating_point else dtype
+            zeros = torch.zeros((batch, *(space.shape or ())), dtype=dtype, device=self.device)
+            if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+                zeros = zeros + torch.as_tensor(space.start, device=self.device)
+            blank[key] = zeros
+        return blank
 
     def update_normalizers(self, obs: TensorDictBase, valid: Tensor | None = None) -> None:
         """Absorb raw observations of any leading shape into the statistics; `valid` False: left out."""

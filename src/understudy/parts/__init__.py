@@ -17,6 +17,7 @@ from understudy.parts.part import (
 )
 from understudy.parts.random_network_distillation import RandomNetworkDistillation, RandomNetworkDistillationConfig
 from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
+from understudy.parts.teacher import Teacher, TeacherConfig
 
 PARTS: dict[str, type[PartConfig]] = {
     "airl": AirlConfig,
@@ -24,6 +25,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "gail": GailConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
     "symmetry": SymmetryConfig,
+    "teacher": TeacherConfig,
 }
 """Registered name -> config class."""
 
@@ -48,6 +50,8 @@ __all__ = [
     "Rewards",
     "Symmetry",
     "SymmetryConfig",
+    "Teacher",
+    "TeacherConfig",
     "Updates",
     "Weights",
 ]

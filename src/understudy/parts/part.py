@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,10 @@ from understudy.types import Metrics, PolicyOutput
 
 if TYPE_CHECKING:
     from understudy.nn.policy import ActorCritic
+
+
+def _no_loader(run: str) -> ActorCritic:
+    raise ValueError(f"nobody said how to load {run}: build the PartContext with load_policy=us.load")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,7 @@ class PartContext:
     gamma: float
     device: torch.device
     seed: int  # already mixed with the name: two parts never share a stream
+    load_policy: Callable[[str], ActorCritic] = _no_loader  # `us.load`: a part does not know the trainer
 
 
 @dataclass(frozen=True, kw_only=True)
