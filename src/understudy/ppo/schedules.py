@@ -109,6 +109,12 @@ class Schedule:
             raise ValueError(f"{self.condition!r} is no METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
         return Condition(match[1], match[2] == ">=", _parse_float(match[3]))
 
+    def extremes(self) -> tuple[float, ...]:
+        """Numbers among which are the least and the greatest that the curve can take."""
+        if self.points:
+            return tuple(value for _, value in self.points)
+        return (self.start,) if self.kind == "constant" else (self.start, self.end)
+
     @property
     def needs_total(self) -> bool:
         """Whether the curve depends on the length of the whole training."""
@@ -316,6 +322,14 @@ def _parse_position(text: str) -> tuple[int | None, ScheduleUnit]:
     if number != int(number):
         raise ValueError(f"{text!r} is no whole number of {unit}")
     return int(number), unit
+
+
+def check_range(field: str, number: float | Schedule, low: float, high: float = math.inf) -> None:
+    """Raise ValueError unless a number, or every value that a schedule takes, lies in [low, high]."""
+    values = number.extremes() if isinstance(number, Schedule) else (float(number),)
+    if not all(low <= value <= high for value in values):
+        wanted = f"must be at least {low:g}" if high == math.inf else f"must lie in [{low:g}, {high:g}]"
+        raise ValueError(f"{field} {wanted}, got {number}")
 
 
 def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,0 +1,90 @@
+"""A scripted expert as teacher: its action is part of the observation; it is imitated, and may act (teacher forcing).
+
+With a few numbers this is behaviour cloning on the student's own states, DAgger (Ross et al. 2011, arXiv:1011.0686) or
+cloning on the expert's states, each alone (`ppo.surrogate_coef` 0), beside PPO, or before it (schedules).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.nn.policy import ActorCritic
+from understudy.parts.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
+from understudy.parts.part import Labels, Losses, Overrides, Part, PartConfig, PartContext
+from understudy.parts.teacher_forcing import ForcingUnit, TeacherForcing
+from understudy.ppo.schedules import Number, Scalar, check_range
+from understudy.types import Metrics, PolicyOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptedExpertConfig(PartConfig):
+    """Options of a scripted expert."""
+
+    labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
+    """Where its labels are."""
+    imitation_coef: Number = 1.0
+    """Weight of the cross-entropy with its labels; 0: it only acts."""
+    teacher_forcing: Number = 0.0
+    """Probability that it acts in the student's place, where it has a label."""
+    teacher_forcing_unit: ForcingUnit = "step"
+    """Draw for each step, or once for each episode."""
+
+    def __post_init__(self) -> None:
+        check_range("imitation_coef", self.imitation_coef, 0.0)
+
+    def build(self, context: PartContext) -> ScriptedExpert:
+        """Build the part."""
+        return ScriptedExpert(context, self)
+
+
+class ScriptedExpert(Part, Labels, Overrides, Losses):
+    """Imitates an expert whose label e is in the observation, with success m, and lets it act with some probability:
+
+        L = imitation_coef * sum(m * -log pi(e | s)) / max(sum(m), 1)
+
+    over the steps of a minibatch; with probabilities as labels, the full cross-entropy. Forced steps are off-policy:
+    the core masks them in surrogate and entropy, and they count here. A forced action of an expert that gives
+    probabilities is drawn from them. Logged: cross_entropy, forced (share of the steps).
+
+    Raises ValueError where labels do not fit the action space, at the first label if it is out of range, and for a
+    probability outside [0, 1] or a negative coefficient.
+    """
+
+    def __init__(self, context: PartContext, config: ScriptedExpertConfig) -> None:
+        super().__init__(context)
+        self.labels = ExpertLabels(context, config.labels)
+        self.forcing = TeacherForcing(
+            config.teacher_forcing, config.teacher_forcing_unit, context.num_envs, context.device
+        )
+        self.imitation_coef = Scalar(config.imitation_coef, context.device)
+        self._from_params = context.policy.head.from_params
+        self._checked = False
+
+    def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
+        """Raw `action` `[N, *A]` and `forced` `[N]`: the expert acts now."""
+        if not self._checked:
+            self.labels.check(obs, is_first.shape)
+            self._checked = True
+        label = self.labels.read(obs)
+        action = label.target
+        if label.kind == "policy":
+            action = self._from_params(label.target.log()).sample(generator=self.generator)
+        forced = self.forcing.draw(is_first, self.generator) & label.mask
+        return TensorDict({"action": action, "forced": forced}, batch_size=is_first.shape)
+
+    def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
+        """The expert's action where it is forced."""
+        forced = label["forced"]
+        rows = forced.view(-1, *[1] * (action.ndim - 1))
+        return torch.where(rows, label["action"], action), forced
+
+    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+        """The loss above."""
+        label = self.labels.read(batch["obs"], batch["valid"])
+        loss = masked_mean(cross_entropy(out.distribution, label), label.mask)
+        forced = batch[self.name, "forced"].to(loss.dtype).mean()
+        return self.imitation_coef() * loss, {"cross_entropy": loss.detach(), "forced": forced}
