@@ -1,9 +1,10 @@
-"""The command line: `understudy train | evaluate | plot | motions | list`. Heavy imports wait until one needs them."""
+"""The command line: `understudy train | evaluate | record | plot | motions | list`. Heavy imports wait until needed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ commands:
   train RECIPE [--options]    train from the start; `train RECIPE --help` lists every option
   train --resume RUN          continue a run from its newest checkpoint
   evaluate RUN [--options]    score a trained policy, film it
+  record RUN --output ID      play a trained policy, keep the episodes as demonstrations
   plot RUN [RUN ...]          draw learning curves
   motions inspect FILE        fields, length, ranges, gaps and a picture of a motion file
   motions convert FILE OUT    read a pickled (or any) motion file, write it as .npz
@@ -80,6 +82,7 @@ def _dispatch(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "record": _record,
         "plot": _plot,
         "motions": _motions,
         "list": _list,
@@ -114,19 +117,45 @@ def _train(words: list[str]) -> int:
     recipe = find_recipe(name)
     import tyro
 
+    from understudy.recipes.imitation import takes_demonstrations, with_demonstrations
     from understudy.train.config import TrainConfig
 
+    default, description = recipe(), recipe.__doc__ or ""
+    source, options = _take_option("--demonstrations", options)
+    if source is not None:
+        default = with_demonstrations(default, source)
+    if takes_demonstrations(default):
+        description += "\n\n--demonstrations SOURCE: a path or local Minari id, for all parts that learn from them."
     config = tyro.cli(
         TrainConfig,
-        default=recipe(),
+        default=default,
         args=options,
         prog=f"understudy train {name}",
-        description=recipe.__doc__,
+        description=description,
         config=(tyro.conf.AvoidSubcommands,),
     )
     from understudy.train.loop import train
 
+    _show_notes()
     return _report(train(config))
+
+
+def _show_notes() -> None:
+    """What the library logs about its inputs (the demonstrations' score, say) goes to stderr, as plain sentences."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("understudy").setLevel(logging.INFO)
+
+
+def _take_option(name: str, words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE`, and the other words."""
+    for place, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return word.removeprefix(f"{name}="), words[:place] + words[place + 1 :]
+        if word == name:
+            if place + 1 == len(words):
+                raise UsageError(f"{name} needs a value")
+            return words[place + 1], words[:place] + words[place + 2 :]
+    return None, words
 
 
 def _train_without_recipe(words: list[str]) -> int:
@@ -196,6 +225,40 @@ def _evaluate(words: list[str]) -> int:
         print(f"understudy: no video: {result.video_error}", file=sys.stderr)
     if chosen.json:
         print(json.dumps({"run": str(chosen.run), "env": config.env.id, **result.to_dict()}))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- record
+
+
+def _record(words: list[str]) -> int:
+    parser = _Parser(prog="understudy record", description="Play whole episodes and keep them as demonstrations.")
+    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="folder of a run, or a checkpoint")
+    parser.add_argument("--expert", metavar="ENV", help="play the scripted expert of this environment instead of a run")
+    parser.add_argument("--episodes", type=int, default=25, help="how many (default: 25)")
+    parser.add_argument(
+        "--output", required=True, metavar="ID", help="id of the Minari dataset to make, or a .npz path"
+    )
+    parser.add_argument("--format", choices=("minari", "npz"), help="default: npz if the output ends in .npz")
+    parser.add_argument("--seed", type=int, help="seed of environments and sampling")
+    parser.add_argument(
+        "--sample", dest="deterministic", action="store_false", help="sample actions (default: the mode)"
+    )
+    chosen = parser.parse_args(words)
+    from understudy.envs.registry import EnvConfig
+    from understudy.train.record import record
+
+    recorded = record(
+        chosen.output,
+        run=chosen.run,
+        expert_of=None if chosen.expert is None else EnvConfig(id=chosen.expert),
+        episodes=chosen.episodes,
+        seed=chosen.seed,
+        deterministic=chosen.deterministic,
+        file_format=chosen.format,
+    )
+    print(recorded.sentence())
+    print(f"demonstrations: {recorded.path}")
     return 0
 
 

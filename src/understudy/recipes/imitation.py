@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
+    from understudy.parts.part import PartConfig
     from understudy.train.config import TrainConfig
 
 
@@ -29,3 +31,33 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
         seed=seed,
         torch_threads=1,
     )
+
+
+def takes_demonstrations(config: TrainConfig) -> bool:
+    """Whether a part of this configuration learns from demonstrations."""
+    return any(_learns(part) for part in config.parts.values())
+
+
+def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
+    """`config` with these demonstrations for every part that learns from some, in the environment they were made in.
+
+    Raises ValueError if no part does, or as `open_recording` where nothing can be read from `source`.
+    """
+    from understudy.data.recordings import open_recording
+
+    if not takes_demonstrations(config):
+        raise ValueError(
+            f"recipe {config.recipe} takes no --demonstrations: none of its parts "
+            f"({', '.join(config.parts) or 'it has none'}) learns from any"
+        )
+    with open_recording(source) as recording:
+        env_id = str(recording.metadata.get("env", config.env.id))
+    parts = {
+        name: dataclasses.replace(part, **{"demonstrations": source}) if _learns(part) else part
+        for name, part in config.parts.items()
+    }
+    return dataclasses.replace(config, parts=parts, env=dataclasses.replace(config.env, id=env_id))
+
+
+def _learns(part: PartConfig) -> bool:
+    return any(field.name == "demonstrations" for field in dataclasses.fields(part))
