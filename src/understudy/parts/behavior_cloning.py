@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -82,7 +83,8 @@ class BehaviorCloning(Part, Losses):
                 f"a policy with a memory needs step_stride 1 and a batch_size that sequence_length divides, got "
                 f"{config.step_stride}, {config.batch_size} and {config.sequence_length}"
             )
-        self.demonstrations = Demonstrations.load(
+        self._load = functools.partial(
+            Demonstrations.load,
             config.demonstrations,
             observation_space=context.observation_space,
             action_space=context.action_space,
@@ -92,6 +94,7 @@ class BehaviorCloning(Part, Losses):
             step_stride=config.step_stride,
             device=context.device,
         )
+        self.demonstrations = self._load()
         self.coef = Scalar(config.coef, context.device)
         self.entropy_coef = Scalar(config.entropy_coef, context.device)
 
@@ -104,6 +107,11 @@ class BehaviorCloning(Part, Losses):
         drawn = batch[self.name, "sample"]
         loss, metrics = self.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
         return self.coef() * loss, metrics
+
+    def reload(self) -> Demonstrations:
+        """The demonstrations as they are on the disk now (DAgger adds to them)."""
+        self.demonstrations = self._load()
+        return self.demonstrations
 
     def draw(self, demonstrations: Demonstrations) -> TensorDict:
         """`obs`, `action` and `is_first` for one step, from these demonstrations."""

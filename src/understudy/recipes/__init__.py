@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from understudy.recipes.adversarial import airl, bc_gail, gail
 from understudy.recipes.basic import a2c, cartpole, ppo
-from understudy.recipes.imitation import bc
+from understudy.recipes.imitation import bc, dagger
 from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
 from understudy.recipes.registry import RECIPES, find_recipe, summary
 
@@ -15,6 +15,7 @@ __all__ = [
     "bc",
     "bc_gail",
     "cartpole",
+    "dagger",
     "demo_mujoco",
     "find_recipe",
     "gail",

@@ -33,6 +33,21 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
     )
 
 
+@recipe
+def dagger(env_id: str = "Hopper-v5", *, expert: str = "", total_steps: int = 0, seed: int = 0) -> TrainConfig:
+    """DAgger: clone an expert that is asked about the learner's own states (--offline.dagger.expert RUN)."""
+    from understudy.train.config import DaggerConfig
+
+    config = bc(env_id, total_steps=total_steps, seed=seed)
+    assert config.offline is not None
+    rounds = DaggerConfig(expert=expert, steps_per_round=2000)
+    return dataclasses.replace(
+        config,
+        recipe="dagger",
+        offline=dataclasses.replace(config.offline, epochs=20, dagger=rounds),
+    )
+
+
 def takes_demonstrations(config: TrainConfig) -> bool:
     """Whether a part of this configuration learns from demonstrations."""
     return any(_learns(part) for part in config.parts.values())

@@ -71,11 +71,32 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DaggerConfig:
+    """Rounds of collecting with a mixture of expert and learner, each followed by epochs on all data so far."""
+
+    expert: str = ""
+    """A run or checkpoint to ask, or "labels": the environment's own expert (observation group "expert_action")."""
+    rounds: int = 10
+    """Rounds after the first one, which is the expert's alone."""
+    episodes_per_round: int = 3
+    """Whole episodes of a round, at least."""
+    steps_per_round: int = 500
+    """Steps of a round, at least."""
+    beta: Number = field(default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations"))
+    """Probability that the expert's action is executed, a number or a schedule over the rounds (as iterations)."""
+
+    def __post_init__(self) -> None:
+        _at_least("offline.dagger.rounds", self.rounds, 1)
+        _at_least("offline.dagger.episodes_per_round", self.episodes_per_round, 1)
+        _at_least("offline.dagger.steps_per_round", self.steps_per_round, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfflineConfig:
     """Epochs over the demonstrations of the behavior-cloning part, before the first environment step."""
 
     epochs: int = 100
-    """Passes over the demonstrations, at most."""
+    """Passes over the demonstrations, at most (with DAgger: in each round)."""
     learning_rate: Number = 1e-3
     """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
     lr_scheduler: LRSchedulerConfig | None = None
@@ -86,6 +107,8 @@ class OfflineConfig:
     """Stop after so many epochs without a better fit of what is held out; None: never."""
     evaluation_interval: int | None = None
     """Epochs between evaluations in the environment; None: only at the end."""
+    dagger: DaggerConfig | None = None
+    """Ask an expert about the states that the learner visits, in rounds; None: the demonstrations are all there is."""
 
     def __post_init__(self) -> None:
         _at_least("offline.epochs", self.epochs, 1)

@@ -29,11 +29,13 @@ from understudy.train.checkpoint import (
     write_atomic,
 )
 from understudy.train.config import TrainConfig, to_yaml
+from understudy.train.dagger import Dagger, first_round
 from understudy.train.evaluation import EvaluationResult, evaluate, evaluation_seed
 from understudy.train.logging import Logger, check_wandb, open_logger
 from understudy.train.metrics_file import drop_after
 from understudy.train.offline import OfflineTraining, find_cloning_part
 from understudy.train.plain import to_plain
+from understudy.train.record import Actor
 from understudy.train.run import (
     CHECKPOINT_KIND,
     Run,
@@ -52,8 +54,8 @@ EPOCHS_PER_CHECKPOINT = 10
 """Epochs of offline training between checkpoints."""
 
 
-def train(config: TrainConfig) -> Run:
-    """Train from the start and return the run.
+def train(config: TrainConfig, *, expert: Actor | None = None) -> Run:
+    """Train from the start and return the run. `expert` answers DAgger's questions instead of the one in the config.
 
     SIGINT and SIGTERM end it after the running iteration with a checkpoint; `Run.stopped_by` then names the signal.
     Raises ValueError for a configuration that cannot work (before any work), ImportError for a missing extra,
@@ -61,12 +63,14 @@ def train(config: TrainConfig) -> Run:
     """
     _check_extras(config)
     path = choose_run_path(config)
+    if config.offline is not None and config.offline.dagger is not None:
+        config = first_round(config, path, expert)
     with _building(config) as (env, ppo):  # before the folder: what cannot be built leaves none behind
         folder = create_run_folder(path, config)
-        return _Training(config, folder, env, ppo).run()
+        return _Training(config, folder, env, ppo, expert).run()
 
 
-def resume(run: Path | str, *, total_steps: int | None = None) -> Run:
+def resume(run: Path | str, *, total_steps: int | None = None, expert: Actor | None = None) -> Run:
     """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
 
     Raises ValueError if `run` is no run's folder, CheckpointError if its checkpoint is missing, damaged or does not
@@ -86,7 +90,7 @@ def resume(run: Path | str, *, total_steps: int | None = None) -> Run:
         )
     _check_extras(config)
     with _building(config) as (env, ppo):
-        training = _Training(config, folder, env, ppo)
+        training = _Training(config, folder, env, ppo, expert)
         _restore(ppo, checkpoint, str(path))
         if training.offline is not None:
             training.offline.load_state_dict(checkpoint["offline"])
@@ -121,17 +125,19 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
 class _Training:
     """One start of a run, between building and closing."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO, expert: Actor | None = None
+    ) -> None:
         self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
         self.best_return = -math.inf
         self.evaluation: EvaluationResult | None = None
-        self.offline = None if config.offline is None else OfflineTraining(ppo, config.offline)
+        self.offline = _offline_training(config, folder, env, ppo, expert)
         self.start = time.monotonic()
 
     def run(self) -> Run:
         with StopSignals() as stop:
             if self.offline is not None and not self.offline.finished:
-                with self._logger(self.offline.epochs_done, self.offline.config.epochs) as logger:
+                with self._logger(self.offline.epochs_done, self.offline.most_epochs) as logger:
                     self._pretrain(self.offline, logger, stop)
             if stop.received is None and self.config.total_steps:
                 with self._logger(self.ppo.env_steps, self.config.total_steps) as logger:
@@ -280,13 +286,22 @@ def _build(config: TrainConfig, env: VecEnv, device: torch.device) -> PPO:
     return ppo
 
 
+def _offline_training(
+    config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO, expert: Actor | None
+) -> OfflineTraining | None:
+    if config.offline is None:
+        return None
+    chosen = config.offline.dagger
+    dagger = None if chosen is None else Dagger(chosen, folder.path, env, config.seed, expert)
+    return OfflineTraining(ppo, config.offline, dagger)
+
+
 def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int | None:
     """How many epochs of an offline training are done, None if it is over or there is none."""
     if config.offline is None:
         return None
     state = checkpoint["offline"]
-    over = state["stopped_early"] or state["epochs_done"] >= config.offline.epochs
-    return None if over else int(state["epochs_done"])
+    return None if state["finished"] else int(state["epochs_done"])
 
 
 def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:

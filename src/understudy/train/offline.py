@@ -20,6 +20,7 @@ from understudy.ppo.optim import LearningRateScheduler, gradient_step
 from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Scalar
 from understudy.train.config import OfflineConfig
+from understudy.train.dagger import Dagger
 
 _GATHERED = 32
 """Minibatches gathered at once: copying them one by one costs as much as the arithmetic, all at once a second copy."""
@@ -33,12 +34,13 @@ class OfflineTraining:
     One epoch is every transition once, shuffled (what is left after the last whole minibatch waits for another
     epoch); for a policy with a memory, as many windows as hold so many transitions. The normaliser's statistics are
     those of the demonstrations. After the last epoch the policy with the least validation loss is put back and the
-    optimizer forgets its moments. Raises ValueError unless there is exactly one cloning part.
+    optimizer forgets its moments. With `dagger` there are several rounds of this, each on the episodes of all rounds
+    so far. Raises ValueError unless there is exactly one cloning part.
     """
 
-    def __init__(self, ppo: PPO, config: OfflineConfig) -> None:
-        self.ppo, self.config, self.part = ppo, config, find_cloning_part(ppo)
-        self.epochs_done = 0
+    def __init__(self, ppo: PPO, config: OfflineConfig, dagger: Dagger | None = None) -> None:
+        self.ppo, self.config, self.part, self.dagger = ppo, config, find_cloning_part(ppo), dagger
+        self.epochs_done = self.round_epochs = self.round = 0
         self.best_loss, self.waited = math.inf, 0
         self.best: dict[str, Tensor] = {}
         self.stopped_early = False
@@ -56,8 +58,18 @@ class OfflineTraining:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or validation did not improve for `patience` of them."""
-        return self.stopped_early or self.epochs_done >= self.config.epochs
+        """Whether all epochs (of all rounds) are done."""
+        return self.round_over and (self.dagger is None or self.round >= self.dagger.config.rounds)
+
+    @property
+    def round_over(self) -> bool:
+        """Whether all epochs of this round are done, or validation did not improve for `patience` of them."""
+        return self.stopped_early or self.round_epochs >= self.config.epochs
+
+    @property
+    def most_epochs(self) -> int:
+        """How many epochs there are if none ends early."""
+        return self.config.epochs * (1 if self.dagger is None else 1 + self.dagger.config.rounds)
 
     def summary(self) -> str:
         """One line for people: what is trained on and what is held out."""
@@ -76,10 +88,11 @@ class OfflineTraining:
     def epoch(self) -> dict[str, float]:
         """One epoch; host numbers of it."""
         started, ppo = time.perf_counter(), self.ppo
-        if self.epochs_done == 0:
-            self.absorb_observations()
+        collected = self._next_round() if self.round_over else {}
+        if self.round_epochs == 0:
+            self._absorb_observations()
         if self.lr_scheduler is None:
-            position = (self.epochs_done, self.epochs_done, self.config.epochs, self.config.epochs)
+            position = (self.round_epochs, self.round_epochs, self.config.epochs, self.config.epochs)
             self.rate.advance(*position)
             ppo.optimizer.learning_rate.value.copy_(self.rate())
         rate = float(ppo.optimizer.learning_rate.value)
@@ -91,42 +104,38 @@ class OfflineTraining:
         metrics = {f"offline/{name}": number for name, number in zip(self.metric_names, numbers)}
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
-        self.epochs_done += 1
+        self.epochs_done, self.round_epochs = self.epochs_done + 1, self.round_epochs + 1
         metrics |= self._validate()
-        return metrics | {
-            "offline/epoch": float(self.epochs_done),
-            "offline/steps": float(len(record)),
-            "offline/learning_rate": rate,
-            "time/epoch": time.perf_counter() - started,
-        }
+        return (
+            collected
+            | metrics
+            | {
+                "offline/epoch": float(self.epochs_done),
+                "offline/steps": float(len(record)),
+                "offline/learning_rate": rate,
+                "time/epoch": time.perf_counter() - started,
+            }
+        )
 
     def finish(self) -> None:
         """Put the best policy back and make the optimizer ready for PPO."""
-        if self.best:
-            self.ppo.policy.load_state_dict(self.best)
+        self._put_best_back()
         optimizer = self.ppo.optimizer
         for buffer in (optimizer.steps, optimizer.skipped, optimizer.first_moment, optimizer.second_moment):
             buffer.zero_()
         optimizer.learning_rate.value.copy_(self.initial_rate)
 
-    @torch.no_grad()
-    def absorb_observations(self) -> None:
-        """Move the policy's normalisers by every observation of the training trajectories, as far as they are there."""
-        for rows in self.training.rows.split(_VALIDATION_ROWS):
-            obs = self.training.gather(rows, next_obs=False)["obs"]
-            for name, normalizer in self.ppo.policy.normalizers.items():
-                assert isinstance(normalizer, ObservationNormalizer)
-                if ("obs", *name.split("/")) in self.keys:
-                    normalizer.update(obs.get(tuple(name.split("/"))))
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beyond PPO's own state."""
         state: dict[str, Any] = {
             "epochs_done": self.epochs_done,
+            "round_epochs": self.round_epochs,
+            "round": self.round,
             "best_loss": self.best_loss,
             "waited": self.waited,
             "best": self.best,
             "stopped_early": self.stopped_early,
+            "finished": self.finished,
         }
         if self.lr_scheduler is not None:
             state["lr_scheduler"] = self.lr_scheduler.state_dict()
@@ -134,10 +143,43 @@ class OfflineTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.epochs_done, self.best_loss = state["epochs_done"], state["best_loss"]
+        self.epochs_done, self.round_epochs, self.round = (state[k] for k in ("epochs_done", "round_epochs", "round"))
+        self.best_loss = state["best_loss"]
         self.waited, self.best, self.stopped_early = state["waited"], dict(state["best"]), state["stopped_early"]
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
+    # ------------------------------------------------------------------ rounds
+
+    def _next_round(self) -> dict[str, float]:
+        """Collect with the policy of the last round, and go on with everything that was collected."""
+        assert self.dagger is not None
+        self._put_best_back()
+        self.round += 1
+        metrics = self.dagger.collect(self.round, self.ppo.policy)
+        self.renew(self.part.reload())
+        self.round_epochs, self.best_loss, self.waited, self.stopped_early = 0, math.inf, 0, False
+        return metrics
+
+    def _put_best_back(self) -> None:
+        if self.best:
+            self.ppo.policy.load_state_dict(self.best)
+            self.best = {}
+
+    @torch.no_grad()
+    def _absorb_observations(self) -> None:
+        """Give the policy's normalisers the statistics of the training trajectories, as far as these are loaded."""
+        normalizers = {
+            tuple(name.split("/")): normalizer
+            for name, normalizer in self.ppo.policy.normalizers.items()
+            if ("obs", *name.split("/")) in self.keys and isinstance(normalizer, ObservationNormalizer)
+        }
+        for normalizer in normalizers.values():
+            normalizer.count.zero_()  # of an earlier round, whose trajectories are among these
+        for rows in self.training.rows.split(_VALIDATION_ROWS):
+            obs = self.training.gather(rows, next_obs=False)["obs"]
+            for key, normalizer in normalizers.items():
+                normalizer.update(obs.get(key))
 
     # ------------------------------------------------------------------ minibatches
 
