@@ -73,7 +73,7 @@ def plot_learning_curves(
     axes.set(xlabel="environment steps", ylabel=label, title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(edgecolor="none", framealpha=0.9)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     return output
