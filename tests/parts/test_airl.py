@@ -76,7 +76,7 @@ def mlp64(mlp: Any, x: Tensor) -> Tensor:
     return (x @ linear[-1].weight.detach().double().T + linear[-1].bias.detach().double()).squeeze(-1)
 
 
-@pytest.mark.parametrize("form", ["logit", "shaped"])
+@pytest.mark.parametrize("form", ["logit", "shaped", "softplus"])
 def test_the_reward_of_a_rollout_by_hand(form: str, point_mass: Any) -> None:
     """f - log pi from the networks' definition, in float64; a terminated, a truncated and an ordinary row."""
     ppo, part = build(PointMass(N, max_steps=6), point_mass, reward_form=form)
@@ -95,7 +95,7 @@ def test_the_reward_of_a_rollout_by_hand(form: str, point_mass: Any) -> None:
     f = f + 0.9 * (~rollout["terminated"]).double() * mlp64(network.potential, following)
     mean, log_std = rollout["params"].double().chunk(2, dim=-1)
     log_prob = (-0.5 * ((action - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-    expected = f - log_prob if form == "logit" else f
+    expected = {"logit": f - log_prob, "shaped": f, "softplus": torch.log1p(torch.exp(f - log_prob))}[form]
     torch.testing.assert_close(part.reward(rollout).double(), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
-from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, make_mlp
+from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, discriminator_reward, make_mlp
 from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
 from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics
 
-AirlRewardForm = Literal["logit", "shaped"]
+AirlRewardForm = Literal["logit", "shaped", "softplus"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class AirlConfig(PartConfig):
     reward_weight: Number = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: AirlRewardForm = "logit"
-    """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation."""
+    """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation; softplus:
+    -log(1 - D), which is positive: with the others a robot that may fall learns to end its episodes early."""
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that reward and potential see."""
     inputs: Inputs = "state-action"
@@ -195,11 +196,13 @@ class Airl(Part, Rewards, Updates):
         return self.weight()
 
     def reward(self, rollout: TensorDict) -> Tensor:
-        """f - log pi (or f) `[T, N]` of every transition of the rollout."""
+        """f - log pi, f or -log(1 - D), `[T, N]`, of every transition of the rollout."""
         self.normalizer.refresh()
         rows = self.normalizer(self._rows(rollout, self.behaviour(rollout["params"])))
         logit = self.discriminator.logit(rows)
-        return logit if self.config.reward_form == "logit" else logit + rows[..., -1]
+        if self.config.reward_form == "shaped":
+            return logit + rows[..., -1]
+        return discriminator_reward(logit, self.config.reward_form)
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""

@@ -23,7 +23,9 @@ def gail(
 
     part = GailConfig(
         demonstrations=demonstrations,
-        reward_form="softplus",  # positive: tasks that end when the robot falls need it, the others do not mind
+        # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
+        reward_form="logit",
+        absorbing_states=True,
         discriminator=DiscriminatorConfig(gradient_penalty=1.0, batch_size=512, replay_size=20_000),
     )
     return _adversarial("gail", part, env_id, total_steps, seed)
@@ -38,7 +40,7 @@ def airl(
     from understudy.parts.discriminator import DiscriminatorConfig
 
     discriminator = DiscriminatorConfig(gradient_penalty=1.0, batch_size=512)
-    part = AirlConfig(demonstrations=demonstrations, discriminator=discriminator)
+    part = AirlConfig(demonstrations=demonstrations, reward_form="softplus", discriminator=discriminator)
     return _adversarial("airl", part, env_id, total_steps, seed)
 
 
