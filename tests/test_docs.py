@@ -103,7 +103,8 @@ def metric_names() -> set[str]:
     ppo = us.PPO(env, policy, us.PPOConfig(num_steps=8, epochs=1, minibatches=1, warmup_steps=0, capture="eager"))
     adversarial = {f"gail/{name}" for name in discriminator._STATISTICS}
     evaluation = {"evaluation/return", "evaluation/return_std", "evaluation/length"}
-    return {*ppo.iterate(), "time/elapsed", *evaluation, *adversarial}
+    offline = {"offline/loss", "offline/validation_loss", "time/epoch"}  # of OfflineTraining.epoch
+    return {*ppo.iterate(), "time/elapsed", *offline, *evaluation, *adversarial}
 
 
 def check_reference(text: str, metrics: set[str]) -> None:
@@ -234,9 +235,10 @@ def help_options(*command: str) -> set[str]:
 
 
 def test_options_in_the_text_exist() -> None:
-    known = {command: help_options(command) for command in ("evaluate", "plot", "list")}
+    known = {command: help_options(command) for command in ("evaluate", "record", "plot", "list")}
     parts = {field.name.replace("_", "-") for part in PARTS.values() for field in dataclasses.fields(part)}
-    known["train"] = {"--resume", *help_options("train", "ppo"), *(f"--parts.NAME.{name}" for name in parts)}
+    trains = help_options("train", "ppo") | help_options("train", "dagger")
+    known["train"] = {"--resume", *trains, *(f"--parts.NAME.{name}" for name in parts)}
     for name, page in PAGES.items():
         for line in re.findall(r"^understudy .*$", "\n".join(blocks(page, "bash")), re.M):
             command, *words = line.split("#")[0].split()[1:]
