@@ -239,6 +239,8 @@ def test_options_in_the_text_exist() -> None:
     parts = {field.name.replace("_", "-") for part in PARTS.values() for field in dataclasses.fields(part)}
     trains = help_options("train", "ppo") | help_options("train", "dagger")
     known["train"] = {"--resume", *trains, *(f"--parts.NAME.{name}" for name in parts)}
+    known["motions"] = help_options("motions", "inspect") | help_options("motions", "convert")
+    known["train"] |= help_options("train", "appo")
     for name, page in PAGES.items():
         for line in re.findall(r"^understudy .*$", "\n".join(blocks(page, "bash")), re.M):
             command, *words = line.split("#")[0].split()[1:]

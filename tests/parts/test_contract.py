@@ -14,6 +14,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.data.motion_formats import MotionClip, write_motions
+from understudy.data.motions import MotionsConfig
 from understudy.data.writing import write_npz
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
@@ -22,6 +24,7 @@ from understudy.parts import (
     AirlConfig,
     GailConfig,
     MirrorSpec,
+    MotionPriorConfig,
     RandomNetworkDistillationConfig,
     SymmetryConfig,
     TeacherConfig,
@@ -131,12 +134,24 @@ def make_teacher() -> ActorCritic:
         return ActorCritic(env.observation_space, env.action_space, config)
 
 
+@functools.cache
+def motions() -> str:
+    """A file with one motion of PointMass's four features."""
+    frames = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).cumsum(0).numpy()
+    fields = tuple(f"policy[{i}]" for i in range(4))
+    clip = MotionClip(name="drift", fields=fields, frames=frames, frame_time=0.1)
+    return str(write_motions(Path(tempfile.mkdtemp()) / "drift.npz", [clip]))
+
+
 REGISTERED: dict[str, Callable[[PartContext], Part]] = {
     "airl": lambda context: AirlConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "behavior-cloning": lambda context: BehaviorCloningConfig(
         demonstrations=demonstrations(), batch_size=16, sequence_length=4, entropy_coef=0.01, l2_coef=1e-4
     ).build(context),
     "gail": lambda context: GailConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
+    "motion-prior": lambda context: MotionPriorConfig(
+        motions=MotionsConfig(files=(motions(),)), step_time=0.1, frames=3, discriminator=SMALL
+    ).build(context),
     "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
     "symmetry": MIRROR.build,
     "teacher": lambda context: TeacherConfig(

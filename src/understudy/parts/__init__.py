@@ -3,6 +3,7 @@
 from understudy.parts.airl import Airl, AirlConfig
 from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.parts.gail import Gail, GailConfig
+from understudy.parts.motion_prior import MotionPrior, MotionPriorConfig
 from understudy.parts.part import (
     HOOKS,
     Labels,
@@ -23,6 +24,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "airl": AirlConfig,
     "behavior-cloning": BehaviorCloningConfig,
     "gail": GailConfig,
+    "motion-prior": MotionPriorConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
     "symmetry": SymmetryConfig,
     "teacher": TeacherConfig,
@@ -41,6 +43,8 @@ __all__ = [
     "Labels",
     "Losses",
     "MirrorSpec",
+    "MotionPrior",
+    "MotionPriorConfig",
     "Overrides",
     "Part",
     "PartConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from understudy.recipes.adversarial import airl, bc_gail, gail
 from understudy.recipes.basic import a2c, cartpole, ppo
 from understudy.recipes.imitation import bc, dagger
+from understudy.recipes.motion import appo, atppo
 from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
 from understudy.recipes.registry import RECIPES, find_recipe, summary
 
@@ -12,6 +13,8 @@ __all__ = [
     "RECIPES",
     "a2c",
     "airl",
+    "appo",
+    "atppo",
     "bc",
     "bc_gail",
     "cartpole",
