@@ -89,7 +89,7 @@ def expert(record_expert: Callable[..., Path], scripted_expert: Any, tmp_path: P
 
 
 def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:
-    _, part = build(expert, coef=0.5, entropy_coef=0.25, l2_coef=0.125)
+    _, part = build(expert, loss="nll", coef=0.5, entropy_coef=0.25, l2_coef=0.125)
     policy = build(expert)[0].policy
     drawn = part.draw(part.demonstrations)
     assert drawn.batch_size == (64,)
@@ -100,6 +100,16 @@ def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:
     expected = -out.log_prob(drawn["action"]).mean() - 0.25 * out.entropy().mean() + 0.125 * norm / 2.0
     torch.testing.assert_close(loss, expected)
     assert metrics["log_prob"].item() == pytest.approx(out.log_prob(drawn["action"]).mean().item(), rel=1e-6)
+
+
+def test_auto_is_the_squared_error_for_box_actions(expert: Path) -> None:
+    _, part = build(expert)
+    policy = build(expert)[0].policy
+    drawn = part.draw(part.demonstrations)
+    loss, metrics = part.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
+    expected = (policy.distribution(drawn["obs"]).mode() - drawn["action"]).square().mean()
+    torch.testing.assert_close(loss, expected)
+    assert metrics.keys() == {"loss", "mse"}
 
 
 def agreement(ppo: PPO, expert: Callable[..., Tensor]) -> float:

@@ -75,7 +75,7 @@ def test_it_clones_the_expert_without_an_environment_step(configure: Any) -> Non
     assert score(load(run.path)) == score(run.policy)
     rows = run.metrics
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    assert rows[-1]["offline/loss"] < rows[0]["offline/loss"] - 0.5
+    assert rows[-1]["offline/loss"] < 0.2 * rows[0]["offline/loss"]
     assert rows[-1]["offline/learning_rate"] == pytest.approx(5e-3 / 25)
 
 
@@ -149,7 +149,7 @@ def test_ppo_goes_on_from_the_cloned_policy(configure: Any) -> None:
 
 @pytest.mark.parametrize("memory", ["gru"])
 def test_a_policy_with_a_memory_is_cloned_from_windows(configure: Any, memory: str) -> None:
-    run = train(configure(offline={"epochs": 4}, memory=memory, part={"sequence_length": 8}))
+    run = train(configure(offline={"epochs": 4}, memory=memory, part={"sequence_length": 8, "loss": "nll"}))
     losses = [row["offline/validation_loss"] for row in run.metrics]
     assert losses[-1] < losses[0] - 0.1
     assert math.isfinite(score(run.policy))

@@ -19,7 +19,7 @@ from understudy.parts.part import Losses, Part, PartConfig, PartContext
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics, PolicyOutput
 
-Loss = Literal["nll", "mse"]
+Loss = Literal["auto", "nll", "mse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,9 @@ class BehaviorCloningConfig(PartConfig):
     """Use only every so-manyth step of each trajectory."""
     coef: Number = 1.0
     """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` lets it fade)."""
-    loss: Loss = "nll"
-    """nll: negative log-likelihood, any action distribution; mse: squared error of the mode, for Box actions."""
+    loss: Loss = "auto"
+    """nll: negative log-likelihood, any action distribution; mse: squared error of the mode, for Box actions, which
+    leaves the standard deviation alone; auto: mse for Box actions, nll for all others."""
     batch_size: int = 256
     """Transitions per step; a policy with a memory takes batch_size / sequence_length windows."""
     sequence_length: int = 16
@@ -67,8 +68,8 @@ class BehaviorCloning(Part, Losses):
 
         loss = coef (mean_B -log pi(a | s)  -  entropy_coef mean_B H(pi(. | s))  +  l2_coef / 2 ||theta_actor||^2)
 
-    or, with `loss="mse"`, the mean squared error of the policy's mode in place of -log pi. Actions are raw ones, so
-    that scaling and tanh are undone first. Logged: loss, log_prob (or mse), accuracy of discrete actions, entropy.
+    or, with `loss="mse"`, the mean squared error of the policy's mode in place of -log pi. Actions are raw ones:
+    scaling and tanh are undone. Logged: loss, log_prob (or mse), accuracy of discrete actions, entropy.
 
     Raises ValueError for demonstrations that do not fit the spaces and for options that do not fit the actions.
     """
@@ -78,6 +79,8 @@ class BehaviorCloning(Part, Losses):
         _check_actions(context, config)
         policy = context.policy
         self.config, self.recurrent = config, policy.recurrent
+        continuous = isinstance(context.action_space, spaces.Box)
+        self.squares = config.loss == "mse" or (config.loss == "auto" and continuous)
         if self.recurrent and (config.step_stride != 1 or config.batch_size % config.sequence_length):
             raise ValueError(
                 f"a policy with a memory needs step_stride 1 and a batch_size that sequence_length divides, got "
@@ -89,7 +92,7 @@ class BehaviorCloning(Part, Losses):
             observation_space=context.observation_space,
             action_space=context.action_space,
             action_map=policy.action_map,
-            keys=policy.input_keys if self.recurrent else policy.actor.keys,
+            keys=policy.observed_keys if self.recurrent else policy.sensor_keys,
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
             device=context.device,
@@ -131,7 +134,7 @@ class BehaviorCloning(Part, Losses):
         else:
             distribution = policy.distribution(obs)
         metrics: Metrics = {}
-        if self.config.loss == "mse":
+        if self.squares:
             loss = squared_error(distribution, action).mean()
             metrics["mse"] = loss.detach()
         else:

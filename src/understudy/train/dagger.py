@@ -28,7 +28,8 @@ class Dagger:
     """Collects the rounds of a DAgger run: `demonstrations/round_000.npz`, `round_001.npz`, ... in the run's folder.
 
     In round i each environment executes, at each step, the expert's action with probability beta_i and the learner's
-    sampled action otherwise; the action that is kept is always the expert's. Round 0 is the expert's alone.
+    own (its mode: these are the states it will meet) otherwise; the action that is kept is always the expert's. Round
+    0 is the expert's alone.
     """
 
     def __init__(self, config: DaggerConfig, run: Path, env: VecEnv, seed: int, expert: Actor | None = None) -> None:
@@ -46,8 +47,8 @@ class Dagger:
             raise ValueError(f"offline.dagger.beta gave {beta} in round {number}: a probability lies in [0, 1]")
         device, seed = self.env.device, randomness.mix(self.seed, f"dagger/{number}") % 2**31
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # the learner samples, the coins are thrown
-            actor = Mixture(self.expert, None if learner is None else PolicyActor(learner, deterministic=False), beta)
+            torch.manual_seed(seed)  # coins are thrown
+            actor = Mixture(self.expert, None if learner is None else PolicyActor(learner), beta)
             episodes = record_episodes(
                 self.env,
                 actor,
@@ -99,7 +100,7 @@ def find_expert(config: DaggerConfig, env: VecEnv) -> Actor:
     if config.expert == "labels":
         return scripted_expert(env)
     policy = load(config.expert, env.device)
-    missing = set(policy.actor.keys) - set(component_keys(env.observation_space))
+    missing = set(policy.sensor_keys) - set(component_keys(env.observation_space))
     if missing:
         names = ", ".join(sorted("/".join(key) for key in missing))
         raise ValueError(f"the expert {config.expert} needs the observations {names}, which the environment lacks")
