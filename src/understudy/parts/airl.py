@@ -186,6 +186,7 @@ class Airl(Part, Rewards, Updates):
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
             device=context.device,
+            env_id=context.env_id,
         )
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])

@@ -96,6 +96,7 @@ class BehaviorCloning(Part, Losses):
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
             device=context.device,
+            env_id=context.env_id,
         )
         self.demonstrations = self._load()
         self.coef = Scalar(config.coef, context.device)

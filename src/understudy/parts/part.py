@@ -35,6 +35,7 @@ class PartContext:
     gamma: float
     device: torch.device
     seed: int  # already mixed with the name: two parts never share a stream
+    env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with
     load_policy: Callable[[str], ActorCritic] = _no_loader  # `us.load`: a part does not know the trainer
 
 

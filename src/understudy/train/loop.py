@@ -115,6 +115,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
             gamma=config.ppo.gamma,
             device=env.device,
             seed=randomness.mix(config.seed, f"part/{name}"),
+            env_id=config.env.id,
             load_policy=load,
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
