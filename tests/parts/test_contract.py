@@ -18,10 +18,12 @@ from understudy.data.motion_formats import MotionClip, write_motions
 from understudy.data.motions import MotionsConfig
 from understudy.data.writing import write_npz
 from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import (
     PARTS,
     AirlConfig,
+    EstimatorConfig,
     GailConfig,
     MirrorSpec,
     MotionPriorConfig,
@@ -148,6 +150,7 @@ REGISTERED: dict[str, Callable[[PartContext], Part]] = {
     "behavior-cloning": lambda context: BehaviorCloningConfig(
         demonstrations=demonstrations(), batch_size=16, sequence_length=4, entropy_coef=0.01, l2_coef=1e-4
     ).build(context),
+    "estimator": EstimatorConfig().build,
     "gail": lambda context: GailConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "motion-prior": lambda context: MotionPriorConfig(
         motions=MotionsConfig(files=(motions(),)), step_time=0.1, frames=3, discriminator=SMALL
@@ -171,6 +174,7 @@ BUILDERS: dict[str, Callable[[PartContext], Part]] = {
     "bonus": Bonus,
     "critique": Critique,
 }
+ESTIMATORS = {"hidden": EstimatorHeadConfig(targets=("critic",), hidden_sizes=(4,), replace_prob=0.5)}
 FEED_FORWARD_ONLY = {"airl", "symmetry"}
 ALONE = [(name,) for name in BUILDERS]
 OVERRIDING = {"scripted", "teacher"}  # at most one of them
@@ -181,9 +185,9 @@ ALL = tuple(name for name in BUILDERS if name not in OVERRIDING - {"teacher"})
 def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
     env = PointMass(N, max_steps=6)
     torch.manual_seed(seed)
-    policy = ActorCritic(
-        env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8)
-    )
+    estimators = ESTIMATORS if "estimator" in names else {}
+    config = PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8, estimators=estimators)
+    policy = ActorCritic(env.observation_space, env.action_space, config)
     parts: dict[str, Part] = {}
     for name in names:
         part_seed = randomness.mix(seed, name)
@@ -200,9 +204,9 @@ def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "n
         )
         torch.manual_seed(part_seed)
         parts[name] = BUILDERS[name](context)
-    config = PPOConfig(num_steps=T, epochs=2, minibatches=2, capture=capture, entropy_coef=0.01, warmup_steps=4)
+    ppo = PPOConfig(num_steps=T, epochs=2, minibatches=2, capture=capture, entropy_coef=0.01, warmup_steps=4)
     torch.manual_seed(seed)
-    return PPO(env, policy, config, parts, seed=seed, total_steps=1000)
+    return PPO(env, policy, ppo, parts, seed=seed, total_steps=1000)
 
 
 def weights(ppo: PPO) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,12 @@ def test_spaces_survive_plain_data(space: spaces.Space) -> None:
 def test_unknown_space_is_refused() -> None:
     with pytest.raises(ValueError, match="Text space"):
         space_to_plain(spaces.Text(3))
+
+
+def test_a_space_keeps_the_order_of_its_components() -> None:
+    first, second = spaces.Box(0.0, 1.0, (2,)), spaces.Box(0.0, 1.0, (2,))
+    space = spaces.Dict(OrderedDict(policy=spaces.Dict(OrderedDict(speed=first, height=second)), critic=first))
+    again = space_from_plain(space_to_plain(space))
+    assert isinstance(again, spaces.Dict)
+    assert list(again.spaces) == ["policy", "critic"]
+    assert list(again["policy"].spaces) == ["speed", "height"]

@@ -20,6 +20,7 @@ from understudy.envs.base import VecEnv
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gymnasium import InProcessVectorEnv
 from understudy.envs.observations import Groups, nearest
+from understudy.envs.segments import with_segments
 from understudy.envs.tasks.crossings import CROSSINGS, Crossings
 from understudy.envs.tasks.light_house import LightHouse
 from understudy.envs.tasks.point_mass import PointMass
@@ -135,14 +136,16 @@ class EnvConfig:
     groups: dict[str, str] = field(default_factory=dict)
     """Observation groups by name, as keys of a Dict observation: {"policy": "state", "critic": "state+privileged"}.
     Empty: the environment's own."""
+    segments: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Groups that are flat vectors, cut into named components by size: {"policy": {"position": 5, "speed": 6}}."""
     max_episode_steps: int | None = None
     """Time limit in steps. None: the one the environment is registered with."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Further options, passed to the environment as they are."""
 
     def make(self, device: torch.device | str = "cpu", seed: int | None = None) -> VecEnv:
-        """Build the environment on `device`; raises as `make_env` does."""
-        return make_env(
+        """Build the environment on `device`; raises as `make_env` and `with_segments` do."""
+        env = make_env(
             self.id,
             self.num_envs,
             self.backend,
@@ -152,6 +155,7 @@ class EnvConfig:
             max_episode_steps=self.max_episode_steps,
             seed=seed,
         )
+        return with_segments(env, self.segments)
 
 
 def make_env(

@@ -22,6 +22,8 @@ from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.trunk import Key, Trunk
 from understudy.types import PolicyOutput
 
+Observations = TensorDictBase | Mapping[Key, Tensor]
+
 REPLACED: Key = ("estimated",)
 """Beside the groups of a rollout's observations: where the actor saw estimates, `[..., E]` bool."""
 
@@ -117,11 +119,12 @@ class ActorCritic(nn.Module):
         if config.normalize_observations:
             targets = [key for head in self._heads for key in head.targets]
             for key in dict.fromkeys((*actor_inputs, *self.input_keys, *targets)):
-                if key != REPLACED and _is_vector(space := self._space(key)):
+                if key != REPLACED and _is_vector(space := self.component(key)):
                     size = int(np.prod(space.shape or ()))
                     self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=config.observation_clip)
         self.actor_state_sizes = [*(head.state_size for head in self._heads), self.actor.state_size]
-        self.state_size = sum(self.actor_state_sizes) + (self.critic.state_size if self.critic is not None else 0)
+        self.actor_state_size = sum(self.actor_state_sizes)
+        self.state_size = self.actor_state_size + (self.critic.state_size if self.critic is not None else 0)
 
     def _trunk(self, components: dict[Key, spaces.Space[Any]], hidden_sizes: tuple[int, ...]) -> Trunk:
         c = self.config
@@ -159,7 +162,7 @@ class ActorCritic(nn.Module):
         )
 
     def _name_inputs(self, critic_inputs: dict[Key, spaces.Space[Any]]) -> None:
-        """What acting needs (`sensor_keys`), the actor in training, V, and all of them together."""
+        """What acting needs (`sensor_keys`), the actor in training, V, all together, and that without what is drawn."""
         sensors: list[Key] = []
         estimated: set[Key] = set()
         for head in self._heads:
@@ -178,6 +181,7 @@ class ActorCritic(nn.Module):
         self.actor_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.sensor_keys, *truth, *drawn)))
         self.value_keys: tuple[Key, ...] = self.sensor_keys if self.config.shared_trunk else tuple(critic_inputs)
         self.input_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.actor_keys, *self.value_keys)))
+        self.observed_keys: tuple[Key, ...] = tuple(key for key in self.input_keys if key != REPLACED)
 
     # ------------------------------------------------------------------ forward
 
@@ -189,7 +193,7 @@ class ActorCritic(nn.Module):
     def forward(self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None) -> PolicyOutput:
         """Distribution, value and latents of obs `[B]`; with a memory also obs `[T, B]`, state `[B, S]`."""
         actor_state, critic_state = self._split(state)
-        actor, new_state, latents = self._actor(obs, actor_state, is_first)
+        actor, new_state, latents = self.actor_latent(obs, actor_state, is_first)
         critic = actor
         if self.critic is not None:
             inputs = self._normalized(obs, self.critic.keys)
@@ -201,7 +205,7 @@ class ActorCritic(nn.Module):
 
     def distribution(self, obs: TensorDictBase) -> Distribution:
         """The action distribution of a feed-forward policy, without running the critic."""
-        return self.head(self._actor(obs, None, None)[0])
+        return self.head(self.actor_latent(obs, None, None)[0])
 
     def run_actor(
         self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None
@@ -211,7 +215,7 @@ class ActorCritic(nn.Module):
         What only the critic sees, and what estimators predict, may be missing in obs.
         """
         actor_state, critic_state = self._split(state)
-        latent, new_state, latents = self._actor(obs, actor_state, is_first)
+        latent, new_state, latents = self.actor_latent(obs, actor_state, is_first)
         latents["actor"] = latent
         return self.head(latent), _join(new_state, critic_state), latents
 
@@ -219,14 +223,17 @@ class ActorCritic(nn.Module):
         """V(obs) `[B]` in the critic's units, without running the actor; the memory is read, not advanced."""
         actor_state, critic_state = self._split(state)
         if self.critic is None:
-            return self.value_head(self._actor(obs, actor_state, is_first)[0]).squeeze(-1)
+            return self.value_head(self.actor_latent(obs, actor_state, is_first)[0]).squeeze(-1)
         inputs = self._normalized(obs, self.critic.keys)
         return self.value_head(self.critic(inputs, critic_state, is_first, side="critic", latents={})[0]).squeeze(-1)
 
-    def _actor(
-        self, obs: TensorDictBase, state: Tensor | None, is_first: Tensor | None
+    def actor_latent(
+        self, obs: Observations, state: Tensor | None, is_first: Tensor | None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """The actor's latent, the next states of estimators and actor, and the latents by name."""
+        """The actor's latent, its next state without the critic's share (`state` is without it too), and all latents.
+
+        `obs` may be a dict of the components by key: what an exported policy, which knows no TensorDict, reads.
+        """
         latents: dict[str, Tensor] = {}
         inputs = self._normalized(obs, self.sensor_keys)
         sizes = self.actor_state_sizes
@@ -241,7 +248,7 @@ class ActorCritic(nn.Module):
             # detached: what PPO wants of the estimate is no business of the estimator
             for key, seen in head.split(estimate.detach()).items():
                 if replaced is not None and head.mixes:
-                    seen = torch.where(replaced[..., i : i + 1], seen, self._normalized(obs, [key])[key])
+                    seen = torch.where(replaced[..., i : i + 1], seen, self.normalized(obs, key))
                 inputs[key] = seen
         own = states[-1] if self.actor.state_size else None
         latent, new_state = self.actor(inputs, own, is_first, side="actor", latents=latents)
@@ -250,10 +257,22 @@ class ActorCritic(nn.Module):
                 head.read_memory(latents)
         return latent, _join(*new_states, new_state), latents
 
-    def _normalized(self, obs: TensorDictBase, keys: Iterable[Key]) -> dict[Key, Tensor]:
-        inputs = {}
+    def normalized(self, obs: Observations, key: Key) -> Tensor:
+        """One component `[..., *shape]` of raw observations in the units that the networks see."""
+        return self._normalized(obs, [key])[key]
+
+    def raw(self, key: Key, x: Tensor) -> Tensor:
+        """What the networks see of a component `[..., D]` (an estimate of it, say) in raw units."""
+        name = "/".join(key)
+        if name not in self.normalizers:
+            return x
+        normalizer = cast(ObservationNormalizer, self.normalizers[name])
+        return (x - normalizer.shift) / normalizer.scale
+
+    def _normalized(self, obs: Observations, keys: Iterable[Key]) -> dict[Key, Tensor]:
+        inputs: dict[Key, Tensor] = {}
         for key in keys:
-            x = obs.get(key)
+            x: Any = obs.get(key)
             name = "/".join(key)
             inputs[key] = self.normalizers[name](x) if name in self.normalizers else x
         return inputs
@@ -262,7 +281,7 @@ class ActorCritic(nn.Module):
         """The actor's share (estimators first) and the critic's."""
         if state is None:
             return None, None
-        size = sum(self.actor_state_sizes)
+        size = self.actor_state_size
         critic = state[..., size:] if self.critic is not None and self.critic.state_size else None
         return (state if critic is None else state[..., :size]), critic
 
@@ -309,7 +328,7 @@ class ActorCritic(nn.Module):
         leaves: dict[Key, Tensor] = {}
         single = as_numpy = False
         for key in self.sensor_keys:
-            space, value = self._space(key), tree
+            space, value = self.component(key), tree
             for name in key:
                 value = _lookup(value, name, "observation")
             as_numpy = not isinstance(value, Tensor)
@@ -327,7 +346,7 @@ class ActorCritic(nn.Module):
         """What acting needs, `[batch]`, with nothing in it: zeros, or the lowest integer."""
         blank = TensorDict({}, batch_size=[batch], device=self.device)
         for key in self.sensor_keys:
-            space = self._space(key)
+            space = self.component(key)
             dtype = torch.as_tensor(np.zeros((), dtype=space.dtype)).dtype
             dtype = torch.float32 if dtype.is_floating_point else dtype
             zeros = torch.zeros((batch, *(space.shape or ())), dtype=dtype, device=self.device)
@@ -344,7 +363,8 @@ class ActorCritic(nn.Module):
 
     # ------------------------------------------------------------------ spaces
 
-    def _space(self, key: Key) -> spaces.Space[Any]:
+    def component(self, key: Key) -> spaces.Space[Any]:
+        """The space of one component. Raises ValueError with the nearest name if there is none."""
         space: spaces.Space[Any] = self.observation_space
         for name in key:
             space = _lookup(space.spaces if isinstance(space, spaces.Dict) else {}, name, "observation")

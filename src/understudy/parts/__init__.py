@@ -2,6 +2,7 @@
 
 from understudy.parts.airl import Airl, AirlConfig
 from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
+from understudy.parts.estimator import Estimator, EstimatorConfig
 from understudy.parts.gail import Gail, GailConfig
 from understudy.parts.motion_prior import MotionPrior, MotionPriorConfig
 from understudy.parts.part import (
@@ -23,6 +24,7 @@ from understudy.parts.teacher import Teacher, TeacherConfig
 PARTS: dict[str, type[PartConfig]] = {
     "airl": AirlConfig,
     "behavior-cloning": BehaviorCloningConfig,
+    "estimator": EstimatorConfig,
     "gail": GailConfig,
     "motion-prior": MotionPriorConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
@@ -38,6 +40,8 @@ __all__ = [
     "AirlConfig",
     "BehaviorCloning",
     "BehaviorCloningConfig",
+    "Estimator",
+    "EstimatorConfig",
     "Gail",
     "GailConfig",
     "Labels",

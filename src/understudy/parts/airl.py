@@ -177,7 +177,7 @@ class Airl(Part, Rewards, Updates):
         self.weight = Scalar(config.reward_weight, context.device)
         # methods, not modules: the policy is no part of this part
         self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
-        needed = dict.fromkeys((*self.features.components, *context.policy.actor.keys))
+        needed = dict.fromkeys((*self.features.components, *context.policy.sensor_keys))
         self.demonstrations = Demonstrations.load(
             config.demonstrations,
             observation_space=context.observation_space,

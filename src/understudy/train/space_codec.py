@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space[Any]:
     """The space that `space_to_plain` described. Raises ValueError for an unknown kind."""
     kind = plain["space"]
     if kind == "dict":
-        return spaces.Dict({name: space_from_plain(inner) for name, inner in plain["spaces"].items()})
+        # spaces.Dict sorts a plain dict, and a policy reads its components in the order of the space
+        return spaces.Dict(OrderedDict((name, space_from_plain(inner)) for name, inner in plain["spaces"].items()))
     if kind == "box":
         shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
         low, high = (_bound_from_plain(plain[side], shape, dtype) for side in ("low", "high"))
