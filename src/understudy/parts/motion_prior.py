@@ -117,7 +117,7 @@ class MotionPriorConfig(PartConfig):
     tracking_weight: Number = 0.0
     """Weight of the tracking reward beside the style reward."""
     tracking_form: TrackingForm = "exp"
-    """exp: exp(-mean e^2 / scale^2); distance: -||e|| / scale; e in standard deviations of each feature."""
+    """exp: exp(-mean e^2 / scale^2); distance: -norm(e) / scale; e in standard deviations of each feature."""
     tracking_scale: float = 0.5
     """Scale of tracking errors, in standard deviations."""
     discriminator: DiscriminatorConfig = field(default_factory=_discriminator)

@@ -1,0 +1,63 @@
+"""The recipes of motion priors run, from a clip file to a policy, alone and beside a teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from understudy.data.motion_formats import MotionClip, write_motions
+from understudy.data.motions import MotionsConfig
+from understudy.envs.registry import EnvConfig
+from understudy.parts import MotionPriorConfig, TeacherConfig
+from understudy.recipes.basic import ppo
+from understudy.recipes.motion import appo, atppo
+from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
+from understudy.train.loop import train
+
+
+def shortened(config: TrainConfig, folder: Path) -> TrainConfig:
+    """A few hundred steps of PointMass."""
+    return dataclasses.replace(
+        config,
+        env=EnvConfig(id="PointMass", num_envs=4),
+        ppo=dataclasses.replace(config.ppo, num_steps=64, minibatches=2, epochs=1),
+        total_steps=512,
+        run_dir=str(folder),
+        evaluation=EvaluationConfig(episodes=0),
+        logging=LoggingConfig(console=False, tensorboard=False),
+    )
+
+
+def clips(folder: Path) -> str:
+    """One clip of PointMass's features."""
+    frames = np.random.default_rng(0).normal(size=(30, 4)).cumsum(0) * 0.05
+    fields = tuple(f"policy[{i}]" for i in range(4))
+    return str(write_motions(folder / "m.npz", [MotionClip(name="m", fields=fields, frames=frames, frame_time=0.1)]))
+
+
+def test_the_lerp_is_two_weights() -> None:
+    config = appo(task_reward_lerp=0.3)
+    part = config.parts["motion"]
+    assert isinstance(part, MotionPriorConfig)
+    assert (config.ppo.reward_weight, part.reward_weight) == (0.3, 0.7)
+    assert from_yaml(to_yaml(config)) == config
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
+        appo(task_reward_lerp=1.5)
+
+
+def test_appo_runs_from_a_file_and_atppo_with_a_teacher_beside_it(tmp_path: Path) -> None:
+    teacher = train(shortened(ppo(), tmp_path / "teacher"))
+    prior = MotionPriorConfig(motions=MotionsConfig(files=(clips(tmp_path),)), step_time=0.1)
+    for recipe in (appo, atppo):
+        config = shortened(recipe(), tmp_path / recipe.__name__)
+        parts = {**config.parts, "motion": prior}
+        if recipe is atppo:
+            parts["teacher"] = TeacherConfig(checkpoints=(str(teacher.path),), teacher_forcing=0.5)
+        run = train(dataclasses.replace(config, parts=parts))
+        last = run.metrics[-1]
+        for name in ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp", "saturated", "style_reward"):
+            assert np.isfinite(last[f"motion/{name}"])
+        assert any(name.startswith("teacher/") for name in last) == (recipe is atppo)
