@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from understudy.train.config import (
 )
 from understudy.train.dagger import Dagger, Mixture
 from understudy.train.loop import resume, train
+from understudy.train.offline import OfflineTraining
 
 
 def steer(obs: Any, is_first: Any = None) -> torch.Tensor:
@@ -91,7 +94,7 @@ def test_rounds_are_kept_on_the_disk_with_the_experts_labels(configure: Any) -> 
 
 def test_beta_follows_its_schedule_over_the_rounds(tmp_path: Path) -> None:
     beta = Schedule(kind="linear", start=1.0, end=0.0, length=4, unit="iterations")
-    dagger = Dagger(DaggerConfig(beta=beta, steps_per_round=1), tmp_path, PointMass(2), 0, steer)
+    dagger = Dagger(DaggerConfig(beta=beta, steps_per_round=1), tmp_path, PointMass(2), "PointMass", 0, steer)
     policy = torch.nn.Module()
     policy.initial_state = lambda n: None  # type: ignore[assignment]
     policy.act = lambda obs, state, deterministic: (torch.zeros(2, 2), None)  # type: ignore[assignment]
@@ -117,11 +120,6 @@ def test_it_learns_and_more_rounds_learn_more(configure: Any) -> None:
 
 
 def test_an_interrupted_run_goes_on_in_its_round(configure: Any, monkeypatch: Any) -> None:
-    import os
-    import signal
-
-    from understudy.train.offline import OfflineTraining
-
     original = OfflineTraining.epoch
 
     def epoch(self: OfflineTraining) -> dict[str, float]:

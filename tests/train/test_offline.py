@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from understudy.data.demonstrations import Demonstrations
+from understudy.data.writing import write_npz
 from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import PolicyConfig
@@ -20,6 +24,7 @@ from understudy.ppo.ppo import PPOConfig
 from understudy.ppo.schedules import Schedule
 from understudy.train.config import EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig
 from understudy.train.loop import resume, train
+from understudy.train.offline import OfflineTraining
 from understudy.train.record import PolicyActor, record_episodes
 from understudy.train.run import load
 
@@ -31,8 +36,6 @@ def steer(obs: Any, is_first: Any = None) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expert(tmp_path_factory: Any) -> Path:
-    from understudy.data.writing import write_npz
-
     path: Path = tmp_path_factory.mktemp("expert") / "expert.npz"
     write_npz(path, record_episodes(PointMass(10), steer, 40, seed=0), {"env": "PointMass"})
     return path
@@ -81,8 +84,6 @@ def test_it_clones_the_expert_without_an_environment_step(configure: Any) -> Non
 
 def test_the_normaliser_has_the_statistics_of_the_training_trajectories(configure: Any, expert: Path) -> None:
     run = train(configure(offline={"epochs": 1, "validation_fraction": 0.0}))
-    from understudy.data.demonstrations import Demonstrations
-
     env = PointMass(1)
     demos = Demonstrations.load(expert, observation_space=env.observation_space, action_space=env.action_space)
     seen = demos.gather(demos.rows)["obs", "policy"].double()
@@ -120,11 +121,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(configure: Any, scheduler: An
 
 
 def interrupt_after(epochs: int, monkeypatch: Any) -> None:
-    import os
-    import signal
-
-    from understudy.train.offline import OfflineTraining
-
     original = OfflineTraining.epoch
 
     def epoch(self: OfflineTraining) -> dict[str, float]:
@@ -153,6 +149,13 @@ def test_a_policy_with_a_memory_is_cloned_from_windows(configure: Any, memory: s
     losses = [row["offline/validation_loss"] for row in run.metrics]
     assert losses[-1] < losses[0] - 0.1
     assert math.isfinite(score(run.policy))
+
+
+def test_demonstrations_of_another_version_are_pointed_out(configure: Any, tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "other.npz"
+    write_npz(path, record_episodes(PointMass(2), steer, 2, seed=0), {"env": "PointMass-v9"})
+    train(configure(part={"demonstrations": str(path)}, offline={"epochs": 1}))
+    assert "made in 'PointMass-v9', not in 'PointMass'" in caplog.text
 
 
 def test_configurations_that_cannot_work(configure: Any, tmp_path: Path) -> None:

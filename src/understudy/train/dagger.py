@@ -32,8 +32,10 @@ class Dagger:
     0 is the expert's alone.
     """
 
-    def __init__(self, config: DaggerConfig, run: Path, env: VecEnv, seed: int, expert: Actor | None = None) -> None:
-        self.config, self.folder, self.env, self.seed = config, run / DEMONSTRATIONS, env, seed
+    def __init__(
+        self, config: DaggerConfig, run: Path, env: VecEnv, env_id: str, seed: int, expert: Actor | None = None
+    ) -> None:
+        self.config, self.folder, self.env, self.env_id, self.seed = config, run / DEMONSTRATIONS, env, env_id, seed
         self.expert = find_expert(config, env) if expert is None else expert
         self.beta = Scalar(config.beta)
 
@@ -57,7 +59,8 @@ class Dagger:
                 label=actor.label,
                 min_steps=self.config.steps_per_round,
             )
-        write_npz(self.folder / f"round_{number:03d}.npz", episodes, {"round": number, "beta": beta, "seed": seed})
+        metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
+        write_npz(self.folder / f"round_{number:03d}.npz", episodes, metadata)
         return {
             "dagger/round": float(number),
             "dagger/beta": beta,
@@ -120,7 +123,7 @@ def first_round(config: TrainConfig, run: Path, expert: Actor | None = None) -> 
             raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
     env = config.env.make(config.torch_device(), config.seed)
     try:
-        Dagger(config.offline.dagger, run, env, config.seed, expert).collect(0, None)
+        Dagger(config.offline.dagger, run, env, config.env.id, config.seed, expert).collect(0, None)
     finally:
         env.close()
     folder = str(run / DEMONSTRATIONS)

@@ -293,7 +293,7 @@ def _offline_training(
     if config.offline is None:
         return None
     chosen = config.offline.dagger
-    dagger = None if chosen is None else Dagger(chosen, folder.path, env, config.seed, expert)
+    dagger = None if chosen is None else Dagger(chosen, folder.path, env, config.env.id, config.seed, expert)
     return OfflineTraining(ppo, config.offline, dagger)
 
 
