@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from understudy import cli
 from understudy.recipes import RECIPES
@@ -65,6 +66,20 @@ def test_evaluate_repeats_the_training_evaluation(trained: Path, capsys: pytest.
     final = json.loads((trained / "evaluation.json").read_text())
     _, out, _ = run(capsys, "evaluate", str(trained), "--episodes", "2", "--json")
     assert json.loads(out.splitlines()[-1])["mean_return"] == final["mean_return"]
+
+
+def test_export(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from understudy.train.run import load
+
+    assert cli.main(["export", str(trained), "--format", "torchscript"]) == 0
+    assert str(trained / "policy.pt") in capsys.readouterr().out
+    act = torch.jit.load(str(trained / "policy.pt"))
+    obs = torch.randn(5, 4)
+    (action,) = act(obs)
+    assert torch.equal(action, load(trained).act(obs)[0])
+    assert cli.main(["export", str(trained), "--format", "torchscript", "--output", str(trained / "p" / "a.pt")]) == 0
+    assert (trained / "p" / "a.pt").is_file()
+    assert cli.main(["export", str(trained), "--format", "onx"]) == 2
 
 
 def test_resume(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

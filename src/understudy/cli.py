@@ -1,4 +1,4 @@
-"""The command line: `understudy train | evaluate | record | plot | motions | list`. Heavy imports wait until needed."""
+"""The command line: train, evaluate, export, record, plot, motions, list. Heavy imports wait until they are needed."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ commands:
   train RECIPE [--options]    train from the start; `train RECIPE --help` lists every option
   train --resume RUN          continue a run from its newest checkpoint
   evaluate RUN [--options]    score a trained policy, film it
+  export RUN [--options]      write a trained policy as one file that needs no understudy (ONNX, TorchScript)
   record RUN --output ID      play a trained policy, keep the episodes as demonstrations
   plot RUN [RUN ...]          draw learning curves
   motions inspect FILE        fields, length, ranges, gaps and a picture of a motion file
@@ -82,6 +83,7 @@ def _dispatch(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "export": _export,
         "record": _record,
         "plot": _plot,
         "motions": _motions,
@@ -229,6 +231,29 @@ def _evaluate(words: list[str]) -> int:
 
 
 # --------------------------------------------------------------------------------------------------- record
+
+
+def _export(words: list[str]) -> int:
+    parser = _Parser(prog="understudy export", description="Write a trained policy as one file, checked as written.")
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder of a run (its newest checkpoint), or a checkpoint"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torchscript", "safetensors"),
+        default="onnx",
+        help="onnx (default) and torchscript act alone, safetensors holds the weights",
+    )
+    parser.add_argument("--output", metavar="PATH", type=Path, help="file to write (default: RUN/policy.onnx, say)")
+    chosen = parser.parse_args(words)
+    from understudy.train.export import SUFFIXES, export_policy
+    from understudy.train.run import read_policy
+
+    policy, config = read_policy(chosen.run)
+    folder = chosen.run if chosen.run.is_dir() else chosen.run.parent
+    output = chosen.output or folder / f"policy{SUFFIXES[chosen.format]}"
+    print(f"policy: {export_policy(policy, output, chosen.format, config.env.id)} (acts as the checkpoint does)")
+    return 0
 
 
 def _record(words: list[str]) -> int:
