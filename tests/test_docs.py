@@ -24,6 +24,8 @@ import yaml
 
 import understudy as us
 from understudy import cli
+from understudy.data.motion_fields import FieldTable
+from understudy.data.motion_formats import read_motions
 from understudy.parts import PARTS, discriminator
 from understudy.recipes import RECIPES
 from understudy.train.config import TrainConfig
@@ -360,6 +362,24 @@ def test_example_custom_part(elsewhere: Path) -> None:
     first, last = run.metrics[0], run.metrics[-1]
     assert last["expert/cross_entropy"] < first["expert/cross_entropy"]
     assert (run.path / "config.yaml").read_text().count("part: balancer") == 1
+
+
+def test_example_trot_clips(elsewhere: Path) -> None:
+    clips = read_motions(run_example("trot_clips")(elsewhere / "trot.npz"))
+    example = sys.modules["example_trot_clips"]
+    for clip in clips:
+        table = FieldTable(clip.name, clip.fields, clip.frames, clip.frame_time)
+        for leg, hip, side in zip(example.LEGS, example.HIPS, example.SIDES):
+            angles = table.select([f"{leg}_{joint}_joint_dof_pos" for joint in ("hip", "thigh", "calf")])
+            foot = table.select([f"{leg}_foot_pos_{axis}_b" for axis in "xyz"])
+            assert abs(hip + example.forward_kinematics(angles, side) - foot).max() < 1e-6
+            standing = foot[:, 2] < foot[:, 2].min() + 1e-6
+            assert 0.5 < standing.mean() < 0.6
+        assert (table["FR_foot_pos_z_b"] == table["RL_foot_pos_z_b"]).all()  # diagonal legs together
+        forward, _, turning = (float(word) for word in clip.name.split()[1:])
+        assert abs(table["root_vel_x_b"] - forward).max() < 0.01
+        hip_y = -(0.04675 + 0.08)  # a standing foot does not slip over the ground
+        assert abs(table["FR_foot_vel_x_b"][2:20] + forward - turning * hip_y).max() < 1e-4
 
 
 def test_every_example_is_run_here() -> None:
