@@ -8,6 +8,7 @@ from understudy.recipes.imitation import bc, dagger
 from understudy.recipes.motion import appo, atppo
 from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
 from understudy.recipes.registry import RECIPES, find_recipe, summary
+from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
 
 __all__ = [
     "RECIPES",
@@ -20,9 +21,15 @@ __all__ = [
     "cartpole",
     "dagger",
     "demo_mujoco",
+    "distill",
+    "estimator_ppo",
+    "estimator_tppo",
     "find_recipe",
     "gail",
+    "go1_student",
+    "go1_teacher",
     "mujoco",
     "ppo",
     "summary",
+    "tppo",
 ]

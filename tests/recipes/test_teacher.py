@@ -1,0 +1,70 @@
+"""The recipes with teachers and estimators run, from a teacher's training to a student that acts without the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import understudy as us
+from understudy.recipes import RECIPES
+from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig
+from understudy.train.export import export_policy
+
+NAMES = ("tppo", "distill", "estimator-ppo", "estimator-tppo")
+needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
+needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs the extra envpool")
+
+
+def shortened(config: TrainConfig, path: Path, teacher: Path | None = None) -> TrainConfig:
+    """Three rollouts of eight steps."""
+    env = dataclasses.replace(config.env, num_envs=16)
+    ppo = dataclasses.replace(config.ppo, num_steps=8, epochs=1, minibatches=1, warmup_steps=8)
+    parts = dict(config.parts)
+    if "teacher" in parts:
+        parts["teacher"] = dataclasses.replace(parts["teacher"], checkpoints=(str(teacher),))  # type: ignore[call-arg]
+    return dataclasses.replace(
+        config,
+        env=env,
+        ppo=ppo,
+        parts=parts,
+        total_steps=400,
+        run_dir=str(path),
+        evaluation=EvaluationConfig(episodes=0),
+        logging=LoggingConfig(console=False, tensorboard=False),
+        torch_threads=1,
+    )
+
+
+@needs_mujoco
+def test_students_of_a_mujoco_teacher(tmp_path: Path) -> None:
+    teacher = us.train(shortened(us.recipes.mujoco("Hopper-v5"), tmp_path / "teacher"))
+    for name in NAMES:
+        run = us.train(shortened(RECIPES[name](), tmp_path / name, teacher.path))
+        last = run.metrics[-1]
+        assert run.config.recipe == name
+        assert last["ppo/first_ratio_error"] < 1e-5
+        assert ("teacher/distance" in last) == (name != "estimator-ppo")
+        assert ("estimator/rmse/policy/velocity" in last) == name.startswith("estimator")
+        action, state = us.load(run.path).act({"policy": {"position": torch.zeros(5)}})  # without velocities
+        assert action.shape == (3,)
+        assert state is not None
+
+
+@pytest.mark.slow
+@needs_envpool
+def test_a_student_of_the_go1_teacher_can_be_exported(tmp_path: Path) -> None:
+    teacher = us.train(shortened(us.recipes.go1_teacher(), tmp_path / "teacher"))
+    run = us.train(shortened(us.recipes.go1_student(), tmp_path / "student", teacher.path))
+    assert run.metrics[-1]["estimator/rmse/truth/velocity"] > 0.0
+    policy = us.load(run.path)
+    assert policy.sensor_keys == (("policy", "proprioception"),)
+    export_policy(policy, tmp_path / "go1.pt", "torchscript")
+
+
+def test_another_task_needs_its_own_segments() -> None:
+    with pytest.raises(ValueError, match="knows where the velocities are in Hopper-v5"):
+        us.recipes.tppo("Ant-v5")
