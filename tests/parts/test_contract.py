@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -22,12 +23,14 @@ from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import (
     PARTS,
+    AdvisorConfig,
     AirlConfig,
     EstimatorConfig,
     GailConfig,
     MirrorSpec,
     MotionPriorConfig,
     RandomNetworkDistillationConfig,
+    ScriptedExpertConfig,
     SymmetryConfig,
     TeacherConfig,
 )
@@ -41,6 +44,22 @@ from understudy.train.record import record_episodes
 from understudy.types import Metrics, PolicyOutput
 
 N, T = 8, 8
+
+
+class GuidedPointMass(PointMass):
+    """PointMass whose observation holds what a controller would do, and that it cannot tell far from the goal."""
+
+    def __init__(self, num_envs: int, max_steps: int) -> None:
+        super().__init__(num_envs, max_steps=max_steps)
+        groups = {"expert_action": self.action_space, "expert_success": spaces.Discrete(2)}
+        self.observation_space = spaces.Dict({**self.observation_space.spaces, **groups})
+
+    def observe(self) -> TensorDict:
+        obs = super().observe()
+        offset, velocity = obs["policy"].split(2, dim=-1)
+        obs["expert_action"] = (-offset - velocity).clamp(-1.0, 1.0)
+        obs["expert_success"] = (offset.square().sum(-1) < 2.0).long()
+        return obs
 
 
 class Scripted(Part, Labels, Overrides):
@@ -146,6 +165,7 @@ def motions() -> str:
 
 
 REGISTERED: dict[str, Callable[[PartContext], Part]] = {
+    "advisor": AdvisorConfig(alpha=4.0).build,
     "airl": lambda context: AirlConfig(demonstrations=demonstrations(), discriminator=SMALL).build(context),
     "behavior-cloning": lambda context: BehaviorCloningConfig(
         demonstrations=demonstrations(), batch_size=16, sequence_length=4, entropy_coef=0.01, l2_coef=1e-4
@@ -156,6 +176,7 @@ REGISTERED: dict[str, Callable[[PartContext], Part]] = {
         motions=MotionsConfig(files=(motions(),)), step_time=0.1, frames=3, discriminator=SMALL
     ).build(context),
     "random-network-distillation": RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build,
+    "scripted-expert": ScriptedExpertConfig(teacher_forcing=0.5).build,
     "symmetry": MIRROR.build,
     "teacher": lambda context: TeacherConfig(
         checkpoints=("teacher",),
@@ -177,13 +198,13 @@ BUILDERS: dict[str, Callable[[PartContext], Part]] = {
 ESTIMATORS = {"hidden": EstimatorHeadConfig(targets=("critic",), hidden_sizes=(4,), replace_prob=0.5)}
 FEED_FORWARD_ONLY = {"airl", "symmetry"}
 ALONE = [(name,) for name in BUILDERS]
-OVERRIDING = {"scripted", "teacher"}  # at most one of them
+OVERRIDING = {"scripted", "scripted-expert", "teacher"}  # at most one of them
 PAIRS = [pair for pair in itertools.combinations(BUILDERS, 2) if not set(pair) <= OVERRIDING]
 ALL = tuple(name for name in BUILDERS if name not in OVERRIDING - {"teacher"})
 
 
 def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
-    env = PointMass(N, max_steps=6)
+    env = GuidedPointMass(N, max_steps=6)
     torch.manual_seed(seed)
     estimators = ESTIMATORS if "estimator" in names else {}
     config = PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8, estimators=estimators)

@@ -1,5 +1,6 @@
 """Expert signals: one file per part, one line here. `PARTS` is what the command line and the contract test read."""
 
+from understudy.parts.advisor import Advisor, AdvisorConfig
 from understudy.parts.airl import Airl, AirlConfig
 from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.parts.estimator import Estimator, EstimatorConfig
@@ -18,16 +19,19 @@ from understudy.parts.part import (
     Weights,
 )
 from understudy.parts.random_network_distillation import RandomNetworkDistillation, RandomNetworkDistillationConfig
+from understudy.parts.scripted_expert import ScriptedExpert, ScriptedExpertConfig
 from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
 from understudy.parts.teacher import Teacher, TeacherConfig
 
 PARTS: dict[str, type[PartConfig]] = {
+    "advisor": AdvisorConfig,
     "airl": AirlConfig,
     "behavior-cloning": BehaviorCloningConfig,
     "estimator": EstimatorConfig,
     "gail": GailConfig,
     "motion-prior": MotionPriorConfig,
     "random-network-distillation": RandomNetworkDistillationConfig,
+    "scripted-expert": ScriptedExpertConfig,
     "symmetry": SymmetryConfig,
     "teacher": TeacherConfig,
 }
@@ -36,6 +40,8 @@ PARTS: dict[str, type[PartConfig]] = {
 __all__ = [
     "HOOKS",
     "PARTS",
+    "Advisor",
+    "AdvisorConfig",
     "Airl",
     "AirlConfig",
     "BehaviorCloning",
@@ -56,6 +62,8 @@ __all__ = [
     "RandomNetworkDistillation",
     "RandomNetworkDistillationConfig",
     "Rewards",
+    "ScriptedExpert",
+    "ScriptedExpertConfig",
     "Symmetry",
     "SymmetryConfig",
     "Teacher",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from understudy.recipes.adversarial import airl, bc_gail, gail
+from understudy.recipes.advisor import advisor, light_house, poisoned_doors
 from understudy.recipes.basic import a2c, cartpole, ppo
 from understudy.recipes.imitation import bc, dagger
 from understudy.recipes.motion import appo, atppo
@@ -13,6 +14,7 @@ from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, g
 __all__ = [
     "RECIPES",
     "a2c",
+    "advisor",
     "airl",
     "appo",
     "atppo",
@@ -28,7 +30,9 @@ __all__ = [
     "gail",
     "go1_student",
     "go1_teacher",
+    "light_house",
     "mujoco",
+    "poisoned_doors",
     "ppo",
     "summary",
     "tppo",
