@@ -1,4 +1,4 @@
-"""Networks: shapes, initialisation, encoders of every space, and memories against torch's own LSTM and GRU."""
+"""Networks: shapes, initialisation, and encoders of every space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from understudy.nn.networks import (
     ACTIVATIONS,
@@ -19,7 +18,6 @@ from understudy.nn.networks import (
     CNNConfig,
     EmbeddingEncoder,
     EncoderConfig,
-    Memory,
     NatureCNN,
     OneHotEncoder,
     VectorEncoder,
@@ -239,142 +237,3 @@ def test_positions_of_an_image_of_categories_share_embeddings() -> None:
 def test_other_spaces_are_refused(space: spaces.Space[Any]) -> None:
     with pytest.raises(ValueError, match="no encoder covers"):
         make_encoder(space)
-
-
-# -------------------------------------------------------------------- memories
-
-T, B, F, H = 6, 4, 5, 3
-
-
-def _pair(kind: Any, layers: int) -> tuple[Memory, nn.LSTM | nn.GRU]:
-    torch.manual_seed(0)
-    ours = Memory(kind, F, H, layers).double()
-    theirs = (nn.LSTM if kind == "lstm" else nn.GRU)(F, H, layers).double()
-    theirs.load_state_dict(ours.state_dict())  # same names and shapes
-    return ours, theirs
-
-
-def _unpack(kind: str, layers: int, state: Tensor) -> Any:
-    parts = state.view(len(state), -1, layers, H).permute(1, 2, 0, 3).contiguous()  # [h or c, L, B, H]
-    return (parts[0], parts[1]) if kind == "lstm" else parts[0]
-
-
-def _packed(final: Any) -> Tensor:
-    parts = final if isinstance(final, tuple) else (final,)
-    return torch.cat([layer for part in parts for layer in part], dim=-1)
-
-
-KINDS = [("lstm", 1), ("lstm", 2), ("gru", 1), ("gru", 3)]
-
-
-def _random_state(memory: Memory, batch: int = B) -> Tensor:
-    return torch.randn(batch, memory.state_size, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-
-
-def _inputs() -> Tensor:
-    return torch.randn(T, B, F, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-
-
-@pytest.mark.parametrize(("kind", "layers"), KINDS)
-def test_memory_equals_torch_without_resets(kind: str, layers: int) -> None:
-    ours, theirs = _pair(kind, layers)
-    state, x = _random_state(ours).requires_grad_(), _inputs()
-    y, final = ours.sequence(x, state, torch.zeros(T, B, dtype=torch.bool))
-    expected, last = theirs(x, _unpack(kind, layers, state))
-    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(final, _packed(last), rtol=1e-10, atol=1e-12)
-    gradients = torch.autograd.grad(y.sin().sum() + final.cos().sum(), (state, *ours.parameters()))
-    wanted = torch.autograd.grad(expected.sin().sum() + _packed(last).cos().sum(), (state, *theirs.parameters()))
-    names = dict(theirs.named_parameters())
-    ordered = [wanted[0], *(wanted[1 + list(names).index(name)] for name, _ in ours.named_parameters())]
-    for got, want in zip(gradients, ordered):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(("kind", "layers"), KINDS)
-def test_memory_with_resets_equals_one_run_per_episode(kind: str, layers: int) -> None:
-    ours, theirs = _pair(kind, layers)
-    state, x = _random_state(ours), _inputs()
-    is_first = torch.zeros(T, B, dtype=torch.bool)
-    is_first[0, 1] = is_first[3, 1] = is_first[2, 2] = is_first[5, 3] = is_first[4, 3] = True
-    y, final = ours.sequence(x, state, is_first)
-    for b in range(B):
-        starts = sorted({0, *is_first[:, b].nonzero().flatten().tolist()})
-        for start, stop in zip(starts, [*starts[1:], T]):
-            initial = torch.zeros_like(state[:1]) if is_first[start, b] else state[b : b + 1]
-            expected, last = theirs(x[start:stop, b : b + 1], _unpack(kind, layers, initial))
-            torch.testing.assert_close(y[start:stop, b : b + 1], expected, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(final[b : b + 1], _packed(last), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize(("kind", "layers"), KINDS)
-def test_steps_equal_the_sequence(kind: str, layers: int) -> None:
-    ours, _ = _pair(kind, layers)
-    x, is_first = _inputs(), torch.rand(T, B, generator=torch.Generator().manual_seed(1)) < 0.3
-    state = _random_state(ours)
-    y, final = ours.sequence(x, state, is_first)
-    for t in range(T):
-        step, state = ours.step(x[t], state, is_first[t])
-        torch.testing.assert_close(step, y[t], rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(state, final, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_a_reset_cuts_gradients_and_kills_nan(kind: Any) -> None:
-    memory = Memory(kind, F, H)
-    state = torch.full((B, memory.state_size), float("nan"), requires_grad=True)
-    is_first = torch.zeros(T, B, dtype=torch.bool)
-    is_first[0] = True
-    y, final = memory.sequence(_inputs().float(), state, is_first)
-    assert y.isfinite().all()
-    assert final.isfinite().all()
-    (gradient,) = torch.autograd.grad(y.sum(), state)
-    assert gradient.abs().max() == 0.0
-    y, _ = memory.step(_inputs()[0].float(), state, is_first[0])
-    assert y.isfinite().all()
-
-
-@pytest.mark.parametrize(("kind", "layers", "size"), [("lstm", 2, 4 * H), ("gru", 2, 2 * H), ("lstm", 1, 2 * H)])
-def test_memory_sizes(kind: Any, layers: int, size: int) -> None:
-    memory = Memory(kind, F, H, layers)
-    assert memory.state_size == size
-    assert memory.out_features == H
-    assert memory.initial_state(2).tolist() == [[0.0] * size] * 2
-    bound = 1.0 / math.sqrt(H)
-    assert all(0.5 * bound < p.abs().max() <= bound for p in memory.parameters())
-    y, state = memory.step(torch.zeros(1, F), memory.initial_state(1), torch.zeros(1, dtype=torch.bool))
-    assert (y.shape, state.shape) == ((1, H), (1, size))
-
-
-def test_memory_refuses_what_does_not_fit() -> None:
-    memory = Memory("gru", F, H)
-    state, is_first = memory.initial_state(B), torch.zeros(B, dtype=torch.bool)
-    with pytest.raises(ValueError, match="disagree"):
-        memory.step(torch.zeros(B, F), state, is_first.unsqueeze(-1))
-    with pytest.raises(ValueError, match="disagree"):
-        memory.step(torch.zeros(B, F), state[:1], is_first)
-    with pytest.raises(ValueError, match="disagree"):
-        memory.sequence(torch.zeros(T, B, F), state, is_first)
-    with pytest.raises(ValueError, match="unknown memory"):
-        Memory("rnn", F, H)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="positive"):
-        Memory("gru", F, 0)
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_memory_traces_and_compiles(kind: Any) -> None:
-    memory = Memory(kind, F, H)
-    x, is_first = _inputs().float(), torch.rand(T, B) < 0.3
-    state = torch.randn(B, memory.state_size)
-
-    def f(x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, ...]:
-        y, final = memory.sequence(x, state, is_first)
-        return y, final, *torch.autograd.grad(y.sum() + final.sum(), tuple(memory.parameters()))
-
-    graph = make_fx(f)(x, state, is_first)
-    other = (x.flip(0), state.flip(0), ~is_first)
-    for got, expected in zip(graph(*other), f(*other)):
-        torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
-    torch._dynamo.reset()
-    compiled = torch.compile(memory.sequence, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*other), memory.sequence(*other))

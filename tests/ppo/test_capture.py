@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from understudy.nn.networks import Memory
+from understudy.nn.memory import Memory
 from understudy.ppo.capture import capture
 from understudy.ppo.lowering import _is_random
 

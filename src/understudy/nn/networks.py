@@ -1,4 +1,4 @@
-"""Building blocks: activations, MLP, CNN, encoders of one observation component, LSTM and GRU memories."""
+"""Building blocks: activations, MLP, CNN, encoders of one observation component."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from understudy.nn.interactions import active_columns
 
@@ -321,110 +320,6 @@ def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) 
         nvec, start = space.nvec.flatten().tolist(), np.asarray(space.start).flatten().tolist()
         return _integer_encoder(nvec, start, space.shape or (), config)
     raise ValueError(f"no encoder covers {space}: supported are Box, Discrete, MultiDiscrete, MultiBinary")
-
-
-class Memory(nn.Module):
-    """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) that restarts where an episode starts.
-
-    The state is packed into one tensor `[B, S]`: h of every layer, then (LSTM) c of every layer. Parameters are named,
-    ordered and initialised as in `nn.LSTM` and `nn.GRU`, so their state dicts fit.
-    `is_first` clears the state *before* the step is taken, by filling, so that not even a NaN survives.
-    """
-
-    def __init__(self, kind: Literal["lstm", "gru"], in_features: int, hidden_size: int, layers: int = 1) -> None:
-        super().__init__()
-        if kind not in ("lstm", "gru"):
-            raise ValueError(f"unknown memory {kind!r}: choose 'lstm' or 'gru'")
-        if min(in_features, hidden_size, layers) < 1:
-            raise ValueError(f"sizes must be positive, got in {in_features}, hidden {hidden_size}, layers {layers}")
-        self.kind, self.hidden_size, self.layers = kind, hidden_size, layers
-        self.out_features = hidden_size
-        self.state_size = layers * hidden_size * (2 if kind == "lstm" else 1)
-        gates = (4 if kind == "lstm" else 3) * hidden_size
-        bound = 1.0 / math.sqrt(hidden_size)
-        for i in range(layers):
-            size = in_features if i == 0 else hidden_size
-            for name, shape in (
-                (f"weight_ih_l{i}", (gates, size)),
-                (f"weight_hh_l{i}", (gates, hidden_size)),
-                (f"bias_ih_l{i}", (gates,)),
-                (f"bias_hh_l{i}", (gates,)),
-            ):
-                self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
-
-    def initial_state(self, batch: int) -> Tensor:
-        """Zeros `[batch, S]`."""
-        return self.get_parameter("weight_hh_l0").new_zeros(batch, self.state_size)
-
-    def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """One step: x `[B, F]`, state `[B, S]`, is_first `[B]` bool to (y `[B, H]`, new state `[B, S]`)."""
-        _check_memory(x.shape[:-1], state.shape[:-1], is_first.shape)
-        parts = state.masked_fill(is_first.unsqueeze(-1), 0.0).split(self.hidden_size, dim=-1)
-        ended = []
-        for i in range(self.layers):
-            ended.append(self._cell(i, self._inputs(i, x), parts[i :: self.layers]))
-            x = ended[-1][0]
-        return x, _pack(ended)
-
-    def sequence(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps: x `[T, B, F]`, state `[B, S]` before them, is_first `[T, B]` to (y `[T, B, H]`, state `[B, S]`)."""
-        _check_memory(x.shape[:-1], (x.shape[0], *state.shape[:-1]), is_first.shape)
-        restarts = is_first.unsqueeze(-1).unbind(0)
-        parts = state.split(self.hidden_size, dim=-1)
-        zero = torch.zeros_like(parts[0])
-        ended = []
-        for i in range(self.layers):
-            layer, outputs = parts[i :: self.layers], []
-            for inputs, restart in zip(self._inputs(i, x).unbind(0), restarts):
-                # `where` is `masked_fill` at half the cost: no copy comes first
-                layer = self._cell(i, inputs, tuple(torch.where(restart, zero, part) for part in layer))
-                outputs.append(layer[0])
-            x = torch.stack(outputs)
-            ended.append(layer)
-        return x, _pack(ended)
-
-    def _inputs(self, i: int, x: Tensor) -> Tensor:
-        """The input products of layer i for any number of steps at once, `[..., gates]`."""
-        bias: Tensor = self.get_parameter(f"bias_ih_l{i}")
-        if self.kind == "lstm":  # the GRU's reset gate multiplies the hidden bias: there it cannot be merged
-            bias = bias + self.get_parameter(f"bias_hh_l{i}")
-        return F.linear(x, self.get_parameter(f"weight_ih_l{i}"), bias)
-
-    def _cell(self, i: int, inputs: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """One step of layer i from its input products `[B, gates]` and state parts (h,) or (h, c), `[B, H]` each."""
-        h, weight = parts[0], self.get_parameter(f"weight_hh_l{i}").t()
-        if self.kind == "lstm":
-            return _lstm_cell(torch.addmm(inputs, h, weight), parts[1])
-        return (_gru_cell(inputs, torch.addmm(self.get_parameter(f"bias_hh_l{i}"), h, weight), h),)
-
-
-def _lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """`c' = f c + i g`, `h' = o tanh(c')`; gates `[B, 4H]` before their activations in the order i, f, g, o."""
-    i, f, g, o = gates.chunk(4, dim=-1)
-    c = torch.addcmul(i.sigmoid() * g.tanh(), f.sigmoid(), c)
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_cell(inputs: Tensor, hidden: Tensor, h: Tensor) -> Tensor:
-    """`n = tanh(W x + r (U h))`, `h' = (1 - z) n + z h`; inputs and hidden `[B, 3H]` in the order r, z, n."""
-    input_r, input_z, input_n = inputs.chunk(3, dim=-1)
-    hidden_r, hidden_z, hidden_n = hidden.chunk(3, dim=-1)
-    r, z = (input_r + hidden_r).sigmoid(), (input_z + hidden_z).sigmoid()
-    return torch.lerp(torch.addcmul(input_n, r, hidden_n).tanh(), h, z)
-
-
-def _pack(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """`[B, S]`: h of every layer, then c of every layer."""
-    parts = [part for kind in zip(*layers) for part in kind]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-
-
-def _check_memory(steps: Sequence[int], state: Sequence[int], is_first: Sequence[int]) -> None:
-    if not tuple(steps) == tuple(state) == tuple(is_first):
-        raise ValueError(
-            f"memory inputs disagree: x leads with {tuple(steps)}, state with {tuple(state)}, is_first is "
-            f"{tuple(is_first)}; a step takes x [B, F], state [B, S], is_first [B], a sequence has T before B"
-        )
 
 
 def _integer_encoder(nvec: list[int], start: list[int], shape: Sequence[int], config: EncoderConfig) -> Encoder:

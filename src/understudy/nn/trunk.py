@@ -10,7 +10,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.nn.interactions import ActiveLinear
-from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, Memory, make_encoder
+from understudy.nn.memory import Memory
+from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, make_encoder
 
 Key = tuple[str, ...]
 """Where a component lies in the observation TensorDict: `(group,)` or `(group, component)`."""
