@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,7 +214,7 @@ def _play(
     policy: ActorCritic | None, env_config: EnvConfig, episodes: int, seed: int, deterministic: bool
 ) -> tuple[list[Episode], tuple[spaces.Dict, spaces.Space[Any]]]:
     """The episodes and the environment's spaces; torch's global random state is left as it was."""
-    env = replace(env_config).make("cpu", seed)
+    env = env_config.make("cpu", seed)
     try:
         actor = scripted_expert(env) if policy is None else PolicyActor(policy, deterministic)
         with torch.random.fork_rng([]):
