@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step, VecEnv
+from understudy.envs.observations import component_keys, unflatten
 from understudy.nn.policy import REPLACED, ActorCritic, Key, find_components
 from understudy.parts.part import Labels, Overrides, Part
 from understudy.ppo import devices
@@ -25,22 +25,6 @@ class Finals(NamedTuple):
     step: Tensor  # [K] int64
     env: Tensor  # [K] int64
     obs: TensorDict  # [K], what the critic sees
-
-
-def component_keys(space: spaces.Dict, prefix: Key = ()) -> tuple[Key, ...]:
-    """Every leaf of an observation space, as TensorDict keys."""
-    keys: list[Key] = []
-    for name, child in space.spaces.items():
-        keys += component_keys(child, (*prefix, name)) if isinstance(child, spaces.Dict) else [(*prefix, name)]
-    return tuple(keys)
-
-
-def unflatten(keys: Iterable[Key], leaves: Iterable[Tensor], batch_size: Sequence[int]) -> TensorDict:
-    """A TensorDict from leaves, in the order of `keys`."""
-    obs = TensorDict({}, batch_size=batch_size)
-    for key, leaf in zip(keys, leaves):
-        obs[key] = leaf
-    return obs
 
 
 class Collector:
