@@ -237,12 +237,12 @@ def help_options(*command: str) -> set[str]:
 
 
 def test_options_in_the_text_exist() -> None:
-    known = {command: help_options(command) for command in ("evaluate", "record", "plot", "list")}
+    known = {command: help_options(command) for command in ("evaluate", "export", "record", "plot", "list")}
     parts = {field.name.replace("_", "-") for part in PARTS.values() for field in dataclasses.fields(part)}
     trains = help_options("train", "ppo") | help_options("train", "dagger")
     known["train"] = {"--resume", *trains, *(f"--parts.NAME.{name}" for name in parts)}
     known["motions"] = help_options("motions", "inspect") | help_options("motions", "convert")
-    known["train"] |= help_options("train", "appo")
+    known["train"] |= help_options("train", "appo") | help_options("train", "tppo")
     for name, page in PAGES.items():
         for line in re.findall(r"^understudy .*$", "\n".join(blocks(page, "bash")), re.M):
             command, *words = line.split("#")[0].split()[1:]
@@ -380,6 +380,19 @@ def test_example_trot_clips(elsewhere: Path) -> None:
         assert abs(table["root_vel_x_b"] - forward).max() < 0.01
         hip_y = -(0.04675 + 0.08)  # a standing foot does not slip over the ground
         assert abs(table["FR_foot_vel_x_b"][2:20] + forward - turning * hip_y).max() < 1e-4
+
+
+def test_example_onnx_policy(elsewhere: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from understudy.train.export import export_policy
+
+    env = us.make_env("CartPole-v1", 1)
+    policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(memory="gru", memory_size=4))
+    path = export_policy(policy, elsewhere / "policy.onnx")
+    returns = run_example("onnx_policy")(path, "CartPole-v1", episodes=2)
+    assert len(returns) == 2
+    assert min(returns) >= 8
 
 
 def test_every_example_is_run_here() -> None:
