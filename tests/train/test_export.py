@@ -46,6 +46,7 @@ ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.
 SMALL = EncoderConfig(cnn=CNNConfig(channels=(4,), kernel_sizes=(3,), strides=(2,), paddings=(0,), hidden_sizes=(8,)))
 POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "plain": (ACTIONS, {}),
+    "three": (spaces.Box(-1.0, 1.0, (3,), np.float32), {"memory": "gru"}),
     "tanh": (ACTIONS, {"distribution": DistributionConfig(kind="tanh_gaussian")}),
     "beta": (ACTIONS, {"distribution": DistributionConfig(kind="beta")}),
     "discrete": (spaces.Discrete(4, start=1), {}),
@@ -121,7 +122,7 @@ def test_every_kind_of_policy_goes_through(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs the extra export")
-@pytest.mark.parametrize("name", ["everything", "lstm", "discrete", "beta"])
+@pytest.mark.parametrize("name", ["everything", "lstm", "discrete", "beta", "three"])
 def test_onnx(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
@@ -130,11 +131,12 @@ def test_onnx(name: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     shapes = {x.name: x.shape for x in session.get_inputs()}
     assert all(shape[0] == "batch" for shape in shapes.values())
-    assert ("state_in" in shapes) == (name == "lstm")
+    recurrent = name in ("lstm", "three")
+    assert ("state_in" in shapes) == recurrent
     obs = {"policy": {"pose": np.full(3, 4.0, np.float32), "speed": np.ones(2, np.float32)}}
     if name != "everything":
         feed = {f"obs/policy/{k}": v[None] for k, v in obs["policy"].items()}
-        if name == "lstm":
+        if recurrent:
             feed["state_in"] = np.zeros((1, policy.actor_state_size), np.float32)
         np.testing.assert_allclose(session.run(None, feed)[0][0], policy.act(obs)[0], rtol=1e-5, atol=1e-6)
 
@@ -166,6 +168,14 @@ def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
     with pytest.raises(ExportError, match="gives"):
         check_same_actions(policy, lambda inputs: [x[:, :1] for x in wrong(*inputs)])
+
+
+def test_a_file_that_does_not_run_is_an_export_error() -> None:
+    def broken(inputs: list[Tensor]) -> list[Tensor]:
+        raise KeyError("state_in")
+
+    with pytest.raises(ExportError, match="does not run on 1000 random inputs"):
+        check_same_actions(build(), broken)
 
 
 def test_a_state_that_is_not_reset_is_noticed() -> None:

@@ -152,7 +152,7 @@ def _write_onnx(policy: ActorCritic, path: Path, metadata: str) -> Act:
     deployed = DeployedPolicy(policy)
     rows = [f"obs/{'/'.join(key)}" for key in deployed.keys]
     state_in, state_out = (["state_in"], ["state_out"]) if deployed.state_size else ([], [])
-    example = tuple(_example(policy, 3))
+    example = tuple(_example(policy))
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
@@ -186,7 +186,7 @@ def _write_torchscript(policy: ActorCritic, path: Path, metadata: str) -> Act:
     deployed = DeployedPolicy(policy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is announced as deprecated, its files are what robots read
-        traced = torch.jit.trace(deployed, tuple(_example(policy, 3)), check_trace=False)
+        traced = torch.jit.trace(deployed, tuple(_example(policy)), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={METADATA: metadata})
         loaded = torch.jit.load(str(path))
     return lambda inputs: list(loaded(*inputs))
@@ -235,7 +235,12 @@ def check_same_actions(policy: ActorCritic, act: Act) -> None:
     generator = torch.Generator().manual_seed(0)
     for batch in (CHECKED_INPUTS, 1):
         inputs = _random(policy, batch, generator)
-        _compare(list(reference(*inputs)), act(inputs), f"on {batch} random inputs")
+        where = f"on {batch} random inputs"
+        try:
+            found = act(inputs)
+        except Exception as error:  # whatever the runtime raises, the file cannot be used
+            raise ExportError(f"the exported file does not run {where}: {error}") from error
+        _compare(list(reference(*inputs)), found, where)
     if not policy.actor_state_size:
         return
     ours = theirs = torch.zeros(8, policy.actor_state_size)
@@ -269,7 +274,9 @@ def _blank(policy: ActorCritic, batch: int = 1) -> list[Tensor]:
     return [blank[key] for key in policy.sensor_keys]
 
 
-def _example(policy: ActorCritic, batch: int) -> list[Tensor]:
+def _example(policy: ActorCritic) -> list[Tensor]:
+    """Inputs to record with; no size of an action equals their batch, which the exporter would take for the same."""
+    batch = policy.head.num_params + 1
     state = [torch.zeros(batch, policy.actor_state_size)] if policy.actor_state_size else []
     return [*_blank(policy, batch), *state]
 
