@@ -237,10 +237,10 @@ def check_same_actions(policy: ActorCritic, act: Act) -> None:
         inputs = _random(policy, batch, generator)
         where = f"on {batch} random inputs"
         try:
-            found = act(inputs)
+            given = act(inputs)
         except Exception as error:  # whatever the runtime raises, the file cannot be used
             raise ExportError(f"the exported file does not run {where}: {error}") from error
-        _compare(list(reference(*inputs)), found, where)
+        _compare(list(reference(*inputs)), given, where)
     if not policy.actor_state_size:
         return
     ours = theirs = torch.zeros(8, policy.actor_state_size)
