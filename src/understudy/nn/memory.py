@@ -69,11 +69,11 @@ class Memory(nn.Module):
             layer, inputs = parts[i :: self.layers], self._inputs(i, x)
             weight = self.get_parameter(f"weight_hh_l{i}")
             if self.kind == "lstm":
-                x, c = _LSTMSequence.apply(inputs, layer[0], layer[1], weight, restart)  # type: ignore[no-untyped-call]
+                x, c = _LSTMSequence.apply(inputs, layer[0], layer[1], weight, restart)
                 ended.append((x[-1], c))
             else:
                 bias = self.get_parameter(f"bias_hh_l{i}")
-                x = _GRUSequence.apply(inputs, layer[0], weight, bias, restart)  # type: ignore[no-untyped-call]
+                x = _GRUSequence.apply(inputs, layer[0], weight, bias, restart)
                 ended.append((x[-1],))
         return x, _pack(ended)
 
