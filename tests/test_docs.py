@@ -364,6 +364,15 @@ def test_example_custom_part(elsewhere: Path) -> None:
     assert (run.path / "config.yaml").read_text().count("part: balancer") == 1
 
 
+def test_example_poisoned_doors_demo(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    sentences = run_example("poisoned_doors_demo")(total_steps=2000, output=elsewhere / "demo")
+    assert list(sentences) == ["behaviour cloning", "PPO", "ADVISOR"]
+    output = capsys.readouterr().out
+    assert all(sentence.startswith(name) and sentence in output for name, sentence in sentences.items())
+    assert (elsewhere / "demo" / "poisoned-doors.png").is_file()
+
+
 def test_example_trot_clips(elsewhere: Path) -> None:
     clips = read_motions(run_example("trot_clips")(elsewhere / "trot.npz"))
     example = sys.modules["example_trot_clips"]

@@ -46,7 +46,7 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
 
 @recipe
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
-    """What `make demo` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
+    """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
     from understudy.ppo.optim import OptimizerConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import EvaluationConfig

@@ -32,7 +32,7 @@ def find_recipe(name: str) -> Recipe:
     """The recipe called `name`. Raises ValueError with the nearest names if there is none."""
     key = command_name(name)
     if key not in RECIPES:
-        near = get_close_matches(key, RECIPES, n=3)
+        near = get_close_matches(key, RECIPES, n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(RECIPES))}"
         raise ValueError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[key]

@@ -1,0 +1,333 @@
+"""The paper's tables: every pipeline on every task over several seeds, beside the published numbers.
+
+    python benchmarks/advisor/run.py --table doors --seeds 0 1 2 3 4
+    python benchmarks/advisor/run.py --table light-house --seeds 0 1 2 3 4
+    python benchmarks/advisor/run.py --table crossings --seeds 0 1 2 --methods ppo bc-tf1 bc-tf1-then-ppo advisor
+
+Two trainings run at a time, in processes that stay, with one thread each. Finished runs are kept in runs/<table>.jsonl
+and not repeated, so an interrupted table continues, and a larger one takes over what a smaller one had. Writes
+results/<table>.md, .json and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from published import COLUMNS, LIGHT_HOUSE, LIGHT_HOUSE_OPTIMUM, METHODS, ROBUST_REWARD
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "speed"))
+sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+
+CROSSINGS = tuple(task for task in COLUMNS if "Crossing" in task)
+RADII = tuple(LIGHT_HOUSE["advisor"])
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its test."""
+
+    table: str
+    method: str
+    task: str
+    options: tuple[tuple[str, int], ...]
+    seed: int
+    total_steps: int
+    episodes: int
+
+    @property
+    def key(self) -> str:
+        """What makes two jobs the same, as text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", choices=("doors", "light-house", "crossings"), required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="default: all of the table")
+    parser.add_argument("--tasks", nargs="+", help="crossings: ids; light-house: view,expert pairs such as 1,15")
+    parser.add_argument("--total-steps", type=int, help="default: the paper's 300,000 (crossings: 1,000,000)")
+    parser.add_argument("--episodes", type=int, default=500, help="test episodes, actions sampled")
+    parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
+    args = parser.parse_args()
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    args.methods = args.methods or default_methods(args.table)
+    started = time.perf_counter()
+    results = run_all(make_jobs(args), HERE / "runs" / f"{args.table}.jsonl", args.parallel)
+    elapsed = time.perf_counter() - started
+    output = HERE / "results"
+    output.mkdir(parents=True, exist_ok=True)
+    report = {"doors": doors, "light-house": light_house, "crossings": crossings}[args.table](results)
+    report += footer(args, results, elapsed)
+    (output / f"{args.table}.md").write_text(report)
+    (output / f"{args.table}.json").write_text(json.dumps(results) + "\n")
+    plot(results, output / f"{args.table}.png")
+    print(report)
+
+
+def default_methods(table: str) -> list[str]:
+    """Every pipeline that the table has a number for, and ours."""
+    known = LIGHT_HOUSE if table == "light-house" else ROBUST_REWARD
+    ours = [method for method in METHODS if method not in ROBUST_REWARD]
+    return [method for method in METHODS if method in known or (method in ours and table != "light-house")]
+
+
+def make_jobs(args: argparse.Namespace) -> list[Job]:
+    """Seed by seed, so that an interrupted table has every cell before any cell has two seeds."""
+    places: list[tuple[str, tuple[tuple[str, int], ...]]]
+    if args.table == "light-house":
+        pairs = [tuple(map(int, pair.split(","))) for pair in args.tasks] if args.tasks else RADII
+        places = [("LightHouse-v0", (("view_radius", v), ("expert_radius", e))) for v, e in pairs]
+    else:
+        tasks = ("PoisonedDoors-v0",) if args.table == "doors" else tuple(args.tasks or CROSSINGS)
+        places = [(task, ()) for task in tasks]
+    steps = args.total_steps or (1_000_000 if args.table == "crossings" else 300_000)
+    return [
+        Job(
+            table=args.table,
+            method=method,
+            task=task,
+            options=options,
+            seed=seed,
+            total_steps=steps,
+            episodes=args.episodes,
+        )
+        for seed in args.seeds
+        for task, options in places
+        for method in args.methods
+    ]
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_all(jobs: Sequence[Job], store: Path, parallel: int) -> list[Result]:
+    """The results of all jobs, from `store` where they are there."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    known = {row["key"]: row for row in map(json.loads, store.read_text().splitlines())} if store.is_file() else {}
+    missing = [job for job in jobs if job.key not in known]
+    if missing:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
+            futures = {pool.submit(train_and_test, job): job for job in missing}
+            for count, future in enumerate(as_completed(futures), start=1):
+                row = known[futures[future].key] = future.result()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                what = f"{row['method']} {row['task']} {dict(row['options']) or ''} seed {row['seed']}"
+                print(f"{count}/{len(missing)} {what}: {row['test_return']:.3f}", file=sys.stderr, flush=True)
+    return [known[job.key] for job in jobs]
+
+
+def train_and_test(job: Job) -> dict[str, Any]:
+    """Train one pipeline, then test its policy with sampled actions on fresh episodes."""
+    import dataclasses
+
+    import tables
+    import torch
+
+    import understudy as us
+    from understudy.recipes.advisor import pipeline
+    from understudy.train.config import EvaluationConfig, LoggingConfig
+    from understudy.train.evaluation import evaluate, evaluation_seed
+
+    torch.set_num_threads(1)
+    config = pipeline(job.method, job.task, total_steps=job.total_steps, seed=job.seed)
+    env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, **dict(job.options)})
+    with tempfile.TemporaryDirectory() as folder:
+        config = dataclasses.replace(
+            config,
+            env=env,
+            run_dir=str(Path(folder) / "run"),
+            evaluation=EvaluationConfig(episodes=0),
+            logging=LoggingConfig(console=False, tensorboard=False),
+            checkpoint=dataclasses.replace(config.checkpoint, interval=None),
+        )
+        started = time.perf_counter()
+        run = us.train(config)
+        seconds = time.perf_counter() - started
+        metrics = run.metrics
+    result = evaluate(run.policy, config.env, job.episodes, seed=evaluation_seed(job.seed), deterministic=False)
+    return {
+        "key": job.key,
+        **asdict(job),
+        "revision": tables.revision(HERE.parents[1]),
+        "test_return": result.mean_return,
+        "test_length": result.mean_length,
+        "seconds": seconds,
+        "env_steps": run.env_steps,
+        "curve": thin([(row["step"], row["episode/return"]) for row in metrics]),
+        "lengths": thin([(row["step"], row["episode/length"]) for row in metrics]),
+    }
+
+
+def thin(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[int, float]]:
+    """At most about `most` evenly spread points, the last one always among them; NaN (no episode yet) left out."""
+    kept = points[::-1][:: max(1, len(points) // most)][::-1]
+    return [(int(step), round(value, 4)) for step, value in kept if value == value]
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def values(results: Sequence[Result], key: str, method: str, **where: Any) -> list[float]:
+    """One number of every seed of a cell."""
+    return [r[key] for r in results if r["method"] == method and all(r[k] == v for k, v in where.items())]
+
+
+def cell(found: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation over seeds`, or a dash."""
+    if not found:
+        return "-"
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
+
+
+def methods_of(results: Sequence[Result]) -> list[str]:
+    found = {r["method"] for r in results}
+    return [method for method in METHODS if method in found]
+
+
+def doors(results: Sequence[Result]) -> str:
+    """Poisoned Doors: final test return."""
+    lines = [
+        "# Poisoned Doors",
+        "",
+        "| pipeline | test return | lowest seed | the paper's RobustReward@10 | steps/s |",
+        "|---|---|---|---|---|",
+    ]
+    for method in methods_of(results):
+        found = values(results, "test_return", method)
+        speed = statistics.median(r["env_steps"] / r["seconds"] for r in results if r["method"] == method)
+        paper = f"{ROBUST_REWARD[method][0]:.2f}" if method in ROBUST_REWARD else "-"
+        lines.append(f"| {METHODS[method]} | **{cell(found, 3)}** | {min(found):.3f} | {paper} | {speed:,.0f} |")
+    return "\n".join([*lines, "", "Best without seeing what the expert sees: 1; imitation's limit: -2/3.", ""])
+
+
+def crossings(results: Sequence[Result]) -> str:
+    """MiniGrid: final test return per column, the paper's number in brackets."""
+    tasks = [task for task in CROSSINGS if any(r["task"] == task for r in results)]
+    lines = [
+        "# MiniGrid crossings",
+        "",
+        "| pipeline | " + " | ".join(COLUMNS[task] for task in tasks) + " |",
+        "|---" * (len(tasks) + 1) + "|",
+    ]
+    for method in methods_of(results):
+        cells = []
+        for task in tasks:
+            paper = ROBUST_REWARD.get(method, (None,) * len(COLUMNS))[list(COLUMNS).index(task)]
+            cells.append(cell(values(results, "test_return", method, task=task), 2))
+            cells[-1] += f" ({paper:.2f})" if paper is not None else ""
+        lines.append("| " + " | ".join([METHODS[method], *cells]) + " |")
+    return "\n".join([*lines, "", "In brackets: the paper's RobustReward@10.", ""])
+
+
+def light_house(results: Sequence[Result]) -> str:
+    """LightHouse: mean test length per pair of radii, the paper's in brackets."""
+    pairs = [pair for pair in RADII if any(radii(r) == pair for r in results)]
+    lines = [
+        "# LightHouse",
+        "",
+        "| pipeline | " + " | ".join(f"{v}, {e}" for v, e in pairs) + " |",
+        "|---" * (len(pairs) + 1) + "|",
+        "| best with that view | " + " | ".join(str(LIGHT_HOUSE_OPTIMUM[v]) for v, _ in pairs) + " |",
+    ]
+    for method in methods_of(results):
+        cells = []
+        for pair in pairs:
+            found = [r["test_length"] for r in results if r["method"] == method and radii(r) == pair]
+            paper = LIGHT_HOUSE.get(method, {}).get(pair)
+            cells.append(cell(found, 0) + (f" ({paper:.0f})" if paper is not None else ""))
+        lines.append("| " + " | ".join([METHODS[method], *cells]) + " |")
+    head = "Mean length of test episodes by (view radius, expert's radius), lower is better. In brackets: the paper's."
+    return "\n".join([*lines, "", head, ""])
+
+
+def radii(result: Result) -> tuple[int, int]:
+    """View radius and expert's radius of a run."""
+    options = dict(result["options"])
+    return options["view_radius"], options["expert_radius"]
+
+
+def footer(args: argparse.Namespace, results: Sequence[Result], elapsed: float) -> str:
+    """How, where and when."""
+    import tables
+
+    machine = tables.machine()
+    seconds = sum(r["seconds"] for r in results)
+    words = ["--table", args.table, "--seeds", *map(str, args.seeds), "--methods", *args.methods]
+    words += ["--tasks", *args.tasks] if args.tasks else []
+    return "\n".join(
+        [
+            f"Mean ± standard deviation over seeds {', '.join(map(str, args.seeds))}, after "
+            f"{results[0]['total_steps']:,} environment steps; {args.episodes} test episodes, actions sampled. The "
+            "paper's numbers are the expected best of 10 random draws of the hyper-parameters; ours are one setting "
+            "for all, without a search.",
+            "",
+            f"![learning curves]({args.table}.png)",
+            "",
+            f"{len(results)} trainings of {seconds / 3600:.2f} processor hours in all ({elapsed / 60:.0f} min of them "
+            f"in the last call, {args.parallel} at a time); {machine['cpu']}, {machine['cores']} cores, one thread "
+            f"each; torch {importlib.metadata.version('torch')}; understudy "
+            f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
+            f"`python benchmarks/advisor/run.py {' '.join(words)}`",
+            "",
+        ]
+    )
+
+
+def plot(results: Sequence[Result], path: Path) -> None:
+    """One panel per task: the training curve of every pipeline, mean over seeds."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lengths = results[0]["table"] == "light-house"
+    places = list(dict.fromkeys((r["task"], tuple(map(tuple, r["options"]))) for r in results))
+    columns = min(4, len(places))
+    rows = -(-len(places) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (task, options) in enumerate(places, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        for index, method in enumerate(methods_of(results)):
+            curves = [
+                r["lengths" if lengths else "curve"]
+                for r in results
+                if (r["method"], r["task"], tuple(map(tuple, r["options"]))) == (method, task, options)
+            ]
+            curves = [curve for curve in curves if len(curve) > 1]
+            if not curves:
+                continue
+            grid = np.linspace(max(c[0][0] for c in curves), min(c[-1][0] for c in curves), 100)
+            mean = np.mean([np.interp(grid, *zip(*curve)) for curve in curves], axis=0)
+            axes.plot(grid, mean, label=METHODS[method], color=f"C{index % 10}", ls="-" if index < 10 else "--")
+        axes.set_title(", ".join([COLUMNS.get(task, task), *(f"{k} {v}" for k, v in options)]), fontsize=9)
+        axes.set_xlabel("environment steps")
+        axes.set_ylabel("episode length" if lengths else "return")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=6)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
