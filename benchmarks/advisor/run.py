@@ -35,6 +35,8 @@ sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not i
 
 CROSSINGS = tuple(task for task in COLUMNS if "Crossing" in task)
 RADII = tuple(LIGHT_HOUSE["advisor"])
+DEMONSTRATIONS = 1_000
+"""Episodes of the expert that the pipelines with demonstrations draw from."""
 
 Result = Mapping[str, Any]
 
@@ -125,6 +127,9 @@ def run_all(jobs: Sequence[Job], store: Path, parallel: int) -> list[Result]:
     known = {row["key"]: row for row in map(json.loads, store.read_text().splitlines())} if store.is_file() else {}
     missing = [job for job in jobs if job.key not in known]
     if missing:
+        for job in missing:
+            if job.method.startswith("demo-"):
+                record_expert(job)  # here, where no two processes can record the same
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
             futures = {pool.submit(train_and_test, job): job for job in missing}
@@ -145,12 +150,13 @@ def train_and_test(job: Job) -> dict[str, Any]:
     import torch
 
     import understudy as us
-    from understudy.recipes.advisor import pipeline
+    from understudy.recipes.advisor import FROM_DEMONSTRATIONS, pipeline
     from understudy.train.config import EvaluationConfig, LoggingConfig
     from understudy.train.evaluation import evaluate, evaluation_seed
 
     torch.set_num_threads(1)
-    config = pipeline(job.method, job.task, total_steps=job.total_steps, seed=job.seed)
+    demonstrations = record_expert(job) if job.method in FROM_DEMONSTRATIONS else ""
+    config = pipeline(job.method, job.task, total_steps=job.total_steps, seed=job.seed, demonstrations=demonstrations)
     env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, **dict(job.options)})
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(
@@ -177,6 +183,20 @@ def train_and_test(job: Job) -> dict[str, Any]:
         "curve": thin([(row["step"], row["episode/return"]) for row in metrics]),
         "lengths": thin([(row["step"], row["episode/length"]) for row in metrics]),
     }
+
+
+def record_expert(job: Job) -> str:
+    """A file of the scripted expert's episodes, recorded once for each task."""
+    from understudy.envs.registry import EnvConfig
+    from understudy.train.record import record
+
+    name = "-".join([job.task, *(f"{key}-{value}" for key, value in job.options)])
+    path = HERE / "runs" / "demonstrations" / f"{name}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        env = EnvConfig(id=job.task, num_envs=20, kwargs=dict(job.options))
+        record(str(path), expert_of=env, episodes=DEMONSTRATIONS, seed=1_000_000)
+    return str(path)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[int, float]]:
