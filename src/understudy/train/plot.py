@@ -49,7 +49,7 @@ def plot_learning_curves(
         from matplotlib.figure import Figure  # not pyplot: it picks a window system and keeps global state
     except ImportError as error:
         raise ImportError("drawing learning curves needs: pip install 'understudy[plot]'") from error
-    figure = Figure(figsize=(7.0, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.0, 5.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     drawn = 0
@@ -68,12 +68,12 @@ def plot_learning_curves(
         raise ValueError(f"none of {', '.join(map(str, runs.values()))} has {metric!r}; name a metric that was logged")
     for label, level in (levels or {}).items():
         axes.axhline(level, color="black", linestyle=":", linewidth=1.5, label=label)
-    window_of = "mean of the last 100 episodes, " if metric.startswith("episode/") else ""
+    window_of = "mean of the last 100 episodes,\n" if metric.startswith("episode/") else ""
     label = f"{metric.replace('/', ' ')}\n({window_of}smoothed over {window} iterations)"
     axes.set(xlabel="environment steps", ylabel=label, title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
-    axes.legend(edgecolor="none", framealpha=0.9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)  # inside it would hide a curve
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     return output
