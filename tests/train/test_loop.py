@@ -275,8 +275,13 @@ def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monke
         signal.raise_signal(signal.SIGINT)
 
     act_during(monkeypatch, 2, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(config(tmp_path))
+    # a shell's background jobs ignore SIGINT, and so would what they start
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:
