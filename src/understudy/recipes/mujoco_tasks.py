@@ -47,6 +47,8 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
 @recipe
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
+    from understudy.nn.heads import DistributionConfig
+    from understudy.nn.policy import PolicyConfig
     from understudy.ppo.optim import OptimizerConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import EvaluationConfig
@@ -57,6 +59,7 @@ def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     return dataclasses.replace(
         config,
         recipe="demo-mujoco",
+        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.5)),
         ppo=dataclasses.replace(
             config.ppo,
             num_steps=128,
