@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from functools import partial
 from typing import Any
 
@@ -312,30 +311,3 @@ def test_a_gpu_gets_the_same_rows() -> None:
         for x, y in ((a.obs, b.obs), (final_obs(a), final_obs(b))):
             assert torch.equal(x["policy"], y["policy"].cpu())
         assert torch.equal(a.terminated, b.terminated.cpu())
-
-
-def test_overhead_over_the_bare_loop_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    def make() -> gym.Env[Any, Any]:
-        return gym.make("CartPole-v1", disable_env_checker=True)
-
-    bare, env, steps = [make() for _ in range(8)], InProcessVectorEnv([make] * 8), 150
-    action = torch.arange(8) % 2
-    numbers, best = action.tolist(), [9.0, 9.0]
-    for _ in range(3):
-        for i, single in enumerate(bare):
-            single.reset(seed=i)
-        start = time.perf_counter()
-        for _ in range(steps):
-            for single, a in zip(bare, numbers):
-                _, _, terminated, truncated, _ = single.step(a)
-                if terminated or truncated:
-                    single.reset()
-        best[0] = min(best[0], time.perf_counter() - start)
-        env.reset(seed=0)
-        start = time.perf_counter()
-        for _ in range(steps):
-            env.step(action)
-        best[1] = min(best[1], time.perf_counter() - start)
-    loop, ours = (1e6 * x / steps for x in best)
-    with capsys.disabled():
-        print(f"\n8 CartPole: loop {loop:.0f} us, InProcessVectorEnv {ours:.0f} us (+{100 * (ours / loop - 1):.0f} %)")

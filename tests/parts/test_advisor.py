@@ -403,7 +403,9 @@ def test_first_labels_that_are_wrong(space: Any, action: Any, success: list[int]
 
 def test_a_failing_expert_may_say_anything() -> None:
     part = Advisor(context(DISCRETE, with_expert(DISCRETE)), AdvisorConfig())
-    part.sample(batch_of(expert_action=torch.tensor([0, 99]), expert_success=torch.tensor([1, 0])))
+    batch = batch_of(expert_action=torch.tensor([0, 99]), expert_success=torch.tensor([1, 0]))
+    assert part.sample(batch) is None  # no complaint
+    assert part.labels.read(batch["obs"]).target.tolist() == [0, 0]
 
 
 def test_first_probabilities_that_are_none() -> None:

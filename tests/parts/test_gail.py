@@ -96,7 +96,7 @@ class Replayed:
         self.rows = rollout.select("obs", "terminated").flatten(0, 1).clone()
         self.rows["executed_action"] = action
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> TensorDict:
+    def sample(self, batch_size: int, generator: torch.Generator, next_obs: bool = True) -> TensorDict:
         return self.rows[torch.randperm(batch_size, generator=generator)]
 
 

@@ -127,7 +127,7 @@ class Gail(Part, Rewards, Updates):
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
         rows, weight = self.features.of_rollout(rollout).flatten(0, 1), policy_weight(rollout).flatten()
-        drawn = self.demonstrations.sample(self.discriminator.num_expert_rows, self.generator)
+        drawn = self._draw()
         expert = self.features(drawn["obs"], drawn["executed_action"], drawn.get("next_obs"), drawn["terminated"])
         if self.config.absorbing_states:
             rows = self._with_loops(rows, rollout["terminated"].flatten())
