@@ -266,4 +266,5 @@ def _load(context: PartContext, config: AdvisorConfig) -> Demonstrations:
         action_map=context.policy.action_map,
         keys=context.policy.sensor_keys,
         device=context.device,
+        env_id=context.env_id,
     )
