@@ -4,8 +4,9 @@
     python benchmarks/advisor/run.py --table light-house --seeds 0 1 2 3 4
     python benchmarks/advisor/run.py --table crossings --seeds 0 1 2 --methods ppo bc-tf1 bc-tf1-then-ppo advisor
 
-Two trainings run at a time, in processes that stay, with one thread each. Finished runs are kept in runs/<table>.jsonl
-and not repeated, so an interrupted table continues, and a larger one takes over what a smaller one had. Writes
+Two trainings run at a time, in processes that stay, with one thread each. Finished runs (runs/<table>.jsonl, and what
+results/<table>.json has) are not repeated, so an interrupted table continues, and a larger one takes over what a
+smaller one had. Writes
 results/<table>.md, .json and .png.
 """
 
@@ -73,7 +74,7 @@ def main() -> None:
         os.environ[variable] = "1"
     args.methods = args.methods or default_methods(args.table)
     started = time.perf_counter()
-    results = run_all(make_jobs(args), HERE / "runs" / f"{args.table}.jsonl", args.parallel)
+    results = run_all(make_jobs(args), args.table, args.parallel)
     elapsed = time.perf_counter() - started
     output = HERE / "results"
     output.mkdir(parents=True, exist_ok=True)
@@ -121,10 +122,13 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def run_all(jobs: Sequence[Job], store: Path, parallel: int) -> list[Result]:
-    """The results of all jobs, from `store` where they are there."""
+def run_all(jobs: Sequence[Job], table: str, parallel: int) -> list[Result]:
+    """The results of all jobs, from earlier runs where they are there."""
+    store, committed = HERE / "runs" / f"{table}.jsonl", HERE / "results" / f"{table}.json"
     store.parent.mkdir(parents=True, exist_ok=True)
-    known = {row["key"]: row for row in map(json.loads, store.read_text().splitlines())} if store.is_file() else {}
+    rows = json.loads(committed.read_text()) if committed.is_file() else []
+    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
+    known = {row["key"]: row for row in rows}
     missing = [job for job in jobs if job.key not in known]
     if missing:
         for job in missing:

@@ -59,14 +59,20 @@ class Memory(nn.Module):
             x = ended[-1][0]
         return x, _pack(ended)
 
-    def sequence(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
-        """T steps: x `[T, B, F]`, state `[B, S]` before them, is_first `[T, B]` to (y `[T, B, H]`, state `[B, S]`)."""
+    def sequence(
+        self, x: Tensor, state: Tensor, is_first: Tensor, projected: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """T steps: x `[T, B, F]`, state `[B, S]` before them, is_first `[T, B]` to (y `[T, B, H]`, state `[B, S]`).
+
+        `projected`: x times `input_weights`, where the caller had a shorter way to it.
+        """
         _check(x.shape[:-1], (x.shape[0], *state.shape[:-1]), is_first.shape)
         restart = is_first.unsqueeze(-1)
         parts = state.split(self.hidden_size, dim=-1)
         ended: list[tuple[Tensor, ...]] = []
         for i in range(self.layers):
-            layer, inputs = parts[i :: self.layers], self._inputs(i, x)
+            layer = parts[i :: self.layers]
+            inputs = projected if projected is not None and i == 0 else self._inputs(i, x)
             weight = self.get_parameter(f"weight_hh_l{i}")
             if self.kind == "lstm":
                 x, c = _LSTMSequence.apply(inputs, layer[0], layer[1], weight, restart)
@@ -79,10 +85,14 @@ class Memory(nn.Module):
 
     def _inputs(self, i: int, x: Tensor) -> Tensor:
         """The input products of layer i for any number of steps at once, `[..., gates]`."""
+        return F.linear(x, *self.input_weights(i))
+
+    def input_weights(self, i: int = 0) -> tuple[Tensor, Tensor]:
+        """Weight `[gates, F]` and bias `[gates]` that layer i applies to its inputs."""
         bias: Tensor = self.get_parameter(f"bias_ih_l{i}")
         if self.kind == "lstm":  # the GRU's reset gate multiplies the hidden bias: there it cannot be merged
             bias = bias + self.get_parameter(f"bias_hh_l{i}")
-        return F.linear(x, self.get_parameter(f"weight_ih_l{i}"), bias)
+        return self.get_parameter(f"weight_ih_l{i}"), bias
 
     def _cell(self, i: int, inputs: Tensor, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """One step of layer i from its input products `[B, gates]` and state parts (h,) or (h, c), `[B, H]` each."""

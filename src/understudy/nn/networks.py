@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.nn.cells import MAX_KINDS, cell_linear, worthwhile
 from understudy.nn.interactions import active_columns
 
 Init = Literal["orthogonal", "default"]
@@ -90,6 +91,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *shape]` to `[..., out_features]`."""
+
+    def projected(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+        """`F.linear(self(x), weight, bias)` `[..., G]` where the encoder knows a shorter way to it, else None."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,11 +252,14 @@ class OneHotEncoder(Encoder):
 class EmbeddingEncoder(Encoder):
     """Integers of a Discrete `[...]` or MultiDiscrete `[..., *K]` space to concatenated learned embeddings.
 
-    With `period` P entry k has the table of entry k mod P, else a table of its own. Raises ValueError if entries that
-    are to share a table differ in their range.
+    With `period` P entry k has the table of entry k mod P, else a table of its own; P entries in a row are then a cell.
+    Raises ValueError if entries that are to share a table differ in their range.
     """
 
     offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the tables
+    kinds: Tensor | None  # [prod of the ranges in a cell, P] int64: rows of the tables
+    radix: Tensor  # [P] int64: what one more in an entry of a cell adds to the number of its kind
+    start: Tensor  # [P] int64: the lowest values of a cell's entries
 
     def __init__(
         self, nvec: Sequence[int], start: Sequence[int], ndim: int, size: int, period: int | None = None
@@ -269,12 +277,31 @@ class EmbeddingEncoder(Encoder):
         self.register_buffer("offset", offset if ndim else offset.squeeze(0), persistent=False)
         self.embedding = nn.Embedding(sum(nvec[:period]), size)
         self.out_features = len(nvec) * size
+        # the rows of the tables that every kind of cell consists of, kinds in lexicographic order
+        count, rows = math.prod(nvec[:period]), [torch.arange(n) + sum(nvec[:k]) for k, n in enumerate(nvec[:period])]
+        kinds = torch.cartesian_prod(*rows).view(count, period) if count <= MAX_KINDS else None
+        self.register_buffer("kinds", kinds, persistent=False)
+        radix = [math.prod(nvec[k + 1 : period]) for k in range(period)]
+        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        self.register_buffer("start", torch.tensor(start[:period]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *K]` to `[..., K * size]`."""
         if self.ndim == 0:
             return self.embedding(x + self.offset)
         return self.embedding((x if self.ndim == 1 else x.flatten(-self.ndim)) + self.offset).flatten(-2)
+
+    def projected(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
+        """The linear layer on a grid by the kinds of its cells (`nn/cells.py`), in large batches on a CPU."""
+        if self.kinds is None or self.offset.numel() == len(self.radix):
+            return None
+        leading = x.shape[: x.ndim - self.ndim]
+        entries = x.reshape(leading.numel(), -1, len(self.radix))
+        cells = ((entries - self.start) * self.radix).sum(-1)
+        if not worthwhile(cells, len(self.kinds)):
+            return None
+        out = cell_linear(cells, self.embedding(self.kinds).flatten(-2), weight, bias)
+        return out.view(*leading, len(weight))
 
 
 class InteractionEncoder(Encoder):

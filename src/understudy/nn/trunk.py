@@ -103,8 +103,13 @@ class Trunk(nn.Module):
             state = self.memory.initial_state(x.shape[-2]).to(x)
         if is_first is None:
             is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
-        run = self.memory.sequence if x.ndim == 3 else self.memory.step
-        x, new_state = run(x, state, is_first)
+        if x.ndim == 3:
+            first, projected = self.encoders[0], None
+            if len(self.encoders) == 1 and isinstance(first, Encoder):
+                projected = first.projected(inputs[self.keys[0]], *self.memory.input_weights())
+            x, new_state = self.memory.sequence(x, state, is_first, projected)
+        else:
+            x, new_state = self.memory.step(x, state, is_first)
         latents[f"{side}/memory"] = x
         return self.mlp(x), new_state
 
