@@ -23,6 +23,7 @@ SHARED_BY_PARTS = {
     "part",
     "features",
     "discriminator",
+    "demonstrated",
     "transitions",
     "teacher_forcing",
     "expert_labels",

@@ -21,6 +21,7 @@ from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.heads import make_head
 from understudy.nn.policy import ActorCritic
+from understudy.parts.demonstrated import open_demonstrations
 from understudy.parts.expert_labels import ExpertLabel, ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
 from understudy.parts.part import Losses, Part, PartConfig, PartContext, Weights
 from understudy.ppo.schedules import Number, Scalar, check_choice, check_range
@@ -126,7 +127,10 @@ class Advisor(Part, Weights, Losses):
         head.linear = policy.actor.reader(head.linear)
         self.head = head.to(context.device)
         self.labels = ExpertLabels(context, config.labels) if config.use_rollout_labels else None
-        self.demonstrations = _load(context, config) if config.demonstrations else None
+        self.demonstrations: Demonstrations | None = None
+        if config.demonstrations:
+            keys, action_map = context.policy.sensor_keys, context.policy.action_map
+            self.demonstrations = open_demonstrations(context, config.demonstrations, keys=keys, action_map=action_map)
         self.alpha, self.bound = Scalar(config.alpha, context.device), Scalar(config.bound, context.device)
         self.stage = Scalar(config.stage, context.device)
         self.demonstration_coef = Scalar(config.demonstration_coef, context.device)
@@ -256,15 +260,3 @@ def _is_squared(config: AdvisorConfig, action_space: spaces.Space[object]) -> bo
     if config.distance == "squared" and not continuous:
         raise ValueError(f"distance='squared' is for Box actions, these are {action_space}: use 'log_prob'")
     return config.distance == "squared" or (config.distance == "auto" and continuous)
-
-
-def _load(context: PartContext, config: AdvisorConfig) -> Demonstrations:
-    return Demonstrations.load(
-        config.demonstrations,
-        observation_space=context.observation_space,
-        action_space=context.action_space,
-        action_map=context.policy.action_map,
-        keys=context.policy.sensor_keys,
-        device=context.device,
-        env_id=context.env_id,
-    )

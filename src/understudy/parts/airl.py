@@ -11,9 +11,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
+from understudy.parts.demonstrated import open_demonstrations
 from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, discriminator_reward, make_mlp
 from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
 from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
@@ -178,15 +178,12 @@ class Airl(Part, Rewards, Updates):
         # methods, not modules: the policy is no part of this part
         self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
         needed = dict.fromkeys((*self.features.components, *context.policy.sensor_keys))
-        self.demonstrations = Demonstrations.load(
+        self.demonstrations = open_demonstrations(
+            context,
             config.demonstrations,
-            observation_space=context.observation_space,
-            action_space=context.action_space,
             keys=list(needed),
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
-            device=context.device,
-            env_id=context.env_id,
         )
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
 from understudy.nn.policy import ActorCritic
+from understudy.parts.demonstrated import open_demonstrations
 from understudy.parts.part import Losses, Part, PartConfig, PartContext
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics, PolicyOutput
@@ -87,16 +88,13 @@ class BehaviorCloning(Part, Losses):
                 f"{config.step_stride}, {config.batch_size} and {config.sequence_length}"
             )
         self._load = functools.partial(
-            Demonstrations.load,
+            open_demonstrations,
+            context,
             config.demonstrations,
-            observation_space=context.observation_space,
-            action_space=context.action_space,
             action_map=policy.action_map,
             keys=policy.observed_keys if self.recurrent else policy.sensor_keys,
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
-            device=context.device,
-            env_id=context.env_id,
         )
         self.demonstrations = self._load()
         self.coef = Scalar(config.coef, context.device)

@@ -9,8 +9,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.demonstrations import Demonstrations
 from understudy.nn.policy import ActorCritic
+from understudy.parts.demonstrated import open_demonstrations
 from understudy.parts.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -97,15 +97,12 @@ class Gail(Part, Rewards, Updates):
             generator=self.generator,
         )
         self.weight = Scalar(config.reward_weight, context.device)
-        self.demonstrations = Demonstrations.load(
+        self.demonstrations = open_demonstrations(
+            context,
             config.demonstrations,
-            observation_space=context.observation_space,
-            action_space=context.action_space,
             keys=list(self.features.components),
             num_trajectories=config.num_trajectories,
             step_stride=config.step_stride,
-            device=context.device,
-            env_id=context.env_id,
         )
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])
