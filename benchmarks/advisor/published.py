@@ -16,6 +16,7 @@ METHODS: dict[str, str] = {
     "bc-tf1-then-advisor": "BC tf=1 -> ADVISOR",
     "dagger-then-advisor": "DAgger -> ADVISOR",
     "demo-advisor": "ADVISOR demo + PPO",
+    "advisor-and-demo": "ADVISOR + ADVISOR demo (ours)",
     "forced-advisor": "ADVISOR + forced episodes (ours)",
 }
 """Recipe -> the paper's name for it; those without numbers below are ours."""

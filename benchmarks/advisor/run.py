@@ -6,8 +6,7 @@
 
 Two trainings run at a time, in processes that stay, with one thread each. Finished runs (runs/<table>.jsonl, and what
 results/<table>.json has) are not repeated, so an interrupted table continues, and a larger one takes over what a
-smaller one had. Writes
-results/<table>.md, .json and .png.
+smaller one had. Writes results/<table>.md, .json and .png.
 """
 
 from __future__ import annotations
@@ -124,6 +123,8 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 def run_all(jobs: Sequence[Job], table: str, parallel: int) -> list[Result]:
     """The results of all jobs, from earlier runs where they are there."""
+    from understudy.recipes.advisor import FROM_DEMONSTRATIONS
+
     store, committed = HERE / "runs" / f"{table}.jsonl", HERE / "results" / f"{table}.json"
     store.parent.mkdir(parents=True, exist_ok=True)
     rows = json.loads(committed.read_text()) if committed.is_file() else []
@@ -132,7 +133,7 @@ def run_all(jobs: Sequence[Job], table: str, parallel: int) -> list[Result]:
     missing = [job for job in jobs if job.key not in known]
     if missing:
         for job in missing:
-            if job.method.startswith("demo-"):
+            if job.method in FROM_DEMONSTRATIONS:
                 record_expert(job)  # here, where no two processes can record the same
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:

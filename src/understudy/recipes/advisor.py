@@ -45,7 +45,7 @@ PIPELINES: dict[str, Pipeline] = {
 }
 """The methods that learn from the expert in the environment; `pipeline` knows some more."""
 
-FROM_DEMONSTRATIONS = ("demo-ppo", "demo-advisor")
+FROM_DEMONSTRATIONS = ("demo-ppo", "demo-advisor", "advisor-and-demo")
 METHODS = (*PIPELINES, *FROM_DEMONSTRATIONS, "forced-advisor")
 """Every method that `pipeline` takes."""
 
@@ -159,6 +159,8 @@ def _parts(method: str, env_id: str, total_steps: int, demonstrations: str) -> d
         return {"bc": BehaviorCloningConfig(demonstrations=demonstrations)}
     if method == "demo-advisor":
         return {"advisor": dataclasses.replace(weighted, use_rollout_labels=False, demonstrations=demonstrations)}
+    if method == "advisor-and-demo":  # the expert's advice on the learner's own steps, and its own episodes beside them
+        return {"advisor": dataclasses.replace(weighted, demonstrations=demonstrations)}
     if method == "forced-advisor":  # half of the episodes are the expert's at first, none at the end
         acts = ScriptedExpertConfig(imitation_coef=0.0, teacher_forcing=_fading(total_steps, 0.5))
         return {"advisor": weighted, "expert": dataclasses.replace(acts, teacher_forcing_unit="episode")}
