@@ -306,7 +306,7 @@ def footer(args: argparse.Namespace, results: Sequence[Result], elapsed: float) 
             f"Mean ± standard deviation over seeds {', '.join(map(str, args.seeds))}, after "
             f"{results[0]['total_steps']:,} environment steps; {args.episodes} test episodes, actions sampled. The "
             "paper's numbers are the expected best of 10 random draws of the hyper-parameters; ours are one setting "
-            "for all, without a search.",
+            "for all, without a search. Curves are of training episodes: where the expert acts, it is the expert's.",
             "",
             f"![learning curves]({args.table}.png)",
             "",
@@ -330,7 +330,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
     places = list(dict.fromkeys((r["task"], tuple(map(tuple, r["options"]))) for r in results))
     columns = min(4, len(places))
     rows = -(-len(places) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), dpi=110, layout="constrained")
+    size = (7.0, 5.5) if len(places) == 1 else (4.2 * columns, 3.2 * rows + 0.8)  # the legend has its place below
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for number, (task, options) in enumerate(places, start=1):
         axes = figure.add_subplot(rows, columns, number)
@@ -350,7 +351,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axes.set_xlabel("environment steps")
         axes.set_ylabel("episode length" if lengths else "return")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(fontsize=6)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3 if len(places) == 1 else 6, fontsize=7)
     figure.savefig(path)
 
 
