@@ -56,10 +56,9 @@ def _picked(cells: Tensor, embedded: Tensor) -> tuple[Tensor | None, Tensor]:
     kinds = torch.bincount(cells.flatten(), minlength=count).nonzero().squeeze(-1)
     if 2 * len(kinds) > size:  # the one-hot product would hardly be narrower than the plain one
         return None, embedded
-    place = cells.new_zeros(count)
-    place[kinds] = torch.arange(len(kinds))
-    picked = place[cells].unsqueeze(-1) == torch.arange(len(kinds))
-    return kinds, picked.to(embedded.dtype).flatten(-2)
+    rows = embedded.new_zeros(count, len(kinds))
+    rows[kinds, torch.arange(len(kinds))] = 1.0
+    return kinds, rows[cells].flatten(-2)
 
 
 @cell_linear.register_fake

@@ -258,7 +258,7 @@ class EmbeddingEncoder(Encoder):
 
     offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the tables
     kinds: Tensor | None  # [prod of the ranges in a cell, P] int64: rows of the tables
-    radix: Tensor  # [P] int64: what one more in an entry of a cell adds to the number of its kind
+    radix: Tensor  # [P] float32: what one more in an entry of a cell adds to the number of its kind
     start: Tensor  # [P] int64: the lowest values of a cell's entries
 
     def __init__(
@@ -282,8 +282,9 @@ class EmbeddingEncoder(Encoder):
         kinds = torch.cartesian_prod(*rows).view(count, period) if count <= MAX_KINDS else None
         self.register_buffer("kinds", kinds, persistent=False)
         radix = [math.prod(nvec[k + 1 : period]) for k in range(period)]
-        self.register_buffer("radix", torch.tensor(radix), persistent=False)
+        self.register_buffer("radix", torch.tensor(radix, dtype=torch.float32), persistent=False)
         self.register_buffer("start", torch.tensor(start[:period]), persistent=False)
+        self.shifted = any(start)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *K]` to `[..., K * size]`."""
@@ -296,8 +297,10 @@ class EmbeddingEncoder(Encoder):
         if self.kinds is None or self.offset.numel() == len(self.radix):
             return None
         leading = x.shape[: x.ndim - self.ndim]
-        entries = x.reshape(leading.numel(), -1, len(self.radix))
-        cells = ((entries - self.start) * self.radix).sum(-1)
+        entries = x.reshape(-1, len(self.radix))
+        # in floats, a product of matrices: exact, and ten times as fast as in integers
+        numbers = (entries - self.start if self.shifted else entries).to(self.radix.dtype) @ self.radix
+        cells = numbers.long().view(leading.numel(), -1)
         if not worthwhile(cells, len(self.kinds)):
             return None
         out = cell_linear(cells, self.embedding(self.kinds).flatten(-2), weight, bias)
