@@ -27,7 +27,7 @@ commands:
   train --resume RUN          continue a run from its newest checkpoint
   evaluate RUN [--options]    score a trained policy, film it
   export RUN [--options]      write a trained policy as one file that needs no understudy (ONNX, TorchScript)
-  record RUN --output ID      play a trained policy, keep the episodes as demonstrations
+  record RUN --output ID      play a trained policy, keep the episodes as demonstrations (or, --motion, as clips)
   plot RUN [RUN ...]          draw learning curves
   motions inspect FILE        fields, length, ranges, gaps and a picture of a motion file
   motions convert FILE OUT    read a pickled (or any) motion file, write it as .npz
@@ -257,7 +257,9 @@ def _export(words: list[str]) -> int:
 
 
 def _record(words: list[str]) -> int:
-    parser = _Parser(prog="understudy record", description="Play whole episodes and keep them as demonstrations.")
+    parser = _Parser(
+        prog="understudy record", description="Play whole episodes and keep them as demonstrations or motion clips."
+    )
     parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="folder of a run, or a checkpoint")
     parser.add_argument("--expert", metavar="ENV", help="play the scripted expert of this environment instead of a run")
     parser.add_argument("--episodes", type=int, default=25, help="how many (default: 25)")
@@ -269,7 +271,13 @@ def _record(words: list[str]) -> int:
     parser.add_argument(
         "--sample", dest="deterministic", action="store_false", help="sample actions (default: the mode)"
     )
+    parser.add_argument("--motion", action="store_true", help="write motion clips (.npz), one of each episode, instead")
+    parser.add_argument("--step-time", type=float, help="of clips: seconds between observations (MuJoCo tasks tell it)")
     chosen = parser.parse_args(words)
+    if chosen.motion:
+        return _record_motions(chosen)
+    if chosen.step_time is not None:
+        raise UsageError("--step-time is the time between frames of motion clips: it goes with --motion")
     from understudy.envs.registry import EnvConfig
     from understudy.train.record import record
 
@@ -284,6 +292,24 @@ def _record(words: list[str]) -> int:
     )
     print(recorded.sentence())
     print(f"demonstrations: {recorded.path}")
+    return 0
+
+
+def _record_motions(chosen: argparse.Namespace) -> int:
+    if chosen.run is None or chosen.expert is not None or chosen.format is not None:
+        raise UsageError("--motion plays a run: understudy record RUN --motion --output clips.npz")
+    from understudy.train.record import record_motions
+
+    recorded = record_motions(
+        chosen.output,
+        chosen.run,
+        episodes=chosen.episodes,
+        seed=chosen.seed,
+        deterministic=chosen.deterministic,
+        frame_time=chosen.step_time,
+    )
+    print(recorded.sentence())
+    print(f"motion clips: {recorded.path}")
     return 0
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from understudy import cli
 from understudy.data.demonstrations import Demonstrations
+from understudy.data.motion_formats import read_motions
 from understudy.envs.registry import EnvConfig, make_env
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.train.record import PolicyActor, record, record_episodes
+from understudy.train.record import PolicyActor, record, record_episodes, record_motions, step_time, vector_reader
 
 LONG = ("--ppo.num-steps", "16", "--ppo.minibatches", "2", "--ppo.epochs", "1", "--policy.hidden-sizes", "8")
 TINY = (*LONG, "--total-steps", "64", "--evaluation.episodes", "0", "--logging.no-tensorboard", "--logging.no-console")
@@ -84,6 +86,53 @@ def test_a_run_is_recorded_and_learnt_from(tmp_path: Path, monkeypatch: Any, cap
     assert "id: PointMass" in (clone / "config.yaml").read_text()  # where the demonstrations were made
     assert cli.main(["evaluate", str(clone), "--episodes", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["episodes"] == 2
+
+
+def test_a_run_is_recorded_as_motion_clips(tmp_path: Path, capsys: Any) -> None:
+    run, clips = tmp_path / "run", tmp_path / "clips.npz"
+    assert cli.main(["train", "ppo", "--env.id", "PointMass", *TINY, "--run-dir", str(run)]) == 0
+    words = ["record", str(run), "--motion", "--episodes", "2", "--output", str(clips)]
+    assert cli.main(words) == cli.USER_ERROR
+    assert "give it as --step-time" in capsys.readouterr().err
+    assert cli.main([*words, "--step-time", "0.1"]) == 0
+    assert f"motion clips: {clips}" in capsys.readouterr().out
+    first, second = read_motions(clips)
+    assert (first.name, first.frame_time, first.loop) == ("run episode 0", 0.1, "clamp")
+    demos = record(str(tmp_path / "demos.npz"), run=run, episodes=2)  # the same seed, hence the same episodes
+    with np.load(demos.path) as data:
+        observed = {key: data[f"observations/{key}"] for key in ("critic", "policy")}
+    assert first.fields == tuple(f"{key}[{i}]" for key, x in observed.items() for i in range(x.shape[1]))
+    frames = np.concatenate((first.frames, second.frames))
+    assert frames == pytest.approx(np.concatenate(list(observed.values()), axis=1))  # with the final observation
+
+
+def test_mujoco_tasks_tell_their_step_time() -> None:
+    pytest.importorskip("mujoco")
+    split = EnvConfig(id="HalfCheetah-v5", num_envs=1, segments={"policy": {"position": 8, "velocity": 9}})
+    for config in (EnvConfig(id="HalfCheetah-v5", num_envs=1), split):
+        env = config.make()
+        assert step_time(env) == pytest.approx(0.05)
+        env.close()
+    assert step_time(PointMass(1)) is None
+    names = vector_reader(spaces.Dict(policy=spaces.Box(-1, 1, (2,)), image=spaces.Box(0, 255, (4, 4, 3)))).names
+    assert names == ["policy[0]", "policy[1]"]
+    with pytest.raises(ValueError, match="have no vectors"):
+        vector_reader(spaces.Dict(level=spaces.Discrete(3)))
+
+
+def test_what_cannot_be_recorded_as_motion(tmp_path: Path, capsys: Any) -> None:
+    words = ["record", "--motion", "--output", "x.npz"]
+    for wrong in (words, [*words, "--expert", "LightHouse-v0"], [*words, "run", "--format", "npz"]):
+        assert cli.main(wrong) == cli.USER_ERROR
+        assert "--motion plays a run" in capsys.readouterr().err
+    assert cli.main(["record", "run", "--output", "x.npz", "--step-time", "0.1"]) == cli.USER_ERROR
+    assert "it goes with --motion" in capsys.readouterr().err
+    (tmp_path / "there.npz").touch()
+    for output, message in ((tmp_path / "there.npz", "exists: choose"), (tmp_path / "a-v0", "go into a .npz file")):
+        with pytest.raises(ValueError, match=message):
+            record_motions(output, tmp_path)
+    with pytest.raises(ValueError, match="needs at least 1"):
+        record_motions(tmp_path / "a.npz", tmp_path, episodes=0)
 
 
 def test_a_scripted_expert_is_recorded(tmp_path: Path) -> None:

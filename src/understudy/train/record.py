@@ -1,8 +1,10 @@
-"""Recording: play a trained policy, or an environment's scripted expert, and keep whole episodes as demonstrations."""
+"""Recording: play a trained policy, or an environment's scripted expert, and keep whole episodes as demonstrations or
+as motion clips."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,16 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy import __version__
+from understudy.data.motion_formats import MotionClip, write_motions
 from understudy.data.recordings import Key
 from understudy.data.writing import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.observations import component_keys
+from understudy.envs.gymnasium import InProcessVectorEnv
+from understudy.envs.observations import component_keys, unflatten
 from understudy.envs.registry import EnvConfig
-from understudy.nn.policy import ActorCritic
+from understudy.envs.segments import SegmentedEnv
+from understudy.nn.policy import ActorCritic, find_components
+from understudy.parts.features import FeatureReader
 from understudy.train.evaluation import evaluation_seed, quotas
 from understudy.train.run import read_policy
 
@@ -189,7 +195,7 @@ def record(
     else:
         assert expert_of is not None
         policy, env_config, name = None, expert_of, "scripted expert"
-    recorded, env = _play(policy, env_config, episodes, seed or 0, deterministic)
+    recorded, env, _ = _play(policy, env_config, episodes, seed or 0, deterministic)
     scores = np.array([episode.score for episode in recorded])
     metadata: dict[str, Any] = {
         "env": env_config.id,
@@ -210,15 +216,91 @@ def record(
     )
 
 
+def record_motions(
+    output: str | Path,
+    run: Path,
+    *,
+    episodes: int = 25,
+    seed: int | None = None,
+    deterministic: bool = True,
+    frame_time: float | None = None,
+) -> Recorded:
+    """Play `run` and write each episode as one motion clip; its fields are called as the observations' columns are.
+
+    `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured. Images and categories are left
+    out. `frame_time` is the time between two observations in seconds; None: the environment's own, which MuJoCo's
+    tasks tell. Raises ValueError for an output that exists or is no .npz, and without a step time.
+    """
+    path = Path(output)
+    if path.suffix != ".npz":
+        raise ValueError(f"motion clips go into a .npz file, not {path}: name it {path}.npz")
+    if path.exists():
+        raise ValueError(f"{path} exists: choose another --output, or delete it")
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}; a recording needs at least 1")
+    policy, config = read_policy(run)
+    seed = evaluation_seed(config.seed) if seed is None else seed
+    recorded, (space, _), own_time = _play(policy, config.env, episodes, seed, deterministic)
+    frame_time = frame_time or own_time
+    if frame_time is None:
+        raise ValueError(f"{config.env.id} does not tell the time between two observations: give it as --step-time")
+    read = vector_reader(space)
+    clips = [
+        MotionClip(
+            name=f"{run.name} episode {i}",
+            fields=tuple(read.names),
+            frames=read(_tensors(episode)).numpy(),
+            frame_time=frame_time,
+        )
+        for i, episode in enumerate(recorded)
+    ]
+    write_motions(path, clips)
+    scores = np.array([episode.score for episode in recorded])
+    return Recorded(
+        path=path,
+        episodes=len(recorded),
+        steps=sum(episode.length for episode in recorded),
+        score=float(scores.mean()),
+        score_std=float(scores.std()),
+    )
+
+
+def vector_reader(space: spaces.Dict) -> FeatureReader:
+    """Reads all vectors and scalars of the observations, in their order. Raises ValueError where there are none."""
+    components = {"/".join(key): find_components(space, "/".join(key))[key] for key in component_keys(space)}
+    names = [name for name, part in components.items() if isinstance(part, spaces.Box) and len(part.shape) <= 1]
+    if not names:
+        raise ValueError("the observations have no vectors, of which motion clips are made")
+    return FeatureReader(space, names)
+
+
+def _tensors(episode: Episode) -> TensorDict:
+    """The observations of an episode, `[T + 1]`."""
+    tensors = {key: torch.from_numpy(x) for key, x in episode.observations.items()}
+    return unflatten(tensors, tensors.values(), [episode.length + 1])
+
+
+def step_time(env: VecEnv) -> float | None:
+    """Seconds between two observations where the environment tells them (Gymnasium's MuJoCo tasks), else None."""
+    inner = env.env if isinstance(env, SegmentedEnv) else env
+    if not isinstance(inner, InProcessVectorEnv) or "mujoco" not in sys.modules:
+        return None
+    from gymnasium.envs.mujoco import MujocoEnv
+
+    single = inner.envs[0].unwrapped
+    return float(single.dt) if isinstance(single, MujocoEnv) else None
+
+
 def _play(
     policy: ActorCritic | None, env_config: EnvConfig, episodes: int, seed: int, deterministic: bool
-) -> tuple[list[Episode], tuple[spaces.Dict, spaces.Space[Any]]]:
-    """The episodes and the environment's spaces; torch's global random state is left as it was."""
+) -> tuple[list[Episode], tuple[spaces.Dict, spaces.Space[Any]], float | None]:
+    """The episodes, the environment's spaces and its step time; torch's global random state is left as it was."""
     env = env_config.make("cpu", seed)
     try:
         actor = scripted_expert(env) if policy is None else PolicyActor(policy, deterministic)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            return record_episodes(env, actor, episodes, seed), (env.observation_space, env.action_space)
+            recorded = record_episodes(env, actor, episodes, seed)
+            return recorded, (env.observation_space, env.action_space), step_time(env)
     finally:
         env.close()
