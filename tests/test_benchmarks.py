@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,16 +95,23 @@ def test_workloads_are_those_of_the_comparison(load: Loader) -> None:
     assert (w1.total_steps, w1.minibatch_size, w1.gradient_steps) == (100_352, 256, 1568)
     assert (w2.total_steps, w2.minibatch_size, w2.gradient_steps) == (40_960, 64, 6400)
     assert (w3.total_steps, w3.minibatch_size, w3.gradient_steps) == (122_880, 6144, 100)
+    bc, gail = w.WORKLOADS["W4-BC"], w.WORKLOADS["W4-GAIL"]
+    assert (bc.minibatch_size, bc.gradient_steps, bc.episodes * w.EPISODE_LENGTH) == (256, 1950, 50_000)
+    assert (gail.steps_per_iteration, gail.minibatch_size, gail.gradient_steps) == (16_384, 1024, 2 * (160 + 16))
 
 
 def test_every_peer_has_a_module_and_pinned_requirements(load: Loader) -> None:
     w = load("speed", "workloads")
-    for peer in w.PEERS.values():
-        assert (BENCHMARKS / "speed" / "peers" / f"{peer.module}.py").is_file()
-        assert all("==" in requirement for requirement in peer.requirements)
+    for name, peer in w.PEERS.items():
+        for method in peer.methods:
+            assert (BENCHMARKS / "speed" / "peers" / f"{w.module_of(name, method)}.py").is_file()
+        assert all("==" in requirement for requirement in (*peer.requirements, *peer.without_dependencies))
         assert {name for name, _ in peer.unsupported} <= set(w.WORKLOADS)
-    assert w.OURS in w.DEFAULT_PEERS
-    assert not any(name.startswith("understudy-") for name in w.DEFAULT_PEERS)
+    for workload in w.WORKLOADS:
+        assert w.OURS in w.default_peers(workload)
+        assert not any(name.startswith("understudy-") for name in w.default_peers(workload))
+    assert w.default_peers("W4-GAIL") == ("understudy", "tianshou", "imitation")
+    assert "imitation" not in w.default_peers("W1")
 
 
 @pytest.mark.parametrize("name", ["W1", "W2", "W3"])
@@ -142,10 +150,42 @@ def test_the_counted_work_is_the_asked_work(load: Loader, module: str) -> None:
     assert trainer.act(torch.zeros(5, 48).numpy()).shape == (5, 12)
 
 
+@pytest.mark.parametrize(
+    ("name", "peer_name"), [("W4-BC", "understudy"), ("W4-BC", "plain-bc"), ("W4-GAIL", "understudy")]
+)
+def test_the_counted_work_of_imitation_is_the_asked_work(load: Loader, name: str, peer_name: str) -> None:
+    pytest.importorskip("mujoco")
+    workloads, harness, peer = (load("speed", name) for name in ("workloads", "harness", "peer"))
+    tiny = replace(workloads.WORKLOADS[name], hidden=(8,), episodes=1, num_minibatches=2)
+    if name == "W4-BC":
+        tiny = replace(tiny, num_steps=2 * 500)
+    else:
+        tiny = replace(tiny, num_steps=16, num_envs=2, num_epochs=3, disc_updates=4)
+    module = load("speed", f"peers.{workloads.module_of(peer_name, tiny.method)}")
+    trainer = module.build(harness.Job(workload=tiny, seed=0, device="cpu", variant=""))
+    assert peer.warm_up(trainer) == tiny.gradient_steps_per_iteration == (2 if name == "W4-BC" else 10)
+    before = trainer.steps
+    trainer.run(2)
+    assert trainer.steps - before == 2 * tiny.steps_per_iteration
+    assert trainer.act(torch.zeros(5, 17).numpy()).shape == (5, 6)
+
+
+def test_demonstrations_are_one_expert_s(load: Loader) -> None:
+    harness = load("speed", "harness")
+    made, again = harness.make_demonstrations(2, seed=1), harness.make_demonstrations(2, seed=2)
+    obs, actions = made.pairs()
+    assert obs.shape == made.next_obs().shape == (2000, 17)
+    assert (made.next_obs()[:999] == obs[1:1000]).all()
+    assert abs(actions).max() <= 1.0
+    fit = np.linalg.lstsq(obs, np.arctanh(actions.astype(np.float64)), rcond=None)[0]
+    other_obs, other_actions = again.pairs()
+    np.testing.assert_allclose(np.tanh(other_obs @ fit), other_actions, atol=1e-4)
+
+
 def test_the_command_in_the_report_repeats_the_comparison(load: Loader) -> None:
     run = load("speed", "run")
     args = run.argparse.Namespace(
-        workload="W1", runs=5, threads=1, device="cpu", iterations=None, peers=list(run.DEFAULT_PEERS)
+        workload="W1", runs=5, threads=1, device="cpu", iterations=None, peers=list(run.default_peers("W1"))
     )
     assert run.command_line(args) == "python benchmarks/speed/run.py --workload W1 --runs 5 --threads 1"
     args.peers, args.iterations = ["understudy", "skrl"], 3
@@ -238,3 +278,108 @@ def test_curves_are_thinned_from_the_end(load: Loader) -> None:
     assert thin[0] == (0, 0.0)
     assert len(thin) == 11
     assert worker.thin([(1.0, float("nan")), (2.0, 5.0)]) == [(2, 5.0)]
+
+
+# ---------------------------------------------------------------------- teachers and students
+
+
+def taught(method: str, seed: int, test: float, curve: list[tuple[int, float]], rmse: float | None) -> dict[str, Any]:
+    return {
+        "method": method, "task": "Hopper-v5", "seed": seed, "total_steps": 80, "test_return": test, "seconds": 2.0,
+        "env_steps": 100, "curve": curve, "rmse": rmse,
+    }  # fmt: skip
+
+
+def test_students_are_compared_with_the_teacher_of_their_seed(load: Loader) -> None:
+    run = load("teacher", "run")
+    results = [
+        taught("teacher", 0, 100.0, [], None),
+        taught("teacher", 1, 200.0, [], None),
+        taught("estimator-tppo", 0, 100.0, [(22, 10.0), (44, 90.0), (80, 95.0)], 0.5),
+        taught("estimator-tppo", 1, 100.0, [(22, 20.0), (44, 100.0), (80, 105.0)], 0.25),
+    ]
+    assert run.soon(results[2:], {0: 100.0, 1: 200.0}) == [44, None]
+    assert run.soon(results[2:], {0: 90.0, 1: 20.0}) == [44, 22]
+    assert run.value_at(results[2]["curve"], 40) == 90.0  # a rollout later
+    assert run.value_at(results[2]["curve"], 20) == 10.0
+    assert run.value_at(results[2]["curve"], 100) is None  # the training was shorter
+    expected = (
+        "| TPPO, velocity estimated | 15 ± 7 | 95 ± 7 | 100 ± 7 | **100 ± 0** | 75 ± 35 % | 0k (1 of 2 seeds) | "
+        "0.375 ± 0.177 | 50 | 0, 1 |"
+    )
+    assert expected in run.table(results)
+    assert [run.first(x) for x in ([], [None], [40_000, 60_000], [None, 40_000])] == [
+        "-", "never (0 of 1 seeds)", "50k", "40k (1 of 2 seeds)",
+    ]  # fmt: skip
+
+
+def test_the_teacher_of_a_seed_comes_before_its_students(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load("teacher", "run")
+    words = ["run.py", "--table", "hidden-velocity", "--tasks", "Hopper-v5", "--methods", "tppo", "--seeds", "0", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    jobs: list[Any] = []
+    monkeypatch.setattr(run, "run_all", lambda found, *_: jobs.extend(found) or sys.exit())
+    with pytest.raises(SystemExit):
+        run.main()
+    assert [(job.method, job.seed) for job in jobs] == [("teacher", 0), ("tppo", 0), ("teacher", 1), ("tppo", 1)]
+    assert jobs[0].total_steps == jobs[1].teacher_steps == 1_000_000
+    assert jobs[0].teacher == jobs[1].teacher
+    config = run.configuration(jobs[1])
+    assert config.parts["teacher"].checkpoints == (str(jobs[0].teacher),)
+
+
+# ---------------------------------------------------------------------- imitation
+
+
+def imitation_args(run: ModuleType, *words: str) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run.py", *words])
+        return run.parse_args()
+
+
+def imitation_result(job: Any, score: float) -> dict[str, Any]:
+    return {
+        "key": job.key, **vars(job), "revision": "abc", "test_return": score, "test_std": 0.0, "test_length": 1000.0,
+        "seconds": 120.0, "asked_steps": 0.0, "curve": [(0, 0.0), (10, score)],
+    }  # fmt: skip
+
+
+def test_imitation_table_is_in_percent_of_the_expert(load: Loader, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = load("imitation", "run")
+    args = imitation_args(run, "--tasks", "Hopper-v5", "--methods", "bc", "gail", "--seeds", "0", "1")
+    (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
+    assert [(job.method, job.seed, job.total_steps) for job in jobs] == [
+        ("bc", 0, 0), ("bc", 1, 0), ("gail", 0, 2_000_000), ("gail", 1, 2_000_000),
+    ]  # fmt: skip
+    results = [imitation_result(expert, 2000.0), *(imitation_result(job, x) for job, x in zip(jobs, (1900.0, 2000.0)))]
+    text = run.main_table(results, args)
+    assert "| Hopper-v5 | expert (PPO) | 0 | **2000** | 100.0 % | 2 min | - | - |" in text
+    assert "| Hopper-v5 | BC | 0, 1 | **1950 ± 71** | 97.5 % (95.0 %) | 2 min | 2243 ± 32 (85 %) | - |" in text
+    assert "| Hopper-v5 | GAIL | - | - | - | - | 2671 ± 82 (102 %) | 1761 |" in text
+    run.plot(results, args, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_imitation_sweep_has_a_column_for_each_number_of_episodes(load: Loader, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run = load("imitation", "run")
+    words = ("--tasks", "Hopper-v5", "--methods", "bc", "--seeds", "0", "1", "--trajectories", "1", "25")
+    args = imitation_args(run, *words)
+    (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
+    scores = {1: 500.0, 25: 1000.0}
+    results = [imitation_result(expert, 1000.0), *(imitation_result(job, scores[job.trajectories]) for job in jobs)]
+    text = run.sweep_table(results, args)
+    assert "| task | method | 1 episode | 25 episodes |" in text
+    assert "| Hopper-v5 | BC | 50.0 % (50.0 %) | 100.0 % (100.0 %) |" in text
+    run.plot(results, args, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_few_episodes_get_as_many_gradient_steps(load: Loader) -> None:
+    from understudy.train.config import OfflineConfig
+
+    run = load("imitation", "run")
+    few = run.as_many_steps(OfflineConfig(epochs=100, patience=20), 5)
+    assert (few.epochs, few.patience) == (500, 100)
+    assert run.as_many_steps(OfflineConfig(epochs=100, patience=None), 25).patience is None

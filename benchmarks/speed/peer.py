@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from workloads import NUM_ENVS_ON_GPU, PEERS, WORKLOADS
+from workloads import NUM_ENVS_ON_GPU, PEERS, WORKLOADS, module_of
 
 if TYPE_CHECKING:
     import harness
@@ -64,13 +64,13 @@ def main() -> None:
     if args.iterations is not None:
         workload = replace(workload, num_iterations=args.iterations)
     job = harness.Job(workload=workload, seed=args.seed, device=args.device, variant=peer.variant)
-    trainer: harness.Trainer = importlib.import_module(f"peers.{peer.module}").build(job)
+    trainer: harness.Trainer = importlib.import_module(f"peers.{module_of(args.peer, workload.method)}").build(job)
 
-    check_before = harness.check_return(trainer, job) if args.check else None
+    check_before = harness.check_score(trainer, job) if args.check else None
     started = time.perf_counter()
     gradient_steps = warm_up(trainer)
     warmup = time.perf_counter() - started
-    wanted = workload.num_epochs * workload.num_minibatches
+    wanted = workload.gradient_steps_per_iteration
     if gradient_steps != wanted:
         sys.exit(f"{args.peer} took {gradient_steps} optimizer steps in one iteration of {workload.name}, not {wanted}")
 
@@ -100,7 +100,7 @@ def main() -> None:
         "iterations": workload.num_iterations,
         "load_before": load,
         "check_before": check_before,
-        "check_return": harness.check_return(trainer, job) if args.check else None,
+        "check_return": harness.check_score(trainer, job) if args.check else None,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "gymnasium": version("gymnasium"),

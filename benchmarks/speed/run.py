@@ -22,7 +22,7 @@ from typing import Any
 
 import tables
 from venvs import InstallError, python_of
-from workloads import DEFAULT_PEERS, OURS, PEERS, WORKLOADS, Workload
+from workloads import EPISODE_LENGTH, OURS, PEERS, WORKLOADS, Workload, default_peers
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -34,13 +34,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="rounds; each peer runs once per round")
     parser.add_argument("--threads", default="1", help='torch threads, or "all"')
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peers", nargs="+", choices=sorted(PEERS), default=list(DEFAULT_PEERS))
+    parser.add_argument("--peers", nargs="+", choices=sorted(PEERS), help="default: who can do it")
     parser.add_argument("--iterations", type=int, default=None, help="timed iterations, instead of the workload's")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has understudy and its dependencies")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds after which one run is given up")
     parser.add_argument("--output", type=Path, default=HERE / "results", help="folder of the tables")
     parser.add_argument("--name", default=None, help="name of the files; default: the workload, threads and device")
     args = parser.parse_args()
+    args.peers = args.peers or list(default_peers(args.workload))
     args.threads = os.cpu_count() if args.threads == "all" else int(args.threads)
     if args.runs < 1:
         parser.error("--runs must be at least 1")
@@ -72,6 +73,8 @@ def prepare(peers: Sequence[str], workload: str, ours: str) -> tuple[dict[str, s
     failures: dict[str, str] = {}
     for peer in peers:
         unsupported = dict(PEERS[peer].unsupported)
+        if WORKLOADS[workload].method not in PEERS[peer].methods:
+            unsupported[workload] = f"no {WORKLOADS[workload].method}"
         if workload in unsupported:
             failures[peer] = unsupported[workload]
             continue
@@ -149,23 +152,53 @@ def command_line(args: argparse.Namespace) -> str:
         words += ["--device", args.device]
     if args.iterations is not None:
         words += ["--iterations", str(args.iterations)]
-    if tuple(args.peers) != DEFAULT_PEERS:
+    if tuple(args.peers) != default_peers(args.workload):
         words += ["--peers", *args.peers]
     return "python benchmarks/speed/run.py " + shlex.join(words)
 
 
 def describe(workload: Workload, first: dict[str, Any]) -> str:
     """What was timed, and how."""
-    num_envs = first["steps"] // first["iterations"] // workload.num_steps
-    score = "mean reward per step" if workload.env_id == "tensor" else "mean return"
+    what = describe_bc(workload, first) if workload.method == "bc" else describe_rollouts(workload, first)
+    score = {"bc": "squared error on other pairs", "ppo": "mean return", "gail": "mean return"}[workload.method]
     return (
+        f"{what}. Timed after one whole iteration of warm-up ('first iteration'); both counts of steps are checked. "
+        "Medians of interleaved runs. Score: the deterministic policy's "
+        f"{'mean reward per step' if workload.env_id == 'tensor' else score} in the first round, to show that the work "
+        "was done."
+    )
+
+
+def describe_bc(workload: Workload, first: dict[str, Any]) -> str:
+    """Behaviour cloning in words."""
+    return (
+        f"Behaviour cloning of {workload.episodes * EPISODE_LENGTH:,} made-up pairs of {workload.env_id}'s shapes: "
+        f"{workload.num_iterations} epochs (iterations), {first['gradient_steps']:,} gradient steps of "
+        f"{workload.minibatch_size} pairs, hidden layers {widths(workload)}"
+    )
+
+
+def describe_rollouts(workload: Workload, first: dict[str, Any]) -> str:
+    """PPO or GAIL in words."""
+    num_envs = first["steps"] // first["iterations"] // workload.num_steps
+    text = (
         f"{workload.env_id}: {first['steps']:,} environment steps and {first['gradient_steps']:,} gradient steps per "
         f"run ({workload.num_steps} steps x {num_envs} environments per rollout, {workload.num_epochs} epochs x "
-        f"{workload.num_minibatches} minibatches, hidden layers {'-'.join(map(str, workload.hidden))} "
-        f"{workload.activation}, actor and critic separate). Timed after one whole iteration of warm-up ('first "
-        "iteration'); both counts of steps are checked. Medians of interleaved runs. Score: the deterministic policy's "
-        f"{score} in the first round, to show that the work was done."
+        f"{workload.num_minibatches} minibatches, hidden layers {widths(workload)}, actor and critic separate"
     )
+    if workload.method == "gail":
+        rows = workload.steps_per_iteration // workload.disc_updates
+        text += (
+            f"; {workload.disc_updates} discriminator steps of {rows:,} policy rows and as many of "
+            f"{workload.episodes * EPISODE_LENGTH:,} made-up expert rows per rollout, hidden layers "
+            f"{'-'.join(map(str, workload.disc_hidden))} tanh"
+        )
+    return text + ")"
+
+
+def widths(workload: Workload) -> str:
+    """The policy's hidden layers in words."""
+    return f"{'-'.join(map(str, workload.hidden))} {workload.activation}"
 
 
 if __name__ == "__main__":

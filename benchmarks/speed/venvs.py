@@ -18,20 +18,22 @@ class InstallError(RuntimeError):
 
 def python_of(peer: str, ours: str) -> str:
     """The interpreter that runs `peer`: its venv's, or `ours` for what needs no package of its own."""
-    requirements = PEERS[peer].requirements
+    requirements, alone = PEERS[peer].requirements, PEERS[peer].without_dependencies
     if not requirements:
         return ours
     folder = ROOT / peer
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "requirements.txt"  # written last: a half-made venv is made again
-    wanted = "\n".join((TORCH, *requirements, *SIMULATORS)) + "\n"
+    wanted = "\n".join((TORCH, *requirements, *SIMULATORS, *alone)) + "\n"
     if stamp.is_file() and stamp.read_text() == wanted:
         return str(python)
-    print(f"installing {', '.join(requirements)} into {folder}", file=sys.stderr, flush=True)
+    print(f"installing {', '.join((*requirements, *alone))} into {folder}", file=sys.stderr, flush=True)
     run(sys.executable, "-m", "venv", "--clear", str(folder))
     pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, TORCH)  # first and alone
     run(*pip, TORCH, *requirements, *SIMULATORS)
+    if alone:
+        run(*pip, "--no-deps", *alone)
     stamp.write_text(wanted)
     return str(python)
 

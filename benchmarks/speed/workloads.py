@@ -1,4 +1,4 @@
-"""What every peer is asked to do: the numbers of W1, W2 and W3. Standard library only: each peer's venv reads it."""
+"""What every peer is asked to do: the numbers of W1 to W4. Standard library only: each peer's venv reads it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ class Workload:
     """One training job: environment, rollout, update, network and losses. Every peer reads these and nothing else."""
 
     name: str
+    method: str = "ppo"  # or "bc", "gail": peers/<peer>_<method>.py
     env_id: str  # a Gymnasium id, or "tensor" for tensor_env.py
     num_envs: int
     num_steps: int  # T, per environment and rollout
@@ -29,6 +30,9 @@ class Workload:
     entropy_coef: float = 0.01
     max_grad_norm: float = 0.5
     normalize_advantage: str = "minibatch"  # or "rollout"
+    episodes: int = 0  # demonstrated ones; bc, gail
+    disc_hidden: tuple[int, ...] = (32, 32)  # tanh; gail
+    disc_updates: int = 0  # discriminator steps per iteration, on equal parts of the rollout; gail
 
     @property
     def steps_per_iteration(self) -> int:
@@ -46,9 +50,14 @@ class Workload:
         return self.num_iterations * self.steps_per_iteration
 
     @property
+    def gradient_steps_per_iteration(self) -> int:
+        """Optimizer steps of one iteration, the discriminator's included."""
+        return self.num_epochs * self.num_minibatches + self.disc_updates
+
+    @property
     def gradient_steps(self) -> int:
         """Optimizer steps inside the clock."""
-        return self.num_iterations * self.num_epochs * self.num_minibatches
+        return self.num_iterations * self.gradient_steps_per_iteration
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -91,8 +100,39 @@ WORKLOADS: dict[str, Workload] = {
         max_grad_norm=1.0,
         normalize_advantage="rollout",
     ),
+    "W4-BC": Workload(
+        name="W4-BC",
+        method="bc",
+        env_id="HalfCheetah-v5",
+        num_envs=1,
+        num_steps=195 * 256,  # an iteration is an epoch: the whole minibatches of 50,000 pairs
+        num_iterations=10,
+        num_epochs=1,
+        num_minibatches=195,
+        hidden=(256, 256),
+        activation="relu",
+        learning_rate=1e-3,
+        episodes=50,
+    ),
+    "W4-GAIL": Workload(
+        name="W4-GAIL",
+        method="gail",
+        env_id="HalfCheetah-v5",
+        num_envs=8,
+        num_steps=2048,
+        num_iterations=2,
+        num_epochs=10,
+        num_minibatches=16,
+        hidden=(64, 64),
+        activation="tanh",
+        episodes=50,
+        disc_updates=16,
+    ),
 }
-"""W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job."""
+"""W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job. W4: imitation learning."""
+
+EPISODE_LENGTH = 1000
+"""Steps of a demonstrated episode."""
 
 NUM_ENVS_ON_GPU = {"W3": 4096}
 
@@ -104,7 +144,9 @@ class Peer:
     module: str
     package: str  # whose version is recorded
     requirements: tuple[str, ...] = ()
+    without_dependencies: tuple[str, ...] = ()  # installed last, as what they ask for is too old
     variant: str = ""  # a choice inside our own library
+    methods: tuple[str, ...] = ("ppo",)  # what it can do
     unsupported: tuple[tuple[str, str], ...] = ()  # (workload, why it cannot run there)
 
 
@@ -112,12 +154,13 @@ TORCH = "torch==2.13.0"  # always installed first, alone: nothing else may pull 
 SIMULATORS = ("gymnasium[mujoco]==1.4.0", "mujoco==4.0.0")
 
 PEERS: dict[str, Peer] = {
-    "understudy": Peer(module="understudy", package="understudy"),
+    "understudy": Peer(module="understudy", package="understudy", methods=("ppo", "bc", "gail")),
     "understudy-eager": Peer(module="understudy", package="understudy", variant="eager"),
     "understudy-compile": Peer(module="understudy", package="understudy", variant="compile"),
     "understudy-envpool": Peer(
         module="understudy", package="understudy", variant="envpool", unsupported=(("W3", "a tensor environment"),)
     ),
+    "understudy-nll": Peer(module="understudy", package="understudy", variant="nll", methods=("bc",)),
     "stable-baselines3": Peer(
         module="stable_baselines3", package="stable-baselines3", requirements=("stable-baselines3==2.9.2",)
     ),
@@ -129,11 +172,31 @@ PEERS: dict[str, Peer] = {
         unsupported=(("W1", "no discrete actions"),),
     ),
     "torchrl": Peer(module="torchrl", package="torchrl", requirements=("torchrl==0.14.1",)),
-    "tianshou": Peer(module="tianshou", package="tianshou", requirements=("tianshou==2.0.1",)),
+    "tianshou": Peer(
+        module="tianshou", package="tianshou", requirements=("tianshou==2.0.1",), methods=("ppo", "bc", "gail")
+    ),
+    "imitation": Peer(
+        module="imitation",
+        package="imitation",
+        requirements=("stable-baselines3==2.9.2", "tensorboard==2.21.0", "tqdm==4.70.1", "rich==15.0.0"),
+        without_dependencies=("imitation==1.0.1",),  # asks for gymnasium 0.29, which has no HalfCheetah-v5
+        methods=("bc", "gail"),
+    ),
     "plain": Peer(module="plain_ppo", package="torch"),
+    "plain-bc": Peer(module="plain", package="torch", methods=("bc",)),
 }
-"""`plain` is our own single file, `understudy-*` are choices of our own library, pip installs the others."""
+"""`plain*` are our own single files, `understudy-*` are choices of our own library, pip installs the others."""
 
 OURS = "understudy"
-DEFAULT_PEERS = tuple(name for name in PEERS if name == OURS or not name.startswith(OURS + "-"))
-"""What a comparison runs unless told otherwise."""
+
+
+def default_peers(workload: str) -> tuple[str, ...]:
+    """What a comparison runs unless told otherwise: who can do it, without the variants of our own library."""
+    able = (name for name, peer in PEERS.items() if WORKLOADS[workload].method in peer.methods)
+    return tuple(name for name in able if name == OURS or not name.startswith(OURS + "-"))
+
+
+def module_of(peer: str, method: str) -> str:
+    """The module in peers/ that does it."""
+    module = PEERS[peer].module
+    return module if method == "ppo" else f"{module}_{method}"

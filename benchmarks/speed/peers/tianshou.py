@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from harness import Clock, Job, Trainer, make_env
+from harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_env
 from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from tianshou.algorithm import PPO  # type: ignore[import-not-found, unused-ignore]
 from tianshou.algorithm.modelfree.reinforce import (  # type: ignore[import-not-found, unused-ignore]
@@ -23,7 +23,12 @@ from tianshou.algorithm.modelfree.reinforce import (  # type: ignore[import-not-
     ProbabilisticActorPolicy,
 )
 from tianshou.algorithm.optim import AdamOptimizerFactory  # type: ignore[import-not-found, unused-ignore]
-from tianshou.data import Collector, CollectStats, VectorReplayBuffer  # type: ignore[import-not-found, unused-ignore]
+from tianshou.data import (  # type: ignore[import-not-found, unused-ignore]
+    Collector,
+    CollectStats,
+    ReplayBuffer,
+    VectorReplayBuffer,
+)
 from tianshou.env import BaseVectorEnv, DummyVectorEnv  # type: ignore[import-not-found, unused-ignore]
 from tianshou.utils.net.common import Net  # type: ignore[import-not-found, unused-ignore]
 from tianshou.utils.net.continuous import (  # type: ignore[import-not-found, unused-ignore]
@@ -85,9 +90,12 @@ class Tianshou(Trainer):
         self.collector.reset()
 
     def build_algorithm(self, obs_space: Any, action_space: Any) -> Any:
+        return PPO(**self.arguments(obs_space, action_space))
+
+    def arguments(self, obs_space: Any, action_space: Any) -> dict[str, Any]:
         w = self.w
         self.continuous = isinstance(action_space, spaces.Box)
-        act = {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU}[w.activation]
+        act = ACTIVATIONS[w.activation]
 
         def net() -> Any:
             return Net(state_shape=obs_space.shape, hidden_sizes=list(w.hidden), activation=act)
@@ -108,20 +116,20 @@ class Tianshou(Trainer):
             self.actor = DiscreteActor(preprocess_net=net(), action_shape=action_space.n, softmax_output=False)
             policy = DiscreteActorPolicy(actor=self.actor, action_space=action_space)
             critic = DiscreteCritic(preprocess_net=net())
-        return PPO(
-            policy=policy,
-            critic=critic,
-            optim=AdamOptimizerFactory(lr=w.learning_rate),
-            eps_clip=w.clip_epsilon,
-            value_clip=w.clip_value,
-            advantage_normalization=True,
-            vf_coef=w.value_coef,
-            ent_coef=w.entropy_coef,
-            max_grad_norm=w.max_grad_norm,
-            gae_lambda=w.gae_lambda,
-            max_batchsize=w.steps_per_iteration,
-            gamma=w.gamma,
-        )
+        return {
+            "policy": policy,
+            "critic": critic,
+            "optim": AdamOptimizerFactory(lr=w.learning_rate),
+            "eps_clip": w.clip_epsilon,
+            "value_clip": w.clip_value,
+            "advantage_normalization": True,
+            "vf_coef": w.value_coef,
+            "ent_coef": w.entropy_coef,
+            "max_grad_norm": w.max_grad_norm,
+            "gae_lambda": w.gae_lambda,
+            "max_batchsize": w.steps_per_iteration,
+            "gamma": w.gamma,
+        }
 
     @property
     def steps(self) -> int:  # type: ignore[override]
@@ -143,6 +151,16 @@ class Tianshou(Trainer):
     def act(self, obs: np.ndarray) -> np.ndarray:
         out, _ = self.actor(obs)
         return np.asarray((out[0] if self.continuous else out.argmax(-1)).cpu())
+
+
+def buffer_of(demonstrations: Demonstrations) -> Any:
+    """The episodes in tianshou's shape."""
+    obs, actions = demonstrations.pairs()
+    ends = np.zeros(demonstrations.actions.shape[:2], dtype=bool)
+    ends[:, -1] = True
+    over = ends.reshape(-1)
+    never, nothing = np.zeros_like(over), np.zeros(len(over))
+    return ReplayBuffer.from_data(obs, actions, nothing, never, over, over, demonstrations.next_obs())
 
 
 def build(job: Job) -> Tianshou:

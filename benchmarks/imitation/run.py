@@ -1,0 +1,490 @@
+"""Imitation learning from experts that our PPO trained: every method on every task, as a share of the expert's score.
+
+    python benchmarks/imitation/run.py --tasks Hopper-v5 HalfCheetah-v5 Walker2d-v5 Ant-v5 --seeds 0 1 2
+    python benchmarks/imitation/run.py --tasks Hopper-v5 --methods bc gail --trajectories 1 4 11 25 --name sweep
+    python benchmarks/imitation/run.py --known-only
+
+First the experts (recipe `mujoco`, seed 0, kept in runs/experts), then 25 recorded episodes of each (its mode, no
+sampling), then the methods. Trainings run in processes with one thread each. Finished ones (runs/results.jsonl, and
+what results/<name>.json has) are not repeated, interrupted ones continue from their checkpoint. Writes
+results/<name>.md, .json and .png; with --known-only, from what there is, a dash for everything that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from published import METHODS, PUBLISHED, SOURCES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from understudy.train.config import OfflineConfig, TrainConfig
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "speed"))
+sys.path.append(str(HERE.parent / "learning"))
+sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+
+WORKER = HERE.parent / "learning" / "worker.py"
+TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
+EXPERT = "expert"
+ADVERSARIAL = ("gail", "airl", "bc-gail")  # these step the environment
+RECORDED = 25
+"""Episodes that each expert is recorded for; a method that gets fewer takes the first ones."""
+EVALUATION_SEED = 2_000_003
+"""Of the episodes that experts and learners alike are scored on: not those that were recorded."""
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its evaluation."""
+
+    method: str  # a recipe, or EXPERT
+    task: str
+    seed: int
+    total_steps: int  # of PPO; 0: none
+    trajectories: int  # recorded episodes to learn from; 0: none
+    expert_steps: int
+    episodes: int
+
+    @property
+    def key(self) -> str:
+        """What makes two jobs the same, as text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def name(self) -> str:
+        """For people and folders."""
+        return f"{self.method}-{self.task}-{self.trajectories}-{self.total_steps}-seed-{self.seed}"
+
+
+def main() -> None:
+    args = parse_args()
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    experts, jobs = expert_jobs(args), learner_jobs(args)
+    known = read_known(args.name)
+    if not args.known_only:
+        run_missing(experts, known, args.parallel)
+        for job in experts:
+            record_expert(job.task, args.expert_steps)  # here, where no two processes can record the same
+        run_missing(jobs, known, args.parallel)
+    results = [known[job.key] for job in (*experts, *jobs) if job.key in known]
+    if not results:
+        sys.exit("nothing is known yet: run without --known-only")
+    report = (sweep_table if len(args.trajectories) > 1 else main_table)(results, args) + footer(args, results)
+    output = HERE / "results"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{args.name}.md").write_text(report)
+    (output / f"{args.name}.json").write_text(json.dumps(results) + "\n")
+    plot(results, args, args.picture or output / f"{args.name}.png")
+    print(report)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=["bc", "dagger", "gail", "airl"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trajectories", nargs="+", type=int, default=[RECORDED], help=f"at most {RECORDED}")
+    parser.add_argument("--expert-steps", type=int, default=1_000_000)
+    parser.add_argument("--total-steps", type=int, default=2_000_000, help="environment steps of GAIL and AIRL")
+    parser.add_argument("--episodes", type=int, default=50, help="evaluation episodes, mode of the policy")
+    parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--experts-only", action="store_true", help="train, score and record the experts")
+    parser.add_argument("--known-only", action="store_true", help="train nothing: the tables of what has finished")
+    parser.add_argument("--name", default="imitation", help="of the files in results/")
+    parser.add_argument("--picture", type=Path, help="where the picture goes instead")
+    args = parser.parse_args()
+    if not all(1 <= count <= RECORDED for count in args.trajectories):
+        parser.error(f"--trajectories must lie between 1 and {RECORDED}")
+    return args
+
+
+def expert_jobs(args: argparse.Namespace) -> list[Job]:
+    """One expert for each task."""
+    return [
+        Job(
+            method=EXPERT,
+            task=task,
+            seed=0,
+            total_steps=args.expert_steps,
+            trajectories=0,
+            expert_steps=args.expert_steps,
+            episodes=args.episodes,
+        )
+        for task in args.tasks
+    ]
+
+
+def learner_jobs(args: argparse.Namespace) -> list[Job]:
+    """Cheap methods first; seed by seed, so that an interrupted table has every cell before any has two seeds."""
+    jobs = [
+        Job(
+            method=method,
+            task=task,
+            seed=seed,
+            total_steps=args.total_steps if method in ADVERSARIAL else 0,
+            trajectories=0 if method == "dagger" else count,
+            expert_steps=args.expert_steps,
+            episodes=args.episodes,
+        )
+        for seed in args.seeds
+        for count in args.trajectories
+        for task in args.tasks
+        for method in ([] if args.experts_only else args.methods)
+    ]
+    return sorted(dict.fromkeys(jobs), key=lambda job: job.method in ADVERSARIAL)
+
+
+# ---------------------------------------------------------------------- running
+
+
+def read_known(name: str) -> dict[str, Result]:
+    """Results of earlier runs by key, committed ones included."""
+    store, committed = HERE / "runs" / "results.jsonl", HERE / "results" / f"{name}.json"
+    rows = json.loads(committed.read_text()) if committed.is_file() else []
+    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
+    return {row["key"]: row for row in rows}
+
+
+def run_missing(jobs: Sequence[Job], known: dict[str, Result], parallel: int) -> None:
+    """Run the jobs that have no result yet and add their results to `known`."""
+    store = HERE / "runs" / "results.jsonl"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    missing = [job for job in jobs if job.key not in known]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
+        futures = {pool.submit(run_job, job): job for job in missing}
+        for count, future in enumerate(as_completed(futures), start=1):
+            job = futures[future]
+            row = known[job.key] = future.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{count}/{len(missing)} {job.name}: {row['test_return']:.0f}", file=sys.stderr, flush=True)
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train, then score the mode of the policy on episodes of its own, the same ones for everyone."""
+    import tables
+    import torch
+    from worker import thin
+
+    from understudy.train.evaluation import evaluate
+    from understudy.train.metrics_file import read_metrics
+    from understudy.train.run import RunFolder, read_policy
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    folder = train_expert(job.task, job.expert_steps) if job.method == EXPERT else train_learner(job)
+    seconds = time.perf_counter() - started
+    policy, config = read_policy(folder)
+    result = evaluate(policy, config.env, job.episodes, seed=EVALUATION_SEED)
+    metrics = read_metrics(RunFolder(folder).metrics)
+    row = {
+        "key": job.key,
+        **asdict(job),
+        "revision": tables.revision(HERE.parents[1]),
+        "test_return": result.mean_return,
+        "test_std": result.std_return,
+        "test_length": result.mean_length,
+        "seconds": seconds,  # of the last attempt
+        "asked_steps": sum(row.get("dagger/steps", 0.0) for row in metrics),  # without DAgger's first round
+        "curve": thin([(row["step"], row["episode/return"]) for row in metrics if "episode/return" in row]),
+    }
+    if job.method != EXPERT:
+        shutil.rmtree(folder)
+    return row
+
+
+def train_expert(task: str, steps: int) -> Path:
+    """The run's folder of the task's expert, trained as the benchmark of learning trains, once."""
+    folder = expert_folder(task, steps)
+    if not (folder / "result.json").is_file():
+        command = [sys.executable, str(WORKER), "--env", task, "--seed", "0", "--total-steps", str(steps)]
+        subprocess.run([*command, "--run-dir", str(folder)], check=True)
+    return folder
+
+
+def expert_folder(task: str, steps: int) -> Path:
+    return HERE / "runs" / "experts" / f"{task}-{steps}-seed-0"
+
+
+def record_expert(task: str, steps: int) -> Path:
+    """A file of the expert's episodes, recorded once."""
+    from understudy.train.record import record
+
+    path = HERE / "runs" / "demonstrations" / f"{task}-{steps}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recorded = record(str(path), run=train_expert(task, steps), episodes=RECORDED)
+        print(f"{task}: {recorded.sentence()}", file=sys.stderr, flush=True)
+    return path
+
+
+def train_learner(job: Job) -> Path:
+    """The folder of a finished training, continued where it was interrupted."""
+    import understudy as us
+    from understudy.train.loop import resume
+
+    folder = HERE / "runs" / "trainings" / job.name
+    if any(folder.glob("checkpoints/*.pt")):
+        run = resume(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
+        run = us.train(learner_config(job, folder))
+    if run.stopped_by is not None:
+        raise SystemExit(f"{job.name} was stopped by {run.stopped_by}; start the benchmark again to continue")
+    return folder
+
+
+def learner_config(job: Job, folder: Path) -> TrainConfig:
+    """The method's recipe as it is; only what is written along the way is switched off."""
+    from understudy import recipes
+    from understudy.train.config import EvaluationConfig, LoggingConfig
+
+    make = getattr(recipes, job.method.replace("-", "_"))
+    config: TrainConfig
+    if job.method == "dagger":
+        config = make(job.task, expert=str(expert_folder(job.task, job.expert_steps)), seed=job.seed)
+    else:
+        source = str(record_expert(job.task, job.expert_steps))
+        config = make(job.task, demonstrations=source, total_steps=job.total_steps, seed=job.seed)
+        parts = {k: dataclasses.replace(v, num_trajectories=job.trajectories) for k, v in config.parts.items()}
+        config = dataclasses.replace(config, parts=parts)
+    if job.method == "bc":
+        assert config.offline is not None
+        config = dataclasses.replace(config, offline=as_many_steps(config.offline, job.trajectories))
+    return dataclasses.replace(
+        config,
+        # the simulator of the expert: EnvPool's MuJoCo is another version
+        env=dataclasses.replace(config.env, backend="gymnasium"),
+        run_dir=str(folder),
+        evaluation=EvaluationConfig(episodes=0),
+        logging=LoggingConfig(console=False, tensorboard=False),
+        checkpoint=dataclasses.replace(config.checkpoint, keep_last=1),
+    )
+
+
+def as_many_steps(offline: OfflineConfig, trajectories: int) -> OfflineConfig:
+    """The epochs over few trajectories that make as many gradient steps as the recipe's over all of them."""
+    times = RECORDED // trajectories
+    patience = None if offline.patience is None else offline.patience * times
+    return dataclasses.replace(offline, epochs=offline.epochs * times, patience=patience)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def scores(results: Sequence[Result], method: str, task: str, trajectories: int | None = None) -> list[float]:
+    """Scores of all seeds of a cell."""
+    return [
+        r["test_return"]
+        for r in results
+        if (r["method"], r["task"]) == (method, task) and trajectories in (None, r["trajectories"])
+    ]
+
+
+def spread(values: Sequence[float]) -> str:
+    """`mean ± standard deviation over seeds`, or a dash."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.0f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.0f}"
+
+
+def share(values: Sequence[float], expert: float) -> str:
+    """Mean in percent of the expert's score, the lowest seed's in brackets; or a dash."""
+    if not values:
+        return "-"
+    mean, lowest = (100.0 * x / expert for x in (statistics.fmean(values), min(values)))
+    return f"{mean:.1f} %" if len(values) < 2 else f"{mean:.1f} % ({lowest:.1f} %)"
+
+
+def published(source: str, task: str, method: str) -> str:
+    """A published score and what share of its own expert's it is; or a dash."""
+    if (task, method) not in PUBLISHED[source]:
+        return "-"
+    text, mean, expert = PUBLISHED[source][task, method]
+    return text if expert is None else f"{text} ({100.0 * mean / expert:.0f} %)"
+
+
+def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
+    """One row for each task and method, beside the published scores."""
+    lines = [
+        "# Imitation",
+        "",
+        "| task | method | seeds | return | share of the expert's (lowest seed) | time | " + " | ".join(SOURCES) + " |",
+        "|---" * (6 + len(SOURCES)) + "|",
+    ]
+    for task in args.tasks:
+        expert = scores(results, EXPERT, task)
+        for method in ([EXPERT] if expert else []) + list(args.methods):
+            found = [r for r in results if (r["method"], r["task"]) == (method, task)]
+            returns = [r["test_return"] for r in found]
+            cells = [task, "expert (PPO)" if method == EXPERT else METHODS[method]]
+            cells += [", ".join(str(r["seed"]) for r in found) or "-", f"**{spread(returns)}**" if returns else "-"]
+            cells += [share(returns, expert[0]) if expert else "-"]
+            cells += [f"{statistics.median(r['seconds'] for r in found) / 60:.0f} min" if found else "-"]
+            cells += [published(source, task, method) for source in SOURCES]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(
+        [*lines, "", *explanation(args), *(f"- **{name}**: {text}." for name, text in SOURCES.items()), ""]
+    )
+
+
+def explanation(args: argparse.Namespace) -> list[str]:
+    """What the rows of the main table are."""
+    return [
+        f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
+        f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
+        f"{args.expert_steps:,} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
+        f"expert's mode, all steps of them; DAgger asks the expert in 11 rounds. GAIL and AIRL take "
+        f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
+        "attempt of a seed, one thread. A dash: not run, or not published.",
+        "",
+        "Published, each with its own experts and versions of the tasks:",
+    ]
+
+
+def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
+    """One row for each task and method, one column for each number of trajectories."""
+    counts = sorted(set(args.trajectories))
+    lines = [
+        "# How many demonstrations",
+        "",
+        "| task | method | " + " | ".join(f"{n} episode{'s' * (n > 1)}" for n in counts) + " |",
+        "|---" * (2 + len(counts)) + "|",
+    ]
+    for task in args.tasks:
+        expert = scores(results, EXPERT, task)
+        for method in args.methods:
+            cells = [share(scores(results, method, task, n), expert[0]) if expert else "-" for n in counts]
+            lines.append("| " + " | ".join([task, METHODS[method], *cells]) + " |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Share of the expert's score: mean over seeds {', '.join(map(str, args.seeds))} (lowest seed), "
+            f"{args.episodes} episodes each; the first episodes of the same recording. BC takes as many gradient steps "
+            f"from few episodes as from {RECORDED}; GAIL {args.total_steps:,} environment steps.",
+            "",
+        ]
+    )
+
+
+def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
+    """How, where and when."""
+    import tables
+
+    machine = tables.machine()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "gymnasium", "mujoco"))
+    return "\n".join(
+        [
+            "",
+            f"![picture]({args.name}.png)",
+            "",
+            f"{len(results)} trainings, {args.parallel} at a time, on a machine that did other things too; "
+            f"{machine['cpu']}, {machine['cores']} cores, one thread each; {versions}; understudy "
+            f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
+            f"`{command_line(args)}`",
+            "",
+        ]
+    )
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that makes the same tables anywhere."""
+    words = ["--tasks", *args.tasks, "--methods", *args.methods, "--seeds", *map(str, args.seeds)]
+    words += ["--trajectories", *map(str, args.trajectories), "--expert-steps", str(args.expert_steps)]
+    words += ["--total-steps", str(args.total_steps), "--name", args.name]
+    return "python benchmarks/imitation/run.py " + " ".join(words)
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> None:
+    """One panel for each task: learning curves and levels, or the score over the number of trajectories."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = [task for task in args.tasks if scores(results, EXPERT, task)]
+    figure = Figure(figsize=(max(4.2 * len(tasks), 5.6), 3.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw = draw_sweep if len(args.trajectories) > 1 else draw_curves
+    for number, task in enumerate(tasks, start=1):
+        axes = figure.add_subplot(1, len(tasks), number)
+        axes.axhline(scores(results, EXPERT, task)[0], color="black", linewidth=1.0, label="expert")
+        draw(axes, [r for r in results if r["task"] == task and r["method"] != EXPERT], list(args.methods))
+        axes.set_title(task, fontsize=10)
+        axes.set_ylim(bottom=0.0)
+        axes.spines[["top", "right"]].set_visible(False)
+    if figure.axes:
+        figure.axes[0].set_ylabel("return")
+        labelled = {text: line for axes in figure.axes for line, text in zip(*axes.get_legend_handles_labels())}
+        figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=6, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_curves(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
+    """What steps the environment: the training return over the steps. What does not: a level, its final score."""
+    import numpy as np
+
+    for method in methods:
+        color, found = color_of(method), [r for r in results if r["method"] == method]
+        curves = [r["curve"] for r in found if len(r["curve"]) > 1]
+        if method in ADVERSARIAL and curves:
+            grid = np.linspace(max(c[0][0] for c in curves), min(c[-1][0] for c in curves), 100)
+            lines = np.stack([np.interp(grid, *zip(*curve)) for curve in curves])
+            axes.plot(grid, lines.mean(0), color=color, label=METHODS[method])
+            axes.fill_between(grid, lines.min(0), lines.max(0), color=color, alpha=0.2, linewidth=0)
+        elif found:
+            level = statistics.fmean(r["test_return"] for r in found)
+            axes.axhline(level, color=color, linestyle="--", label=f"{METHODS[method]} (level)")
+    axes.set_xlabel("environment steps")
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+
+
+def draw_sweep(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
+    """The final score over the number of trajectories: mean, lowest and highest seed."""
+    for method in methods:
+        found: dict[int, list[float]] = {}
+        for r in results:
+            if r["method"] == method:
+                found.setdefault(r["trajectories"], []).append(r["test_return"])
+        counts = sorted(found)
+        mean = [statistics.fmean(found[n]) for n in counts]
+        low, high = [min(found[n]) for n in counts], [max(found[n]) for n in counts]
+        error = [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]]
+        axes.errorbar(counts, mean, error, marker="o", capsize=3, color=color_of(method), label=METHODS[method])
+    axes.set_xlabel("recorded episodes")
+
+
+def color_of(method: str) -> str:
+    """The same in every picture."""
+    return f"C{list(METHODS).index(method)}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""understudy: `PPO.iterate` with the part `Gail`, without gradient penalty and replay, which the peers do not have.
+
+The demonstrations are read from a file of the library's own; everything else is as in `understudy.py`.
+
+Differences from the workload: none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from harness import Clock, Job, make_demonstrations
+
+from peers.understudy import Understudy, policy_config, ppo_config
+from peers.understudy_bc import written
+from understudy.envs.registry import make_env
+from understudy.nn.policy import ActorCritic
+from understudy.parts.discriminator import DiscriminatorConfig
+from understudy.parts.gail import Gail, GailConfig
+from understudy.parts.part import PartContext
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.ppo import PPO
+
+
+class UnderstudyGail(Understudy):
+    """The same loop, with the part."""
+
+    def __init__(self, job: Job) -> None:
+        w = job.workload
+        self.clock = Clock(job.device)
+        env = make_env(w.env_id, w.num_envs, backend="gymnasium", device=job.device, seed=job.seed)
+        torch.manual_seed(job.seed)
+        policy = ActorCritic(env.observation_space, env.action_space, policy_config(w))
+        context = PartContext(
+            name="gail",
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            policy=policy,
+            num_envs=w.num_envs,
+            num_steps=w.num_steps,
+            gamma=w.gamma,
+            device=env.device,
+            seed=job.seed,
+        )
+        self.gail: Gail = GailConfig(
+            demonstrations=written(make_demonstrations(w.episodes, job.seed)),
+            normalization="none",
+            discriminator=DiscriminatorConfig(
+                hidden_sizes=w.disc_hidden,
+                activation="tanh",
+                disc_update_num=w.disc_updates,
+                optimizer=OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=None),
+            ),
+        ).build(context)
+        config = dataclasses.replace(ppo_config(w, job.variant), reward_weight=0.0)
+        self.ppo = PPO(env, policy, config, {"gail": self.gail}, seed=job.seed)
+
+    def gradient_steps(self) -> int:
+        optimizers = (self.ppo.optimizer, self.gail.discriminator.optimizer)
+        return sum(int(optimizer.steps + optimizer.skipped) for optimizer in optimizers)
+
+    def run(self, iterations: int) -> None:
+        for _ in range(iterations):
+            times = self.ppo.iterate()
+            self.clock.update_s += times["time/update"] + times["time/gail"]
+
+
+def build(job: Job) -> UnderstudyGail:
+    """The trainer."""
+    return UnderstudyGail(job)
