@@ -116,6 +116,17 @@ def test_a_sequence_equals_its_steps(memory: Any, shared: bool) -> None:
     torch.testing.assert_close(state, whole.state)
 
 
+def test_a_critic_without_a_memory_beside_an_actor_that_has_one() -> None:
+    policy = build(memory="gru", critic_memory=False)
+    assert policy.critic is not None
+    assert (policy.state_size, policy.critic.state_size) == (6, 0)
+    obs, is_first = observe(5, 3), torch.zeros(5, 3, dtype=torch.bool)
+    out = policy(obs, torch.randn(3, 6), is_first)
+    torch.testing.assert_close(out.value[2], policy.value(obs[2], torch.zeros(3, 6)))  # whatever happened before
+    assert out.state is not None
+    assert out.state.shape == (3, 6)
+
+
 def test_the_actor_s_state_moves_without_the_critic() -> None:
     policy, obs = build(memory="gru"), observe(2)
     state = policy.initial_state(2)

@@ -19,7 +19,7 @@ from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_rep
 from understudy.nn.heads import DistributionConfig, make_head
 from understudy.nn.networks import EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.trunk import Key, Trunk
+from understudy.nn.trunk import Key, MemoryKind, Trunk
 from understudy.types import PolicyOutput
 
 Observations = TensorDictBase | Mapping[Key, Tensor]
@@ -52,6 +52,8 @@ class PolicyConfig:
     """Width of the memory."""
     memory_layers: int = 1
     """Depth of the memory."""
+    critic_memory: bool = True
+    """Whether a critic of its own has a memory where the actor has one; one that sees everything needs none."""
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
     """Action distribution."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -93,11 +95,11 @@ class ActorCritic(nn.Module):
             if not head.on_actor_memory:  # what the actor sees instead of the truth; it may be new to it
                 actor_inputs |= self._components(head.targets)
         critic_inputs = actor_inputs if config.shared_trunk else self._components(critic_groups)
-        self.actor = self._trunk(actor_inputs, config.hidden_sizes)
+        self.actor = self._trunk(actor_inputs, config.hidden_sizes, config.memory)
         self.critic: Trunk | None = None
         if not config.shared_trunk:
             hidden = config.hidden_sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
-            self.critic = self._trunk(critic_inputs, hidden)
+            self.critic = self._trunk(critic_inputs, hidden, config.memory if config.critic_memory else "none")
         self.head = make_head(action_space, self.actor.out_features, config.distribution)
         self.head.linear = self.actor.reader(self.head.linear)
         critic = self.critic or self.actor
@@ -126,7 +128,9 @@ class ActorCritic(nn.Module):
         self.actor_state_size = sum(self.actor_state_sizes)
         self.state_size = self.actor_state_size + (self.critic.state_size if self.critic is not None else 0)
 
-    def _trunk(self, components: dict[Key, spaces.Space[Any]], hidden_sizes: tuple[int, ...]) -> Trunk:
+    def _trunk(
+        self, components: dict[Key, spaces.Space[Any]], hidden_sizes: tuple[int, ...], memory: MemoryKind
+    ) -> Trunk:
         c = self.config
         return Trunk(
             components,
@@ -134,7 +138,7 @@ class ActorCritic(nn.Module):
             encoder=c.encoder,
             activation=c.activation,
             init=c.init,
-            memory=c.memory,
+            memory=memory,
             memory_size=c.memory_size,
             memory_layers=c.memory_layers,
             precision=c.precision,
