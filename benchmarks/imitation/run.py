@@ -74,7 +74,8 @@ class Job:
     @property
     def name(self) -> str:
         """For people and folders."""
-        return f"{self.method}-{self.task}-{self.trajectories}-{self.total_steps}-seed-{self.seed}"
+        kind = f"{self.method}-{self.total_steps}-{self.task}-{self.expert_steps}"
+        return f"{kind}-from-{self.trajectories}-seed-{self.seed}"
 
 
 def main() -> None:
@@ -185,7 +186,6 @@ def run_missing(jobs: Sequence[Job], known: dict[str, Result], parallel: int) ->
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train, then score the mode of the policy on episodes of its own, the same ones for everyone."""
-    import tables
     import torch
     from worker import thin
 
@@ -194,21 +194,18 @@ def run_job(job: Job) -> dict[str, Any]:
     from understudy.train.run import RunFolder, read_policy
 
     torch.set_num_threads(1)
-    started = time.perf_counter()
-    folder = train_expert(job.task, job.expert_steps) if job.method == EXPERT else train_learner(job)
-    seconds = time.perf_counter() - started
+    folder, trained = train_expert(job.task, job.expert_steps) if job.method == EXPERT else train_learner(job)
     policy, config = read_policy(folder)
     result = evaluate(policy, config.env, job.episodes, seed=EVALUATION_SEED)
     metrics = read_metrics(RunFolder(folder).metrics)
     row = {
         "key": job.key,
         **asdict(job),
-        "revision": tables.revision(HERE.parents[1]),
+        **trained,
         "test_return": result.mean_return,
         "test_std": result.std_return,
         "test_length": result.mean_length,
-        "seconds": seconds,  # of the last attempt
-        "asked_steps": sum(row.get("dagger/steps", 0.0) for row in metrics),  # without DAgger's first round
+        "asked_steps": sum(row.get("dagger/steps", 0.0) for row in metrics),  # the first round is not logged
         "curve": thin([(row["step"], row["episode/return"]) for row in metrics if "episode/return" in row]),
     }
     if job.method != EXPERT:
@@ -216,13 +213,14 @@ def run_job(job: Job) -> dict[str, Any]:
     return row
 
 
-def train_expert(task: str, steps: int) -> Path:
-    """The run's folder of the task's expert, trained as the benchmark of learning trains, once."""
+def train_expert(task: str, steps: int) -> tuple[Path, dict[str, Any]]:
+    """The folder of the task's expert, trained as the benchmark of learning trains, once; revision and seconds."""
     folder = expert_folder(task, steps)
     if not (folder / "result.json").is_file():
         command = [sys.executable, str(WORKER), "--env", task, "--seed", "0", "--total-steps", str(steps)]
         subprocess.run([*command, "--run-dir", str(folder)], check=True)
-    return folder
+    result = json.loads((folder / "result.json").read_text())
+    return folder, {key: result[key] for key in ("revision", "seconds")}
 
 
 def expert_folder(task: str, steps: int) -> Path:
@@ -236,17 +234,19 @@ def record_expert(task: str, steps: int) -> Path:
     path = HERE / "runs" / "demonstrations" / f"{task}-{steps}.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        recorded = record(str(path), run=train_expert(task, steps), episodes=RECORDED)
+        recorded = record(str(path), run=train_expert(task, steps)[0], episodes=RECORDED)
         print(f"{task}: {recorded.sentence()}", file=sys.stderr, flush=True)
     return path
 
 
-def train_learner(job: Job) -> Path:
-    """The folder of a finished training, continued where it was interrupted."""
+def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
+    """The folder of a finished training, continued where it was interrupted; revision and seconds of this attempt."""
+    import tables
+
     import understudy as us
     from understudy.train.loop import resume
 
-    folder = HERE / "runs" / "trainings" / job.name
+    folder, started = HERE / "runs" / "trainings" / job.name, time.perf_counter()
     if any(folder.glob("checkpoints/*.pt")):
         run = resume(folder)
     else:
@@ -254,7 +254,7 @@ def train_learner(job: Job) -> Path:
         run = us.train(learner_config(job, folder))
     if run.stopped_by is not None:
         raise SystemExit(f"{job.name} was stopped by {run.stopped_by}; start the benchmark again to continue")
-    return folder
+    return folder, {"revision": tables.revision(HERE.parents[1]), "seconds": time.perf_counter() - started}
 
 
 def learner_config(job: Job, folder: Path) -> TrainConfig:
@@ -262,7 +262,7 @@ def learner_config(job: Job, folder: Path) -> TrainConfig:
     from understudy import recipes
     from understudy.train.config import EvaluationConfig, LoggingConfig
 
-    make = getattr(recipes, job.method.replace("-", "_"))
+    make: Any = recipes.find_recipe(job.method)  # each takes what its method needs
     config: TrainConfig
     if job.method == "dagger":
         config = make(job.task, expert=str(expert_folder(job.task, job.expert_steps)), seed=job.seed)
@@ -286,7 +286,7 @@ def learner_config(job: Job, folder: Path) -> TrainConfig:
 
 
 def as_many_steps(offline: OfflineConfig, trajectories: int) -> OfflineConfig:
-    """The epochs over few trajectories that make as many gradient steps as the recipe's over all of them."""
+    """The epochs over few trajectories that make about as many gradient steps as the recipe's over all of them."""
     times = RECORDED // trajectories
     patience = None if offline.patience is None else offline.patience * times
     return dataclasses.replace(offline, epochs=offline.epochs * times, patience=patience)
@@ -352,13 +352,15 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
     )
 
 
-def explanation(args: argparse.Namespace) -> list[str]:
+def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str]:
     """What the rows of the main table are."""
+    asked = [r["asked_steps"] for r in results if r["method"] == "dagger"]
+    about = f", about {statistics.median(asked):,.0f} steps in all" if asked else ""
     return [
         f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
         f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
         f"{args.expert_steps:,} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
-        f"expert's mode, all steps of them; DAgger asks the expert in 11 rounds. GAIL and AIRL take "
+        f"expert's mode, all steps of them; DAgger asks the expert in rounds{about}. GAIL and AIRL take "
         f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
         "attempt of a seed, one thread. A dash: not run, or not published.",
         "",
@@ -385,8 +387,8 @@ def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
             *lines,
             "",
             f"Share of the expert's score: mean over seeds {', '.join(map(str, args.seeds))} (lowest seed), "
-            f"{args.episodes} episodes each; the first episodes of the same recording. BC takes as many gradient steps "
-            f"from few episodes as from {RECORDED}; GAIL {args.total_steps:,} environment steps.",
+            f"{args.episodes} test episodes each; the first episodes of the same recording. BC takes about as many "
+            f"gradient steps from few episodes as from {RECORDED}; GAIL {args.total_steps:,} environment steps.",
             "",
         ]
     )
