@@ -1,0 +1,481 @@
+"""Motion priors on tasks that show them: task reward kept, distance to held-out clips, gait; over several seeds.
+
+    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
+    python benchmarks/motion/run.py --task ant --seeds 1 2 3 --methods ppo appo-0.5 appo-0.2 appo-0.1
+    python benchmarks/motion/run.py --task cheetah --seeds 1 --videos
+
+cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
+trot of a scripted controller (`examples/ant_trot_clips.py`). appo-L gives the task the share L of the reward; atppo-L
+has the clips' policy as teacher besides.
+
+Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
+ones (runs/<task>.jsonl, and what results/<task>.json has) are not repeated and interrupted ones go on. Writes
+results/<task>.md, .json and .png; cells that were not run are dashes. Set `MUJOCO_GL=egl` for --videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from understudy.nn.policy import ActorCritic
+    from understudy.train.config import TrainConfig
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "speed"))
+sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+sys.path.append(str(HERE.parents[1] / "examples"))
+
+SOURCE_SEED = 0
+CLIPS = 5
+"""Episodes that are clips, and as many that are held out."""
+BINS = 20
+"""Parts of the gait cycle in the picture."""
+SKIP = 20
+"""First frames of each episode that are not measured: starting from rest is no gait."""
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A robot: where its joints are among the observations, and its feet among the model's geometries."""
+
+    env_id: str
+    recorded: bool  # clips from a PPO run; else from a script
+    joints: Mapping[str, int]  # angle -> column of the observation; the first one's swing tells the gait's phase
+    feet: tuple[str, ...]
+
+
+TASKS = {
+    "cheetah": Task(
+        env_id="HalfCheetah-v5",
+        recorded=True,
+        joints={"bthigh": 2, "bshin": 3, "bfoot": 4, "fthigh": 5, "fshin": 6, "ffoot": 7},
+        feet=("bfoot", "ffoot"),
+    ),
+    "ant": Task(
+        env_id="Ant-v5",
+        recorded=False,
+        joints={f"{kind}_{leg}": 3 + 2 * leg + (kind == "ankle") for leg in (1, 2, 3, 4) for kind in ("hip", "ankle")},
+        feet=("left_ankle_geom", "right_ankle_geom", "third_ankle_geom", "fourth_ankle_geom"),
+    ),
+}
+METHODS = ("ppo", "appo-0.5", "appo-0.2", "appo-0.1", "atppo-0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training and its test."""
+
+    task: str
+    method: str
+    seed: int
+    total_steps: int
+    episodes: int
+
+    @property
+    def key(self) -> str:
+        """What makes two jobs the same, as text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return HERE / "runs" / self.task / f"{self.method}-seed-{self.seed}-steps-{self.total_steps}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=tuple(TASKS), required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all that the task has")
+    parser.add_argument("--total-steps", type=int, default=1_000_000)
+    parser.add_argument("--episodes", type=int, default=10, help="test episodes, deterministic")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, tabulate what there is")
+    parser.add_argument("--videos", action="store_true", help="film clips' policy, PPO and APPO side by side")
+    args = parser.parse_args()
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
+    usable = [m for m in METHODS if TASKS[args.task].recorded or not m.startswith("atppo")]
+    args.methods = args.methods or usable
+    if not set(args.methods) <= set(usable):
+        parser.error(f"{args.task} has no policy that could teach: choose among {', '.join(usable)}")
+    print(report(args, run_all(make_jobs(args), args)))
+    if args.videos:
+        print(film(args))
+
+
+def make_jobs(args: argparse.Namespace) -> list[Job]:
+    """Seed by seed, so that an interrupted table has every cell before any cell has two seeds."""
+    return [
+        Job(task=args.task, method=method, seed=seed, total_steps=args.total_steps, episodes=args.episodes)
+        for seed in args.seeds
+        for method in args.methods
+    ]
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
+    """The results of all jobs, from earlier runs where they are there; the table is written after each of them."""
+    store, committed = HERE / "runs" / f"{args.task}.jsonl", HERE / "results" / f"{args.task}.json"
+    store.parent.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(committed.read_text())["runs"] if committed.is_file() else []
+    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
+    known = {row["key"]: row for row in rows}
+    missing = [] if args.report_only else [job for job in jobs if job.key not in known]
+    if missing:
+        make_clips(args.task, args.total_steps)  # here, where no two processes can make the same
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.parallel, mp_context=context) as pool, store.open("a") as file:
+            futures = {pool.submit(train_and_test, job): job for job in missing}
+            for count, future in enumerate(as_completed(futures), start=1):
+                row = known[futures[future].key] = future.result()
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                what = f"{row['method']} seed {row['seed']}: return {row['test_return']:.0f}, {row['energy']:.3f}"
+                print(f"{count}/{len(missing)} {what}", file=sys.stderr, flush=True)
+                report(args, [known[job.key] for job in jobs if job.key in known])
+    return [known[job.key] for job in jobs if job.key in known]
+
+
+def train_and_test(job: Job) -> dict[str, Any]:
+    """Train, or take over or continue the training in the job's folder; then measure its gait."""
+    import torch
+
+    from understudy.train.evaluation import evaluation_seed
+    from understudy.train.metrics_file import read_metrics
+    from understudy.train.run import RunFolder, read_policy
+
+    torch.set_num_threads(1)
+    task = TASKS[job.task]
+    train_in(job.folder, method_config(job))
+    policy, _ = read_policy(job.folder)
+    folder = RunFolder(job.folder)
+    metrics = read_metrics(folder.metrics)
+    return {
+        "key": job.key,
+        **asdict(job),
+        "revision": json.loads(folder.provenance.read_text())[-1]["git"]["library"][:7],
+        **measure(play(task, policy, job.episodes, evaluation_seed(job.seed)), job.task, job.total_steps),
+        "env_steps": int(metrics[-1]["step"]),
+        **{name: curve(metrics, metric) for name, metric in CURVES.items()},
+    }
+
+
+CURVES = {
+    "curve": "episode/return",
+    "saturated": "motion/saturated",
+    "logit_pi": "motion/logit_pi",
+    "logit_exp": "motion/logit_exp",
+    "style_reward": "motion/style_reward",
+}
+"""Metrics of a run that results keep, thinned."""
+
+
+def curve(metrics: Sequence[Mapping[str, float]], name: str, most: int = 100) -> list[tuple[int, float]]:
+    """At most about `most` evenly spread points of one metric, the last one always among them."""
+    points = [(int(row["step"]), round(row[name], 4)) for row in metrics if name in row and row[name] == row[name]]
+    return points[::-1][:: max(1, len(points) // most)][::-1]
+
+
+def method_config(job: Job) -> TrainConfig:
+    """The recipe of a method."""
+    from understudy.recipes import appo, atppo, mujoco
+
+    task, clips = TASKS[job.task], (str(clip_files(job.task, job.total_steps)[0]),)
+    if job.method == "ppo":
+        return mujoco(task.env_id, total_steps=job.total_steps, seed=job.seed)
+    name, lerp = job.method.split("-")
+    options: dict[str, Any] = {
+        "motions": clips,
+        "task_reward_lerp": float(lerp),
+        "total_steps": job.total_steps,
+        "seed": job.seed,
+    }
+    if name == "appo":
+        return appo(task.env_id, **options)
+    return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
+
+
+def train_in(folder: Path, config: TrainConfig) -> None:
+    """Train in a folder, unless it holds the finished training; one that was interrupted goes on."""
+    from understudy.train.config import EvaluationConfig, LoggingConfig
+    from understudy.train.loop import resume, train
+
+    steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("checkpoints/step_*.pt")]
+    if steps and max(steps) >= config.total_steps:
+        return
+    if steps:
+        resume(folder)
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # it ended before its first checkpoint
+    quiet = LoggingConfig(console=False, tensorboard=False)
+    train(dataclasses.replace(config, run_dir=str(folder), logging=quiet, evaluation=EvaluationConfig(episodes=0)))
+
+
+# ---------------------------------------------------------------------- clips
+
+
+def source_folder(task: str, total_steps: int) -> Path:
+    """The run whose gait is to be taken over."""
+    return HERE / "runs" / task / f"source-seed-{SOURCE_SEED}-steps-{total_steps}"
+
+
+def clip_files(task: str, total_steps: int) -> tuple[Path, Path]:
+    """The clips to learn from, and those held out."""
+    name = f"{task}-{total_steps}" if TASKS[task].recorded else task
+    return HERE / "runs" / "clips" / f"{name}.npz", HERE / "runs" / "clips" / f"{name}-held-out.npz"
+
+
+def make_clips(task: str, total_steps: int) -> None:
+    """Make both files of clips, where they are missing; the held-out ones are other episodes."""
+    from understudy.recipes import mujoco
+    from understudy.train.record import record_motions
+
+    for number, path in enumerate(clip_files(task, total_steps)):
+        if path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if TASKS[task].recorded:
+            source = source_folder(task, total_steps)
+            train_in(source, mujoco(TASKS[task].env_id, total_steps=total_steps, seed=SOURCE_SEED))
+            record_motions(path, source, episodes=CLIPS, seed=1_000_000 + number)
+        else:
+            from ant_trot_clips import write_trot
+
+            write_trot(path, episodes=CLIPS, seed=1_000_000 + number)
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """Episodes of one policy, without their first frames."""
+
+    frames: list[np.ndarray]  # [F, D] observations
+    contact: list[np.ndarray]  # [F, feet] bool
+    scores: list[float]
+
+
+def play(task: Task, policy: ActorCritic, episodes: int, seed: int) -> Played:
+    """Deterministic episodes, one after another, and which feet touch the ground."""
+    from understudy.envs.gymnasium import InProcessVectorEnv
+    from understudy.envs.registry import gymnasium_maker
+    from understudy.train.record import PolicyActor, record_episodes
+
+    env = InProcessVectorEnv([gymnasium_maker(task.env_id, {})])
+    act, contact = PolicyActor(policy), []
+
+    def act_and_look(obs: Any, is_first: Any) -> Any:
+        if bool(is_first):
+            contact.append([])
+        contact[-1].append(touching(env.envs[0].unwrapped, task.feet))
+        return act(obs, is_first)
+
+    recorded = record_episodes(env, act_and_look, episodes, seed)
+    env.close()
+    return Played(
+        frames=[episode.observations["policy",][SKIP:-1] for episode in recorded],  # contacts know no final frame
+        contact=[np.array(rows)[SKIP:] for rows in contact],
+        scores=[episode.score for episode in recorded],
+    )
+
+
+def touching(env: Any, feet: Sequence[str]) -> list[bool]:
+    """Whether each foot touches anything, `[feet]`."""
+    touched = set(env.data.contact.geom.ravel().tolist())
+    return [env.model.geom(foot).id in touched for foot in feet]
+
+
+def measure(played: Played, task_name: str, total_steps: int) -> dict[str, Any]:
+    """Returns, distances to the held-out clips, and the gait: one row of the table."""
+    from understudy.data.motion_measures import contact_timing, gait_phase, motion_distance
+
+    columns = style_columns(TASKS[task_name].env_id)
+    episodes = [x for x in zip(played.frames, played.contact) if len(x[0]) > 2 * SKIP]  # a fall at once has no gait
+    frames = [x for x, _ in episodes]
+    held_out = clip_frames(clip_files(task_name, total_steps)[1])
+    distance = motion_distance([x[:, columns] for x in frames], [x[:, columns] for x in held_out])
+    row = {
+        "test_return": statistics.fmean(played.scores),
+        "energy": distance.energy,
+        "frechet": distance.frechet,
+        **gait(TASKS[task_name], frames),
+    }
+    lead = next(iter(TASKS[task_name].joints.values()))
+    phase = [gait_phase(x[:, lead], STEP_TIME, row["frequency"]) for x in frames]
+    timing = contact_timing(np.concatenate([x for _, x in episodes]), np.concatenate(phase))
+    return {**row, "duty": timing.duty_factor.round(3).tolist(), "phase": timing.phase.round(3).tolist()}
+
+
+STEP_TIME = 0.05
+"""Of both robots (s)."""
+
+
+def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Frequency, and mean and deviation of every joint's angle over the gait cycle."""
+    from understudy.data.motion_measures import gait_cycle, gait_frequency, gait_phase
+
+    joints = list(task.joints.values())
+    longest = max(frames, key=len)
+    frequency = gait_frequency(longest[:, joints], STEP_TIME)
+    phase = np.concatenate([gait_phase(x[:, joints[0]], STEP_TIME, frequency) for x in frames])
+    mean, deviation = gait_cycle(np.concatenate(frames)[:, joints], phase, BINS)
+    return {"frequency": frequency, "cycle": mean.round(4).tolist(), "cycle_deviation": deviation.round(4).tolist()}
+
+
+def clip_frames(path: Path) -> list[np.ndarray]:
+    """The clips' frames, without the first ones."""
+    from understudy.data.motion_formats import read_motions
+
+    return [clip.frames[SKIP:-1] for clip in read_motions(path)]
+
+
+def style_columns(env_id: str) -> list[int]:
+    """The style features of the recipe."""
+    from understudy.parts import MotionPriorConfig
+    from understudy.recipes import appo
+
+    part = appo(env_id).parts["motion"]
+    assert isinstance(part, MotionPriorConfig)
+    return list(part.columns)
+
+
+def measure_clips(task_name: str, total_steps: int) -> dict[str, Any]:
+    """The held-out clips' gait, and how far the clips are from them: the least distance that can be expected."""
+    from understudy.data.motion_measures import motion_distance
+
+    columns = style_columns(TASKS[task_name].env_id)
+    clips, held_out = (clip_frames(path) for path in clip_files(task_name, total_steps))
+    distance = motion_distance([x[:, columns] for x in clips], [x[:, columns] for x in held_out])
+    return {"energy": distance.energy, "frechet": distance.frechet, **gait(TASKS[task_name], held_out)}
+
+
+# ---------------------------------------------------------------------- report
+
+
+def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
+    """Write the table, the numbers and the picture of what there is; returns the table."""
+    from pictures import draw
+
+    output = HERE / "results"
+    output.mkdir(parents=True, exist_ok=True)
+    committed = output / f"{args.task}.json"
+    if clip_files(args.task, args.total_steps)[1].exists():
+        clips = measure_clips(args.task, args.total_steps)
+    elif committed.is_file():
+        clips = json.loads(committed.read_text())["clips"]
+    else:
+        raise SystemExit("nothing was run yet")
+    text = table(args, results, clips)
+    (output / f"{args.task}.md").write_text(text)
+    committed.write_text(json.dumps({"clips": clips, "runs": results}) + "\n")
+    draw(results, clips, TASKS[args.task], output / f"{args.task}.png")
+    return text
+
+
+def film(args: argparse.Namespace) -> str:
+    """Films of the clips' policy and of every method's lowest seed, side by side."""
+    from pictures import film_side_by_side
+
+    source = source_folder(args.task, args.total_steps)
+    runs = {"clips": source} if source.is_dir() else {}
+    runs |= {job.method: job.folder for job in make_jobs(args) if job.seed == args.seeds[0] and job.folder.is_dir()}
+    return film_side_by_side(runs, HERE / "runs" / f"{args.task}.mp4")
+
+
+def table(args: argparse.Namespace, results: Sequence[Result], clips: Result) -> str:
+    """One line for each method; shares are of PPO's mean over the same seeds."""
+    feet = len(TASKS[args.task].feet)
+    lines = [
+        f"# Motion prior: {TASKS[args.task].env_id}",
+        "",
+        "| method | seeds | task return | of PPO's | energy distance | of PPO's | Fréchet distance | of PPO's "
+        "| gait (Hz) | duty factor of each foot | touch-down after the first foot | saturated |",
+        "|---" * 12 + "|",
+        f"| other clips | | | | {clips['energy']:.3f} | | {clips['frechet']:.2f} | | {clips['frequency']:.2f} | | | |",
+    ]
+    for method in METHODS:
+        found = [r for r in results if r["method"] == method]
+        if not found:
+            lines.append(f"| {method} | none" + " | -" * 10 + " |")
+            continue
+        cells = [method, ", ".join(str(r["seed"]) for r in found)]
+        for name, digits in (("test_return", 0), ("energy", 3), ("frechet", 2)):
+            cells += [cell([r[name] for r in found], digits), share(found, results, name)]
+        cells.append(cell([r["frequency"] for r in found], 2))
+        cells.append(", ".join(f"{statistics.fmean(r['duty'][k] for r in found):.2f}" for k in range(feet)))
+        cells.append("; ".join(", ".join(f"{x:.2f}" for x in r["phase"][1:]) for r in found))
+        cells.append(cell([r["saturated"][-1][1] for r in found if r["saturated"]], 3))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *footer(args, results)])
+
+
+def share(found: Sequence[Result], results: Sequence[Result], name: str) -> str:
+    """Mean of a method's seeds over the mean of PPO's with the same seeds, in percent."""
+    seeds = {r["seed"] for r in found}
+    base = [r for r in results if r["method"] == "ppo" and r["seed"] in seeds]
+    if len(base) < len(seeds):
+        return "-"
+    return f"{100.0 * sum(r[name] for r in found) / sum(r[name] for r in base):.0f} %"
+
+
+def cell(found: Sequence[float], digits: int) -> str:
+    """`mean ± standard deviation over seeds`, or a dash."""
+    if not found:
+        return "-"
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
+
+
+def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:
+    """Definitions, how, where and when."""
+    import tables
+
+    machine = tables.machine()
+    words = ["--task", args.task, "--seeds", *map(str, args.seeds), "--methods", *args.methods]
+    return [
+        f"After {args.total_steps:,} environment steps, {args.episodes} deterministic test episodes. Dashes: not run. "
+        "Mean ± standard deviation over seeds.",
+        "",
+        "- **energy distance**: 2 E|x - y| - E|x - x'| - E|y - y'| (Székely & Rizzo 2013) between windows of two "
+        f"frames of style features in the policy's episodes and in {CLIPS} held-out clips, in the clips' standard "
+        'deviations. "other clips" is the distance of the clips learnt from.',
+        "- **Fréchet distance**: of normal distributions fitted to the same windows, squared as in FID.",
+        "- **duty factor**: share of the time that a foot touches the ground; touch-down in shares of the gait cycle, "
+        "circular mean, seeds separated by semicolons.",
+        "- **saturated**: share of the policy's scores pinned to their label in the last iteration.",
+        "",
+        f"![joint angles over the gait cycle, health of the discriminator]({args.task}.png)",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, one thread each; gymnasium "
+        f"{importlib.metadata.version('gymnasium')}, mujoco {importlib.metadata.version('mujoco')}, torch "
+        f"{importlib.metadata.version('torch')}; understudy {', '.join(sorted({r['revision'] for r in results}))}; "
+        f"{datetime.date.today().isoformat()}; `python benchmarks/motion/run.py {' '.join(words)}`",
+        "",
+    ]
+
+
+if __name__ == "__main__":
+    main()
