@@ -347,9 +347,8 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
             cells += [f"{statistics.median(r['seconds'] for r in found) / 60:.0f} min" if found else "-"]
             cells += [published(source, task, method) for source in SOURCES]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(
-        [*lines, "", *explanation(args), *(f"- **{name}**: {text}." for name, text in SOURCES.items()), ""]
-    )
+    sources = [f"- **{name}**: {text}." for name, text in SOURCES.items()]
+    return "\n".join([*lines, "", *explanation(results, args), *sources, ""])
 
 
 def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str]:
