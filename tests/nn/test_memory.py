@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from understudy.nn.memory import Memory
+from understudy.nn.memory import Changes, Memory
 
 T, B, F, H = 6, 4, 5, 3
 
@@ -168,3 +168,25 @@ def test_memory_traces_and_compiles(kind: Any) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(memory.sequence, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*other), memory.sequence(*other))
+
+
+def test_changes_by_hand() -> None:
+    changes = Changes(2, gain=10.0)
+    x = torch.tensor([[[1.0, 2.0], [5.0, 5.0]], [[1.5, 2.0], [6.0, 4.0]], [[1.0, 1.0], [6.0, 4.5]]]).double()
+    state = torch.tensor([[0.5, 4.0, 1.0], [9.0, 9.0, 0.0]]).double()  # the second row has not seen anything
+    is_first = torch.tensor([[False, False], [False, False], [True, False]])
+    out, new_state = changes(x, state, is_first)
+    expected = torch.tensor([[[5.0, -20.0], [0.0, 0.0]], [[5.0, 0.0], [10.0, -10.0]], [[0.0, 0.0], [0.0, 5.0]]])
+    assert torch.equal(out, torch.cat((x, expected.double()), dim=-1))
+    assert new_state.tolist() == [[1.0, 1.0, 1.0], [6.0, 4.5, 1.0]]
+    for t in range(3):
+        stepped, state = changes(x[t], state, is_first[t])
+        assert torch.equal(stepped, out[t])
+    assert torch.equal(state, new_state)
+
+
+def test_a_change_from_what_was_not_finite_ends_with_the_episode() -> None:
+    out, state = Changes(1, gain=1.0)(torch.ones(1, 1), torch.tensor([[math.nan, 1.0]]), torch.tensor([True]))
+    assert (out.tolist(), state.tolist()) == ([[1.0, 0.0]], [[1.0, 1.0]])
+    with pytest.raises(ValueError, match="positive gain"):
+        Changes(1, gain=-1.0)

@@ -101,8 +101,9 @@ def test_a_shared_trunk_is_one_trunk() -> None:
 
 @pytest.mark.parametrize("memory", ["lstm", "gru"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_sequence_equals_its_steps(memory: Any, shared: bool) -> None:
-    policy, obs = build(memory=memory, shared_trunk=shared), observe(6, 3)
+@pytest.mark.parametrize("changes", [0.0, 2.0])
+def test_a_sequence_equals_its_steps(memory: Any, shared: bool, changes: float) -> None:
+    policy, obs = build(memory=memory, shared_trunk=shared, memory_changes=changes), observe(6, 3)
     is_first = torch.zeros(6, 3, dtype=torch.bool)
     is_first[2, 1] = is_first[4, 0] = True
     state = policy.initial_state(3)

@@ -55,6 +55,7 @@ POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
     "everything": (ACTIONS, {"actor_groups": ("policy", "terrain", "image"), "encoder": SMALL}),
     "lstm": (ACTIONS, {"memory": "lstm"}),
     "gru": (ACTIONS, {"memory": "gru", "memory_layers": 2}),
+    "changes": (ACTIONS, {"memory": "gru", "memory_changes": 2.0}),
     "estimators": (
         ACTIONS,
         {

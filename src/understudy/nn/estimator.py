@@ -34,6 +34,8 @@ class EstimatorHeadConfig:
     """Width of an own memory."""
     memory_layers: int = 1
     """Depth of an own memory."""
+    memory_changes: float = 0.0
+    """Gain of the changes since the last step that an own memory reads beside its inputs; 0: none."""
     replace_prob: float = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
     use it always sees the estimate."""
@@ -95,6 +97,7 @@ class EstimatorHead(nn.Module):
                 memory=config.memory,
                 memory_size=config.memory_size,
                 memory_layers=config.memory_layers,
+                memory_changes=config.memory_changes,
                 precision=precision,
             )
             features = self.trunk.out_features

@@ -103,6 +103,32 @@ class Memory(nn.Module):
         return _gru_cell(inputs, torch.addmm(self.get_parameter(f"bias_hh_l{i}"), h, weight), h)[:1]
 
 
+class Changes(nn.Module):
+    """What a memory reads beside its inputs: how they changed since the last step, times a gain (finite differences).
+
+    A memory can find velocities in positions, but as differences of nearly equal numbers: that takes it many times as
+    many gradient steps. The state `[B, F + 1]` holds the last inputs and whether there were any: without, or where an
+    episode starts, the change is 0.
+    """
+
+    def __init__(self, features: int, gain: float) -> None:
+        super().__init__()
+        if not gain > 0.0:
+            raise ValueError(f"memory_changes is a positive gain, or 0 for none, got {gain}")
+        self.gain, self.out_features, self.state_size = gain, 2 * features, features + 1
+
+    def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """x `[B, F]` or `[T, B, F]`, state `[B, F + 1]`, is_first `[B]` or `[T, B]` to (`[..., 2 F]`, new state)."""
+        last, there = state[:, :-1], state[:, -1:] > 0.0
+        if x.ndim == 3:
+            last = torch.cat((last.unsqueeze(0), x[:-1]))
+            there = torch.cat((there.unsqueeze(0), torch.ones_like(is_first[1:]).unsqueeze(-1)))
+        # torch.where, not a product: what came before a start may be NaN
+        change = torch.where(there & ~is_first.unsqueeze(-1), self.gain * (x - last), 0.0)
+        newest = x if x.ndim == 2 else x[-1]
+        return torch.cat((x, change), dim=-1), torch.cat((newest, torch.ones_like(newest[:, :1])), dim=-1)
+
+
 def _lstm_cell(gates: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """`c' = f c + i g`, `h' = o tanh(c')` from gates `[B, 4H]` before activation, order i, f, g, o.
 

@@ -52,6 +52,8 @@ class PolicyConfig:
     """Width of the memory."""
     memory_layers: int = 1
     """Depth of the memory."""
+    memory_changes: float = 0.0
+    """Gain of the changes since the last step that the memory reads beside its inputs, velocities say; 0: none."""
     critic_memory: bool = True
     """Whether a critic of its own has a memory where the actor has one; one that sees everything needs none."""
     distribution: DistributionConfig = field(default_factory=DistributionConfig)
@@ -141,6 +143,7 @@ class ActorCritic(nn.Module):
             memory=memory,
             memory_size=c.memory_size,
             memory_layers=c.memory_layers,
+            memory_changes=c.memory_changes,
             precision=c.precision,
         )
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.nn.interactions import ActiveLinear
-from understudy.nn.memory import Memory
+from understudy.nn.memory import Changes, Memory
 from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, make_encoder
 
 Key = tuple[str, ...]
@@ -37,6 +37,7 @@ class Trunk(nn.Module):
         memory: MemoryKind = "none",
         memory_size: int = 0,
         memory_layers: int = 1,
+        memory_changes: float = 0.0,
         precision: Precision = "float32",
     ) -> None:
         super().__init__()
@@ -49,12 +50,16 @@ class Trunk(nn.Module):
         if self.active_columns:
             _check_linear(encoders, hidden_sizes, memory, precision)
         self.memory: Memory | None = None
+        self.changes: Changes | None = None
         if memory != "none":
+            if memory_changes:
+                self.changes = Changes(features, memory_changes)
+                features = self.changes.out_features
             self.memory = Memory(memory, features, memory_size, memory_layers)
             features = memory_size
         self.mlp = MLP(features, hidden_sizes, activation=activation, init=init)
         self.out_features = self.mlp.out_features
-        self.state_size = self.memory.state_size if self.memory is not None else 0
+        self.state_size = sum(module.state_size for module in (self.changes, self.memory) if module is not None)
 
     def reader(self, linear: nn.Linear) -> nn.Linear:
         """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.
@@ -100,18 +105,21 @@ class Trunk(nn.Module):
         if self.memory is None:
             return self.mlp(x), None
         if state is None:
-            state = self.memory.initial_state(x.shape[-2]).to(x)
+            state = x.new_zeros(x.shape[-2], self.state_size)
         if is_first is None:
             is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+        own, projected = state[:, -self.memory.state_size :], None
+        if self.changes is not None:
+            x, before = self.changes(x, state[:, : self.changes.state_size], is_first)
         if x.ndim == 3:
-            first, projected = self.encoders[0], None
-            if len(self.encoders) == 1 and isinstance(first, Encoder):
+            first = self.encoders[0]
+            if len(self.encoders) == 1 and isinstance(first, Encoder) and self.changes is None:
                 projected = first.projected(inputs[self.keys[0]], *self.memory.input_weights())
-            x, new_state = self.memory.sequence(x, state, is_first, projected)
+            x, own = self.memory.sequence(x, own, is_first, projected)
         else:
-            x, new_state = self.memory.step(x, state, is_first)
+            x, own = self.memory.step(x, own, is_first)
         latents[f"{side}/memory"] = x
-        return self.mlp(x), new_state
+        return self.mlp(x), own if self.changes is None else torch.cat((before, own), dim=-1)
 
 
 def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], memory: str, precision: str) -> None:
