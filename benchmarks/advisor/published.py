@@ -17,7 +17,6 @@ METHODS: dict[str, str] = {
     "dagger-then-advisor": "DAgger -> ADVISOR",
     "demo-advisor": "ADVISOR demo + PPO",
     "advisor-and-demo": "ADVISOR + ADVISOR demo (ours)",
-    "advisor-then-demo": "ADVISOR to half time + ADVISOR demo (ours)",
     "forced-advisor": "ADVISOR + forced episodes (ours)",
 }
 """Recipe -> the paper's name for it; those without numbers below are ours."""

@@ -45,7 +45,7 @@ PIPELINES: dict[str, Pipeline] = {
 }
 """The methods that learn from the expert in the environment; `pipeline` knows some more."""
 
-FROM_DEMONSTRATIONS = ("demo-ppo", "demo-advisor", "advisor-and-demo", "advisor-then-demo")
+FROM_DEMONSTRATIONS = ("demo-ppo", "demo-advisor", "advisor-and-demo")
 METHODS = (*PIPELINES, *FROM_DEMONSTRATIONS, "forced-advisor")
 """Every method that `pipeline` takes."""
 
@@ -152,20 +152,17 @@ def _parts(method: str, env_id: str, total_steps: int, demonstrations: str) -> d
     from understudy.parts.advisor import AdvisorConfig
     from understudy.parts.behavior_cloning import BehaviorCloningConfig
     from understudy.parts.scripted_expert import ScriptedExpertConfig
-    from understudy.ppo.schedules import Schedule
 
     alpha = 20.0 if env_id == "LightHouse-v0" else 16.0
     weighted = AdvisorConfig(alpha=alpha, bound=0.0, aux_init="orthogonal")
     if method == "demo-ppo":
         return {"bc": BehaviorCloningConfig(demonstrations=demonstrations)}
-    demo = dataclasses.replace(weighted, use_rollout_labels=False, demonstrations=demonstrations or "none")
-    if method == "demo-advisor":
-        return {"advisor": demo}
-    if method == "advisor-then-demo":  # the advice leaves halfway: from a bound of 1 on no step is imitated
-        fades = Schedule(kind="step", points=((0, 0.0), (max(total_steps // 2, 1), 1.0)))
-        return {"advisor": dataclasses.replace(weighted, bound=fades), "demonstrations": demo}
-    if method == "advisor-and-demo":  # the expert's advice on the learner's own steps, and its own episodes beside them
-        return {"advisor": dataclasses.replace(weighted, demonstrations=demonstrations)}
+    if method in FROM_DEMONSTRATIONS:
+        demo = dataclasses.replace(weighted, use_rollout_labels=False, demonstrations=demonstrations)
+        if method == "demo-advisor":
+            return {"advisor": demo}
+        # the expert's advice on the learner's own steps, and those of its own that can hardly be mistaken
+        return {"advisor": weighted, "demonstrations": dataclasses.replace(demo, bound=0.9)}
     if method == "forced-advisor":  # half of the episodes are the expert's at first, none at the end
         acts = ScriptedExpertConfig(imitation_coef=0.0, teacher_forcing=_fading(total_steps, 0.5))
         return {"advisor": weighted, "expert": dataclasses.replace(acts, teacher_forcing_unit="episode")}
