@@ -62,10 +62,13 @@ def trot(seed: int, steps: int = STEPS) -> tuple[MotionClip, float]:
     return MotionClip(name=f"trot {seed}", fields=fields, frames=np.stack(frames), frame_time=step_time), total
 
 
-def write_trot(output: Path, episodes: int, seed: int) -> Path:
-    """Write `episodes` clips, each from another start."""
-    return write_motions(output, [trot(seed + number)[0] for number in range(episodes)])
+def main(output: Path = Path("ant-trot.npz"), episodes: int = 5, seed: int = 0) -> Path:
+    """Write clips, each from another start, and return the file."""
+    played = [trot(seed + number) for number in range(episodes)]
+    path = write_motions(output, [clip for clip, _ in played])
+    print(f"wrote {episodes} clips, mean return {np.mean([score for _, score in played]):.0f} in {STEPS} steps: {path}")
+    return path
 
 
 if __name__ == "__main__":
-    print(f"wrote {write_trot(Path('ant-trot.npz'), episodes=5, seed=0)}")
+    main()

@@ -25,6 +25,8 @@ ABDUCTION_OFFSET, LINK = 0.08, 0.213  # hip axis to leg plane; thigh and calf, m
 HEIGHT, LIFT = 0.27, 0.07  # of the trunk above the feet; of a swinging foot, m
 PERIOD, ON_GROUND = 0.5, 0.55  # of a cycle, s; the share of it that a foot stands
 FRAME_TIME = 0.01  # s
+STANDING = {"FR": (0.1, 0.9, -1.8), "FL": (-0.1, 0.9, -1.8), "RR": (0.1, 0.9, -1.8), "RL": (-0.1, 0.9, -1.8)}
+"""MuJoCo Playground's Go1 observes its joints' angles as offsets from this pose (rad)."""
 COMMANDS = (
     (0.5, 0.0, 0.0),
     (1.0, 0.0, 0.0),
@@ -83,8 +85,9 @@ def trot(forward: float, sideways: float, turning: float) -> MotionClip:
         velocity = -np.array([forward - turning * stance[1], sideways + turning * stance[0], 0.0])
         foot = foot_trajectory((time / PERIOD + shift) % 1.0, stance, velocity)
         angles = inverse_kinematics(foot - hip, side)
-        for joint, values in zip(("hip", "thigh", "calf"), angles.T):
+        for joint, values, standing in zip(("hip", "thigh", "calf"), angles.T, STANDING[leg]):
             columns[f"{leg}_{joint}_joint_dof_pos"] = values
+            columns[f"{leg}_{joint}_joint_offset"] = values - standing
         for axis, values in zip("xyz", foot.T):
             columns[f"{leg}_foot_pos_{axis}_b"] = values
     return MotionClip(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 
@@ -389,6 +390,21 @@ def test_example_trot_clips(elsewhere: Path) -> None:
         assert abs(table["root_vel_x_b"] - forward).max() < 0.01
         hip_y = -(0.04675 + 0.08)  # a standing foot does not slip over the ground
         assert abs(table["FR_foot_vel_x_b"][2:20] + forward - turning * hip_y).max() < 1e-4
+
+
+def test_example_ant_trot_clips(elsewhere: Path) -> None:
+    pytest.importorskip("mujoco")
+    first, second = read_motions(run_example("ant_trot_clips")(elsewhere / "ant.npz", episodes=2))
+    assert (first.frames[0] != second.frames[0]).any()
+    for clip in (first, second):
+        assert len(clip.frames) == 401  # upright to the end
+        angles, forward = clip.frames[100:, 5:13], clip.frames[100:, 13]
+        assert forward.mean() > 0.8
+        hips, ankles = angles[:, 0::2], angles[:, 1::2]
+        backwards = hips * (1.0, 1.0, -1.0, -1.0)
+        together = np.corrcoef(backwards.T)  # legs 1 and 3, 2 and 4; the pairs half a cycle apart
+        assert min(together[0, 2], together[1, 3], -together[0, 1]) > 0.8
+        assert (np.abs(ankles) < 1.3).all()
 
 
 def test_example_onnx_policy(elsewhere: Path) -> None:

@@ -261,7 +261,7 @@ def make_clips(task: str, total_steps: int) -> None:
             train_in(source, mujoco(TASKS[task].env_id, total_steps=total_steps, seed=SOURCE_SEED))
             record_motions(path, source, episodes=CLIPS, seed=1_000_000 + number)
         else:
-            from ant_trot_clips import write_trot
+            from ant_trot_clips import main as write_trot
 
             write_trot(path, episodes=CLIPS, seed=1_000_000 + number)
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from understudy.data.motion_formats import MotionClip, write_motions
-from understudy.data.motions import MotionsConfig
+from understudy.data.motions import MotionLibrary, MotionsConfig
 from understudy.envs.registry import EnvConfig
 from understudy.parts import MotionPriorConfig, TeacherConfig
 from understudy.recipes.basic import ppo
-from understudy.recipes.motion import appo, atppo
+from understudy.recipes.motion import appo, atppo, go1_trot
 from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
 from understudy.train.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shortened(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -61,3 +65,40 @@ def test_appo_runs_from_a_file_and_atppo_with_a_teacher_beside_it(tmp_path: Path
         for name in ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp", "saturated", "style_reward"):
             assert np.isfinite(last[f"motion/{name}"])
         assert any(name.startswith("teacher/") for name in last) == (recipe is atppo)
+
+
+def test_the_go1_s_clips_have_the_fields_and_order_of_its_observations(tmp_path: Path) -> None:
+    pytest.importorskip("envpool")
+    spec = importlib.util.spec_from_file_location("trot_clips", ROOT / "examples" / "trot_clips.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    config = go1_trot(motions=(str(example.main(tmp_path / "trot.npz")),))
+    part = config.parts["motion"]
+    assert isinstance(part, MotionPriorConfig)
+    library = MotionLibrary.load(part.motions, part.fields, part.step_time)
+    env = dataclasses.replace(config.env, num_envs=13).make()
+    env.reset(0)
+    action = torch.zeros(13, 12)
+    for _ in range(25):  # stand
+        obs = env.step(action).obs["policy"][:, list(part.columns)]
+    assert obs[:, :12].abs().mean() < 0.15  # offsets from the pose that the clips are offset from
+    assert float(library.frames[:, :12].abs().mean()) < 0.3
+    action[1:] = torch.eye(12)  # one joint in each of twelve copies
+    for _ in range(3):
+        moved = env.step(action).obs["policy"][:, list(part.columns)]
+    env.close()
+    change = (moved - obs.mean(0))[1:, :12]
+    assert change.argmax(0).tolist() == list(range(12))  # each column rises most where its own joint was asked to
+    names = [field.removesuffix("_offset") for field in part.fields[:12]]
+    assert names == [f"{leg}_{joint}_joint" for leg in example.LEGS for joint in ("hip", "thigh", "calf")]
+
+
+def test_style_features_fit_the_robot() -> None:
+    for env_id, joints in (("HalfCheetah-v5", 14), ("Ant-v5", 16), ("Walker2d-v5", 0)):
+        part = appo(env_id).parts["motion"]
+        assert isinstance(part, MotionPriorConfig)
+        assert len(part.columns) == joints  # none: all columns
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        go1_trot(task_reward_lerp=-0.1)

@@ -6,7 +6,7 @@ from understudy.recipes.adversarial import airl, bc_gail, gail
 from understudy.recipes.advisor import advisor, light_house, poisoned_doors
 from understudy.recipes.basic import a2c, cartpole, ppo
 from understudy.recipes.imitation import bc, dagger
-from understudy.recipes.motion import appo, atppo
+from understudy.recipes.motion import appo, atppo, go1_trot
 from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
 from understudy.recipes.registry import RECIPES, find_recipe, summary
 from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
@@ -30,6 +30,7 @@ __all__ = [
     "gail",
     "go1_student",
     "go1_teacher",
+    "go1_trot",
     "light_house",
     "mujoco",
     "poisoned_doors",

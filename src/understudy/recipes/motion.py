@@ -11,8 +11,15 @@ from understudy.recipes.registry import recipe
 if TYPE_CHECKING:
     from understudy.train.config import TrainConfig
 
-_CHEETAH_STYLE = (*range(1, 8), *range(10, 17))
-"""HalfCheetah-v5 without height and velocity of the root: pitch and joint angles, then their rates."""
+_STYLE = {
+    "HalfCheetah-v5": (*range(1, 8), *range(10, 17)),  # pitch and joint angles, then their rates
+    "Ant-v5": (*range(5, 13), *range(19, 27)),  # joint angles, then their rates
+}
+"""Columns of the observation that are style: neither height nor place, nor the speed that the task asks for."""
+
+_GO1_JOINTS = tuple(f"{leg}_{joint}_joint" for leg in ("FR", "FL", "RR", "RL") for joint in ("hip", "thigh", "calf"))
+_GO1_STYLE = tuple(range(63, 87))
+"""Columns of the Go1's `privileged_state` that hold its joints' offsets and rates without noise."""
 
 
 @recipe
@@ -28,12 +35,11 @@ def appo(
     from understudy.data.motions import MotionsConfig
     from understudy.parts.motion_prior import MotionPriorConfig
 
-    if not 0.0 <= task_reward_lerp <= 1.0:
-        raise ValueError(f"task_reward_lerp is the task's share of the reward, in [0, 1], got {task_reward_lerp}")
+    _check_lerp(task_reward_lerp)
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
         motions=MotionsConfig(files=tuple(motions)),
-        columns=_CHEETAH_STYLE,
+        columns=_STYLE.get(env_id, ()),
         step_time=0.05,
         reward_weight=1.0 - task_reward_lerp,
     )
@@ -57,3 +63,36 @@ def atppo(
     config = appo(env_id, motions=motions, task_reward_lerp=task_reward_lerp, total_steps=total_steps, seed=seed)
     parts = {**config.parts, "teacher": TeacherConfig(checkpoints=tuple(teachers))}
     return dataclasses.replace(config, recipe="atppo", parts=parts)
+
+
+@recipe
+def go1_trot(
+    env_id: str = "Go1JoystickFlatTerrain-v1",
+    *,
+    motions: tuple[str, ...] = (),
+    task_reward_lerp: float = 0.5,
+    total_steps: int = 100_000_000,
+    seed: int = 0,
+) -> TrainConfig:
+    """APPO on a Go1 that follows a joystick, with the trot of examples/trot_clips.py (--parts.motion.motions.files)."""
+    from understudy.data.motions import MotionsConfig
+    from understudy.parts.motion_prior import MotionPriorConfig
+    from understudy.recipes.teacher import go1_teacher
+
+    _check_lerp(task_reward_lerp)
+    config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
+    part = MotionPriorConfig(
+        motions=MotionsConfig(files=tuple(motions)),
+        columns=_GO1_STYLE,
+        fields=(*(f"{joint}_offset" for joint in _GO1_JOINTS), *(f"{joint}_dof_vel" for joint in _GO1_JOINTS)),
+        step_time=0.02,
+        reward_weight=1.0 - task_reward_lerp,
+        scale_by_step_time=True,  # as the task's reward is
+    )
+    ppo = dataclasses.replace(config.ppo, reward_weight=task_reward_lerp)
+    return dataclasses.replace(config, recipe="go1-trot", ppo=ppo, parts={"motion": part})
+
+
+def _check_lerp(lerp: float) -> None:
+    if not 0.0 <= lerp <= 1.0:
+        raise ValueError(f"task_reward_lerp is the task's share of the reward, in [0, 1], got {lerp}")
