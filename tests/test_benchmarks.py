@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -350,7 +351,7 @@ def test_imitation_table_is_in_percent_of_the_expert(load: Loader, tmp_path: Pat
     args = imitation_args(run, "--tasks", "Hopper-v5", "--methods", "bc", "gail", "--seeds", "0", "1")
     (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
     assert [(job.method, job.seed, job.total_steps) for job in jobs] == [
-        ("bc", 0, 0), ("bc", 1, 0), ("gail", 0, 2_000_000), ("gail", 1, 2_000_000),
+        ("bc", 0, 0), ("bc", 1, 0), ("gail", 0, 1_000_000), ("gail", 1, 1_000_000),
     ]  # fmt: skip
     results = [imitation_result(expert, 2000.0), *(imitation_result(job, x) for job, x in zip(jobs, (1900.0, 2000.0)))]
     text = run.main_table(results, args)
@@ -383,3 +384,40 @@ def test_few_episodes_get_as_many_gradient_steps(load: Loader) -> None:
     few = run.as_many_steps(OfflineConfig(epochs=100, patience=20), 5)
     assert (few.epochs, few.patience) == (500, 100)
     assert run.as_many_steps(OfflineConfig(epochs=100, patience=None), 25).patience is None
+
+
+# ---------------------------------------------------------------------- motion
+
+
+def moved(method: str, seed: int, score: float, energy: float) -> dict[str, Any]:
+    points = [] if method == "ppo" else [(8, 0.5), (16, 0.25)]
+    return {
+        "task": "cheetah", "method": method, "seed": seed, "test_return": score, "energy": energy, "frechet": 4.0,
+        "frequency": 3.0, "duty": [0.5, 0.25], "phase": [0.0, 0.75], "revision": "abc1234", "saturated": points,
+    }  # fmt: skip
+
+
+def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> None:
+    pytest.importorskip("mujoco")
+    run = load("motion", "run")
+    args = Namespace(task="cheetah", seeds=[1, 2], methods=list(run.METHODS), total_steps=16, episodes=1)
+    results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.1", 1, 95.0, 0.2)]
+    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
+    text = run.table(args, results, clips)
+    # of PPO's seed 1 alone: 95 / 100 and 0.2 / 0.8
+    assert "| appo-0.1 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
+    assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
+    assert "| atppo-0.5 | none | - |" in text
+    assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text
+
+
+def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> None:
+    run = load("motion", "run")
+    args = Namespace(task="ant", seeds=[3, 4], methods=["ppo", "appo-0.5"], total_steps=16, episodes=1)
+    jobs = run.make_jobs(args)
+    assert [(job.method, job.seed) for job in jobs] == [("ppo", 3), ("appo-0.5", 3), ("ppo", 4), ("appo-0.5", 4)]
+    assert jobs[1].folder.parts[-3:] == ("runs", "ant", "appo-0.5-seed-3-steps-16")
+    config = run.method_config(jobs[1])
+    assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
+    assert run.TASKS["ant"].joints["ankle_4"] == 12
+    assert run.curve([{"step": k, "x": 0.5 * k} for k in (1, 2, 3)], "x", most=2) == [(1, 0.5), (2, 1.0), (3, 1.5)]

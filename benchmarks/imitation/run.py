@@ -108,7 +108,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trajectories", nargs="+", type=int, default=[RECORDED], help=f"at most {RECORDED}")
     parser.add_argument("--expert-steps", type=int, default=1_000_000)
-    parser.add_argument("--total-steps", type=int, default=2_000_000, help="environment steps of GAIL and AIRL")
+    parser.add_argument("--total-steps", type=int, default=1_000_000, help="environment steps of GAIL and AIRL")
     parser.add_argument("--episodes", type=int, default=50, help="evaluation episodes, mode of the policy")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     parser.add_argument("--experts-only", action="store_true", help="train, score and record the experts")
@@ -398,11 +398,19 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
     import tables
 
     machine = tables.machine()
+    caption = (
+        "Points: mean, lowest and highest seed."
+        if len(args.trajectories) > 1
+        else "Curves: return while training, actions sampled, mean and range over seeds. Dots and broken lines: final "
+        "scores, as in the table."
+    )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "gymnasium", "mujoco"))
     return "\n".join(
         [
             "",
             f"![picture]({args.name}.png)",
+            "",
+            caption,
             "",
             f"{len(results)} trainings, {args.parallel} at a time, on a machine that did other things too; "
             f"{machine['cpu']}, {machine['cores']} cores, one thread each; {versions}; understudy "
@@ -449,20 +457,22 @@ def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> Non
 
 
 def draw_curves(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
-    """What steps the environment: the training return over the steps. What does not: a level, its final score."""
+    """What steps the environment: its training return, and a dot, its final score. What does not: its final score."""
     import numpy as np
 
     for method in methods:
         color, found = color_of(method), [r for r in results if r["method"] == method]
-        curves = [r["curve"] for r in found if len(r["curve"]) > 1]
+        curves = [list(zip(*r["curve"])) for r in found if len(r["curve"]) > 1]
+        score = statistics.fmean(r["test_return"] for r in found) if found else None
         if method in ADVERSARIAL and curves:
-            grid = np.linspace(max(c[0][0] for c in curves), min(c[-1][0] for c in curves), 100)
-            lines = np.stack([np.interp(grid, *zip(*curve)) for curve in curves])
+            grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 100)
+            lines = np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
             axes.plot(grid, lines.mean(0), color=color, label=METHODS[method])
             axes.fill_between(grid, lines.min(0), lines.max(0), color=color, alpha=0.2, linewidth=0)
-        elif found:
-            level = statistics.fmean(r["test_return"] for r in found)
-            axes.axhline(level, color=color, linestyle="--", label=f"{METHODS[method]} (level)")
+            axes.plot(grid[-1], score, "o", color=color, clip_on=False)
+        elif score is not None:  # two of these may lie on each other
+            line = ":" if method == "dagger" else "--"
+            axes.axhline(score, color=color, linestyle=line, linewidth=2.0, label=METHODS[method])
     axes.set_xlabel("environment steps")
     axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
 
