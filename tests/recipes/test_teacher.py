@@ -11,6 +11,7 @@ import torch
 
 import understudy as us
 from understudy.recipes import RECIPES
+from understudy.recipes.teacher import STUDENTS, student
 from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig
 from understudy.train.export import export_policy
 
@@ -68,3 +69,16 @@ def test_a_student_of_the_go1_teacher_can_be_exported(tmp_path: Path) -> None:
 def test_another_task_needs_its_own_segments() -> None:
     with pytest.raises(ValueError, match="knows where the velocities are in Hopper-v5"):
         us.recipes.tppo("Ant-v5")
+
+
+@pytest.mark.parametrize("task", ["Hopper-v5", "Go1JoystickFlatTerrain-v1"])
+@pytest.mark.parametrize("method", STUDENTS)
+def test_a_students_numbers_do_not_depend_on_how_long_it_is_built_for(method: str, task: str) -> None:
+    config = student(method, task, teachers=("run",), total_steps=1_000, seed=3)
+    assert config == dataclasses.replace(
+        student(method, task, teachers=("run",), total_steps=9, seed=3), total_steps=1_000
+    )
+    assert (config.recipe, config.seed, config.env.id) == (method, 3, task)
+    assert ("estimator" in config.parts) == bool(config.policy.estimators) == (config.policy.memory == "none")
+    assert ("teacher" in config.parts) == (method not in ("ppo", "estimator-ppo"))
+    assert (config.ppo.surrogate_coef == 0.0) == (method == "distill")

@@ -6,21 +6,38 @@ The student never sees velocities: it has a memory, an estimator, a teacher that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from understudy.recipes.mujoco_tasks import mujoco
 from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
-    from understudy.envs.registry import EnvConfig
     from understudy.nn.policy import PolicyConfig
     from understudy.parts.part import PartConfig
-    from understudy.parts.teacher import TeacherConfig
+    from understudy.ppo.ppo import PPOConfig
     from understudy.train.config import TrainConfig
+
+
+class Student(NamedTuple):
+    """How a student without velocities learns."""
+
+    teacher: bool = False
+    estimates: bool = False  # velocities, from its past; else the actor has a memory
+    reward: bool = True
+
+
+STUDENTS = {
+    "ppo": Student(),
+    "estimator-ppo": Student(estimates=True),
+    "distill": Student(teacher=True, reward=False),
+    "tppo": Student(teacher=True),
+    "estimator-tppo": Student(teacher=True, estimates=True),
+}
 
 _SIZES = {"Hopper-v5": (5, 6), "HalfCheetah-v5": (8, 9), "Walker2d-v5": (8, 9)}
 """Positions and velocities in the observations of Gymnasium's MuJoCo tasks."""
+_CHANGES = 5.0
+"""In one step positions change by some hundredths to tenths of their standard deviations."""
 _GO1_STATE = {"velocity": 3, "proprioception": 45}
 _GO1_PRIVILEGED = {"noisy_state_and_imu": 57, "velocity": 3, "rest": 63}
 """The first segment of `state` is a noisy velocity that no robot measures; `privileged_state` has the true one."""
@@ -31,8 +48,7 @@ def tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
     """TPPO: PPO of a recurrent student without velocities, drawn to a teacher (--parts.teacher.checkpoints RUN)."""
-    parts = {"teacher": _teacher(teachers, total_steps)}
-    return _hidden_velocity("tppo", env_id, total_steps, seed, parts, memory=True)
+    return student("tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
 @recipe
@@ -40,16 +56,13 @@ def distill(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 300_000, seed: int = 0
 ) -> TrainConfig:
     """DAgger from a teacher (--parts.teacher.checkpoints RUN) to a recurrent student without velocities; no reward."""
-    parts = {"teacher": dataclasses.replace(_teacher(teachers, total_steps), coef=1.0, rollouts=4.0)}
-    config = _hidden_velocity("distill", env_id, total_steps, seed, parts, memory=True)
-    ppo = dataclasses.replace(config.ppo, surrogate_coef=0.0, value_coef=0.0, entropy_coef=0.0)
-    return dataclasses.replace(config, ppo=ppo)
+    return student("distill", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
 @recipe
 def estimator_ppo(env_id: str = "Hopper-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """EstimatorPPO: PPO of a student that estimates its velocities from its past positions."""
-    return _hidden_velocity("estimator-ppo", env_id, total_steps, seed, _estimator(), memory=False)
+    return student("estimator-ppo", env_id, total_steps=total_steps, seed=seed)
 
 
 @recipe
@@ -57,8 +70,7 @@ def estimator_tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
     """EstimatorTPPO: estimated velocities and a teacher that has the true ones (--parts.teacher.checkpoints RUN)."""
-    parts = {**_estimator(), "teacher": _teacher(teachers, total_steps)}
-    return _hidden_velocity("estimator-tppo", env_id, total_steps, seed, parts, memory=False)
+    return student("estimator-tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
 @recipe
@@ -68,9 +80,16 @@ def go1_teacher(
     """A Go1 that follows a joystick, with everything that the simulator knows: the teacher of go1-student."""
     from understudy.envs.registry import EnvConfig
     from understudy.nn.policy import PolicyConfig
+    from understudy.train.config import TrainConfig
 
-    env = EnvConfig(id=env_id, num_envs=256, backend="envpool", groups={"policy": "privileged_state"})
-    return _locomotion("go1-teacher", env, PolicyConfig(), total_steps, seed, {})
+    return TrainConfig(
+        recipe="go1-teacher",
+        env=EnvConfig(id=env_id, num_envs=256, backend="envpool", groups={"policy": "privileged_state"}),
+        policy=_locomotion_policy(PolicyConfig()),
+        ppo=_locomotion_ppo(),
+        total_steps=total_steps,
+        seed=seed,
+    )
 
 
 @recipe
@@ -82,30 +101,32 @@ def go1_student(
     seed: int = 0,
 ) -> TrainConfig:
     """A Go1 that acts on what a robot measures, with an estimated velocity and a teacher (go1-teacher's run)."""
-    from understudy.envs.registry import EnvConfig
-    from understudy.nn.estimator import EstimatorHeadConfig
-    from understudy.nn.policy import PolicyConfig
-
-    env = EnvConfig(
-        id=env_id,
-        num_envs=256,
-        backend="envpool",
-        groups={"policy": "state", "teacher": "privileged_state", "truth": "privileged_state"},
-        segments={"policy": _GO1_STATE, "truth": _GO1_PRIVILEGED},
-    )
-    velocity = EstimatorHeadConfig(targets=("truth/velocity",), memory="gru", hidden_sizes=(128, 64))
-    policy = PolicyConfig(
-        actor_groups=("policy/proprioception",), critic_groups=("teacher",), estimators={"velocity": velocity}
-    )
-    parts = {**_estimator(), "teacher": _teacher(teachers, total_steps)}
-    return _locomotion("go1-student", env, policy, total_steps, seed, parts)
+    config = student("estimator-tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
+    return dataclasses.replace(config, recipe="go1-student")
 
 
-def _hidden_velocity(
-    name: str, env_id: str, total_steps: int, seed: int, parts: Mapping[str, PartConfig], *, memory: bool
+def student(
+    method: str, env_id: str, *, teachers: tuple[str, ...] = (), total_steps: int, seed: int = 0
 ) -> TrainConfig:
-    """A MuJoCo task whose actor sees positions only; critic and teacher see the whole observation, group "teacher"."""
+    """A student without velocities that learns by one of `STUDENTS`, on a MuJoCo task or as a Go1.
+
+    Critic and teacher see the whole observation, group "teacher". Raises ValueError for a task whose velocities are
+    not known here.
+    """
+    how = STUDENTS[method]
+    go1 = env_id.startswith("Go1")
+    config = _go1(how, env_id, total_steps, seed) if go1 else _hidden_velocity(how, env_id, total_steps, seed)
+    ppo = config.ppo
+    if not how.reward:
+        ppo = dataclasses.replace(ppo, surrogate_coef=0.0, value_coef=0.0, entropy_coef=0.0)
+    return dataclasses.replace(config, recipe=method, ppo=ppo, parts=_parts(how, teachers))
+
+
+def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
+    """A MuJoCo task whose actor sees positions only."""
     from understudy.nn.estimator import EstimatorHeadConfig
+    from understudy.ppo.optim import OptimizerConfig
+    from understudy.ppo.schedules import Schedule
 
     if env_id not in _SIZES:
         raise ValueError(f"this recipe knows where the velocities are in {', '.join(_SIZES)}, not in {env_id}")
@@ -113,68 +134,94 @@ def _hidden_velocity(
     position, velocity = _SIZES[env_id]
     env = dataclasses.replace(
         config.env,
-        num_envs=16,
+        num_envs=128,
         groups={"policy": "policy", "teacher": "policy"},
         segments={"policy": {"position": position, "velocity": velocity}},
     )
-    head = EstimatorHeadConfig(targets=("policy/velocity",), memory="gru", memory_size=64, hidden_sizes=(64,))
+    head = EstimatorHeadConfig(
+        targets=("policy/velocity",), memory="gru", memory_size=64, memory_changes=_CHANGES, hidden_sizes=(64,)
+    )
     policy = dataclasses.replace(
         config.policy,
         actor_groups=("policy/position",),
         critic_groups=("teacher",),
-        memory="gru" if memory else "none",
+        memory="none" if how.estimates else "gru",
         memory_size=64,
-        estimators={} if memory else {"velocity": head},
+        memory_changes=_CHANGES,
+        critic_memory=False,
+        estimators={"velocity": head} if how.estimates else {},
     )
-    # whole columns of environments are one minibatch's rows: fewer, longer ones than a feed-forward policy has
-    ppo = dataclasses.replace(config.ppo, num_steps=128, minibatches=8, recompute_advantage=False)
-    return dataclasses.replace(config, recipe=name, env=env, policy=policy, ppo=ppo, parts=dict(parts))
+    # velocities are in the last few positions: many short columns, whose steps in sequence are few
+    ppo = dataclasses.replace(
+        config.ppo,
+        num_steps=16,
+        epochs=10,
+        minibatches=8,
+        recompute_advantage=False,
+        optimizer=OptimizerConfig(learning_rate=Schedule(kind="linear", start=1e-3, end=0.0), eps=1e-8),
+    )
+    return dataclasses.replace(config, env=env, policy=policy, ppo=ppo)
 
 
-def _locomotion(
-    name: str, env: EnvConfig, policy: PolicyConfig, total_steps: int, seed: int, parts: Mapping[str, PartConfig]
-) -> TrainConfig:
-    """The numbers that legged robots are trained with on GPU simulators (rsl_rl's), with fewer environments."""
+def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
+    """A Go1 that acts on its proprioception."""
+    from understudy.nn.estimator import EstimatorHeadConfig
+    from understudy.nn.policy import PolicyConfig
+
+    config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
+    env = dataclasses.replace(
+        config.env,
+        groups={"policy": "state", "teacher": "privileged_state", "truth": "privileged_state"},
+        segments={"policy": _GO1_STATE, "truth": _GO1_PRIVILEGED},
+    )
+    velocity = EstimatorHeadConfig(targets=("truth/velocity",), memory="gru", hidden_sizes=(128, 64))
+    policy = PolicyConfig(
+        actor_groups=("policy/proprioception",),
+        critic_groups=("teacher",),
+        memory="none" if how.estimates else "gru",
+        critic_memory=False,
+        estimators={"velocity": velocity} if how.estimates else {},
+    )
+    return dataclasses.replace(config, env=env, policy=_locomotion_policy(policy))
+
+
+def _locomotion_policy(policy: PolicyConfig) -> PolicyConfig:
+    """The networks that legged robots are trained with (rsl_rl's)."""
     from understudy.nn.heads import DistributionConfig
+
+    distribution = DistributionConfig(init_std=1.0)
+    return dataclasses.replace(policy, hidden_sizes=(512, 256, 128), activation="elu", distribution=distribution)
+
+
+def _locomotion_ppo() -> PPOConfig:
+    """The numbers that legged robots are trained with on GPU simulators (rsl_rl's), with fewer environments."""
     from understudy.ppo.optim import OptimizerConfig
     from understudy.ppo.ppo import PPOConfig
-    from understudy.train.config import TrainConfig
 
-    return TrainConfig(
-        recipe=name,
-        env=env,
-        policy=dataclasses.replace(
-            policy, hidden_sizes=(512, 256, 128), activation="elu", distribution=DistributionConfig(init_std=1.0)
-        ),
-        ppo=PPOConfig(
-            num_steps=24,
-            epochs=5,
-            minibatches=4,
-            entropy_coef=0.01,
-            value_coef=1.0,
-            desired_kl=0.01,
-            optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=1.0),
-        ),
-        parts=dict(parts),
-        total_steps=total_steps,
-        seed=seed,
+    return PPOConfig(
+        num_steps=24,
+        epochs=5,
+        minibatches=4,
+        entropy_coef=0.01,
+        value_coef=1.0,
+        desired_kl=0.01,
+        optimizer=OptimizerConfig(learning_rate=1e-3, max_grad_norm=1.0),
     )
 
 
-def _teacher(checkpoints: tuple[str, ...], total_steps: int) -> TeacherConfig:
-    """A teacher that sees the group "teacher" as its own, acts in the first episodes, and fades."""
+def _parts(how: Student, teachers: tuple[str, ...]) -> dict[str, PartConfig]:
+    """A teacher that sees the group "teacher" as its own, and fades where there is a reward; the estimator's loss."""
+    from understudy.parts.estimator import EstimatorConfig
     from understudy.parts.teacher import TeacherConfig
     from understudy.ppo.schedules import Schedule
 
-    return TeacherConfig(
-        checkpoints=tuple(checkpoints),
-        groups={"policy": "teacher"},
-        teacher_forcing=Schedule(kind="linear", start=1.0, end=0.0, length=max(total_steps // 10, 1)),
-        coef=Schedule(kind="linear", start=1.0, end=0.0),
-    )
-
-
-def _estimator() -> dict[str, PartConfig]:
-    from understudy.parts.estimator import EstimatorConfig
-
-    return {"estimator": EstimatorConfig(estimator="velocity")}
+    parts: dict[str, PartConfig] = {"estimator": EstimatorConfig(estimator="velocity")} if how.estimates else {}
+    if how.teacher:
+        parts["teacher"] = TeacherConfig(
+            checkpoints=tuple(teachers),
+            groups={"policy": "teacher"},
+            # the deviation is the teacher's too: a student that explores more falls where the teacher does not
+            target="kl",
+            coef=Schedule(kind="linear", start=1.0, end=0.0) if how.reward else 1.0,
+        )
+    return parts
