@@ -421,3 +421,40 @@ def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> No
     assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
     assert run.TASKS["ant"].joints["ankle_4"] == 12
     assert run.curve([{"step": k, "x": 0.5 * k} for k in (1, 2, 3)], "x", most=2) == [(1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+# ---------------------------------------------------------------------- motion
+
+
+def moved(method: str, seed: int, score: float, energy: float) -> dict[str, Any]:
+    points = [] if method == "ppo" else [(8, 0.5), (16, 0.25)]
+    return {
+        "task": "cheetah", "method": method, "seed": seed, "test_return": score, "energy": energy, "frechet": 4.0,
+        "frequency": 3.0, "duty": [0.5, 0.25], "phase": [0.0, 0.75], "revision": "abc1234", "saturated": points,
+    }  # fmt: skip
+
+
+def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> None:
+    pytest.importorskip("mujoco")
+    run = load("motion", "run")
+    args = Namespace(task="cheetah", seeds=[1, 2], methods=list(run.METHODS), total_steps=16, episodes=1)
+    results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.1", 1, 95.0, 0.2)]
+    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
+    text = run.table(args, results, clips)
+    # of PPO's seed 1 alone: 95 / 100 and 0.2 / 0.8
+    assert "| appo-0.1 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
+    assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
+    assert "| atppo-0.5 | none | - |" in text
+    assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text
+
+
+def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> None:
+    run = load("motion", "run")
+    args = Namespace(task="ant", seeds=[3, 4], methods=["ppo", "appo-0.5"], total_steps=16, episodes=1)
+    jobs = run.make_jobs(args)
+    assert [(job.method, job.seed) for job in jobs] == [("ppo", 3), ("appo-0.5", 3), ("ppo", 4), ("appo-0.5", 4)]
+    assert jobs[1].folder.parts[-3:] == ("runs", "ant", "appo-0.5-seed-3-steps-16")
+    config = run.method_config(jobs[1])
+    assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
+    assert run.TASKS["ant"].joints["ankle_4"] == 12
+    assert run.curve([{"step": k, "x": 0.5 * k} for k in (1, 2, 3)], "x", most=2) == [(1, 0.5), (2, 1.0), (3, 1.5)]
