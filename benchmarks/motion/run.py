@@ -259,11 +259,11 @@ def make_clips(task: str, total_steps: int) -> None:
         if TASKS[task].recorded:
             source = source_folder(task, total_steps)
             train_in(source, mujoco(TASKS[task].env_id, total_steps=total_steps, seed=SOURCE_SEED))
-            record_motions(path, source, episodes=CLIPS, seed=1_000_000 + number)
+            record_motions(path, source, episodes=CLIPS, seed=1_000_000 * (number + 1))
         else:
             from ant_trot_clips import main as write_trot
 
-            write_trot(path, episodes=CLIPS, seed=1_000_000 + number)
+            write_trot(path, episodes=CLIPS, seed=1_000_000 * (number + 1))
 
 
 # ---------------------------------------------------------------------- measuring
