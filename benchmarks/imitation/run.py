@@ -97,7 +97,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{args.name}.md").write_text(report)
     (output / f"{args.name}.json").write_text(json.dumps(results) + "\n")
-    plot(results, args, args.picture or output / f"{args.name}.png")
+    plot(results, args, picture_path(args))
     print(report)
 
 
@@ -119,6 +119,12 @@ def parse_args() -> argparse.Namespace:
     if not all(1 <= count <= RECORDED for count in args.trajectories):
         parser.error(f"--trajectories must lie between 1 and {RECORDED}")
     return args
+
+
+def picture_path(args: argparse.Namespace) -> Path:
+    """Beside the tables, unless told otherwise."""
+    chosen: Path | None = args.picture
+    return HERE / "results" / f"{args.name}.png" if chosen is None else chosen
 
 
 def expert_jobs(args: argparse.Namespace) -> list[Job]:
@@ -408,11 +414,11 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
     return "\n".join(
         [
             "",
-            f"![picture]({args.name}.png)",
+            f"![picture]({os.path.relpath(picture_path(args), HERE / 'results')})",
             "",
             caption,
             "",
-            f"{len(results)} trainings, {args.parallel} at a time, on a machine that did other things too; "
+            f"{len(results)} trainings, on a machine that did other things too; "
             f"{machine['cpu']}, {machine['cores']} cores, one thread each; {versions}; understudy "
             f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
             f"`{command_line(args)}`",
