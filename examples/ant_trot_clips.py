@@ -36,9 +36,8 @@ STEPS = 400
 def trot_angles(time: float, heading: float) -> Array:
     """Wanted hip and ankle angles `[4, 2]` (rad) of all legs at a time (s), which turn the heading (rad) towards 0."""
     cycle = 2.0 * np.pi * (time / PERIOD + PHASES)
-    hip = (
-        -SWING * (1.0 + LEFT * np.clip(STEERING * heading, -0.5, 0.5)) * np.cos(cycle)
-    )  # backwards in the first half of the cycle, forwards in the second
+    swing = SWING * (1.0 + LEFT * np.clip(STEERING * heading, -0.5, 0.5))
+    hip = -swing * np.cos(cycle)  # backwards in the first half of the cycle, forwards in the second
     lift = np.maximum(-np.sin(cycle - 2.0 * np.pi * DELAY), 0.0)
     return np.stack((BACKWARDS * hip, DOWN * (REACH - LIFT * lift)), axis=1)
 
