@@ -250,7 +250,7 @@ def clip_files(task: str, total_steps: int) -> tuple[Path, Path]:
 def make_clips(task: str, total_steps: int) -> None:
     """Make both files of clips, where they are missing; the held-out ones are other episodes."""
     from understudy.recipes import mujoco
-    from understudy.train.record import record_motions
+    from understudy.train.record_motions import record_motions
 
     for number, path in enumerate(clip_files(task, total_steps)):
         if path.exists():

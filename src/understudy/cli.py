@@ -298,7 +298,7 @@ def _record(words: list[str]) -> int:
 def _record_motions(chosen: argparse.Namespace) -> int:
     if chosen.run is None or chosen.expert is not None or chosen.format is not None:
         raise UsageError("--motion plays a run: understudy record RUN --motion --output clips.npz")
-    from understudy.train.record import record_motions
+    from understudy.train.record_motions import record_motions
 
     recorded = record_motions(
         chosen.output,

@@ -17,7 +17,8 @@ from understudy.data.motion_formats import read_motions
 from understudy.envs.registry import EnvConfig, make_env
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.train.record import PolicyActor, record, record_episodes, record_motions, step_time, vector_reader
+from understudy.train.record import PolicyActor, record, record_episodes
+from understudy.train.record_motions import record_motions, step_time, vector_reader
 
 LONG = ("--ppo.num-steps", "16", "--ppo.minibatches", "2", "--ppo.epochs", "1", "--policy.hidden-sizes", "8")
 TINY = (*LONG, "--total-steps", "64", "--evaluation.episodes", "0", "--logging.no-tensorboard", "--logging.no-console")

@@ -1,32 +1,26 @@
-"""Recording: play a trained policy, or an environment's scripted expert, and keep whole episodes as demonstrations or
-as motion clips."""
+"""Recording: play a trained policy, or an environment's scripted expert, and keep whole episodes as demonstrations."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy import __version__
-from understudy.data.motion_formats import MotionClip, write_motions
 from understudy.data.recordings import Key
 from understudy.data.writing import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.gymnasium import InProcessVectorEnv
-from understudy.envs.observations import component_keys, unflatten
+from understudy.envs.observations import component_keys
 from understudy.envs.registry import EnvConfig
-from understudy.envs.segments import SegmentedEnv
-from understudy.nn.policy import ActorCritic, find_components
-from understudy.parts.features import FeatureReader
+from understudy.nn.policy import ActorCritic
 from understudy.train.evaluation import evaluation_seed, quotas
 from understudy.train.run import read_policy
 
@@ -149,13 +143,25 @@ def _final(keys: Sequence[Key], obs: TensorDict, step: Step, n: int) -> dict[Key
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What `record` wrote."""
+    """What was written."""
 
     path: Path
     episodes: int
     steps: int
     score: float  # mean undiscounted return
     score_std: float
+
+    @classmethod
+    def of(cls, path: Path, episodes: Sequence[Episode]) -> Recorded:
+        """The numbers of these episodes."""
+        scores = np.array([episode.score for episode in episodes])
+        return cls(
+            path=path,
+            episodes=len(episodes),
+            steps=sum(episode.length for episode in episodes),
+            score=float(scores.mean()),
+            score_std=float(scores.std()),
+        )
 
     def sentence(self) -> str:
         """One line for people."""
@@ -195,112 +201,31 @@ def record(
     else:
         assert expert_of is not None
         policy, env_config, name = None, expert_of, "scripted expert"
-    recorded, env, _ = _play(policy, env_config, episodes, seed or 0, deterministic)
-    scores = np.array([episode.score for episode in recorded])
+    seed = seed or 0
+    with closing(env_config.make("cpu", seed)) as env:
+        episodes_played = play(policy, env, episodes, seed, deterministic)
+    recorded = Recorded.of(path, episodes_played)
     metadata: dict[str, Any] = {
         "env": env_config.id,
         "expert": name,
-        "score": float(scores.mean()),
-        "score_std": float(scores.std()),
-        "seed": seed or 0,
+        "score": recorded.score,
+        "score_std": recorded.score_std,
+        "seed": seed,
         "deterministic": deterministic,
         "understudy_version": __version__,
     }
     if chosen == "npz":
-        write_npz(path, recorded, metadata)
-    else:
-        path = write_minari(output, recorded, metadata, *env)
-    steps = sum(episode.length for episode in recorded)
-    return Recorded(
-        path=path, episodes=len(recorded), steps=steps, score=metadata["score"], score_std=metadata["score_std"]
-    )
+        write_npz(path, episodes_played, metadata)
+        return recorded
+    path = write_minari(output, episodes_played, metadata, env.observation_space, env.action_space)
+    return replace(recorded, path=path)
 
 
-def record_motions(
-    output: str | Path,
-    run: Path,
-    *,
-    episodes: int = 25,
-    seed: int | None = None,
-    deterministic: bool = True,
-    frame_time: float | None = None,
-) -> Recorded:
-    """Play `run` and write each episode as one motion clip; its fields are called as the observations' columns are.
-
-    `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured. Images and categories are left
-    out. `frame_time` is the time between two observations in seconds; None: the environment's own, which MuJoCo's
-    tasks tell. Raises ValueError for an output that exists or is no .npz, and without a step time.
-    """
-    path = Path(output)
-    if path.suffix != ".npz":
-        raise ValueError(f"motion clips go into a .npz file, not {path}: name it {path}.npz")
-    if path.exists():
-        raise ValueError(f"{path} exists: choose another --output, or delete it")
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}; a recording needs at least 1")
-    policy, config = read_policy(run)
-    seed = evaluation_seed(config.seed) if seed is None else seed
-    recorded, (space, _), own_time = _play(policy, config.env, episodes, seed, deterministic)
-    frame_time = frame_time or own_time
-    if frame_time is None:
-        raise ValueError(f"{config.env.id} does not tell the time between two observations: give it as --step-time")
-    read = vector_reader(space)
-    clips = [
-        MotionClip(
-            name=f"{run.name} episode {i}",
-            fields=tuple(read.names),
-            frames=read(_tensors(episode)).numpy(),
-            frame_time=frame_time,
-        )
-        for i, episode in enumerate(recorded)
-    ]
-    write_motions(path, clips)
-    scores = np.array([episode.score for episode in recorded])
-    return Recorded(
-        path=path,
-        episodes=len(recorded),
-        steps=sum(episode.length for episode in recorded),
-        score=float(scores.mean()),
-        score_std=float(scores.std()),
-    )
-
-
-def vector_reader(space: spaces.Dict) -> FeatureReader:
-    """Reads all vectors and scalars of the observations, in their order. Raises ValueError where there are none."""
-    components = {"/".join(key): find_components(space, "/".join(key))[key] for key in component_keys(space)}
-    names = [name for name, part in components.items() if isinstance(part, spaces.Box) and len(part.shape) <= 1]
-    if not names:
-        raise ValueError("the observations have no vectors, of which motion clips are made")
-    return FeatureReader(space, names)
-
-
-def _tensors(episode: Episode) -> TensorDict:
-    """The observations of an episode, `[T + 1]`."""
-    tensors = {key: torch.from_numpy(x) for key, x in episode.observations.items()}
-    return unflatten(tensors, tensors.values(), [episode.length + 1])
-
-
-def step_time(env: VecEnv) -> float | None:
-    """Seconds between two observations where the environment tells them (Gymnasium's MuJoCo tasks), else None."""
-    inner = env.env if isinstance(env, SegmentedEnv) else env
-    if not isinstance(inner, InProcessVectorEnv) or "mujoco" not in sys.modules:
-        return None
-    from gymnasium.envs.mujoco import MujocoEnv
-
-    single = inner.envs[0].unwrapped
-    return float(single.dt) if isinstance(single, MujocoEnv) else None
-
-
-def _play(
-    policy: ActorCritic | None, env_config: EnvConfig, episodes: int, seed: int, deterministic: bool
-) -> tuple[list[Episode], tuple[spaces.Dict, spaces.Space[Any]], float | None]:
-    """The episodes, the environment's spaces and its step time; torch's global random state is left as it was."""
-    env = env_config.make("cpu", seed)
-    try:
-        actor = scripted_expert(env) if policy is None else PolicyActor(policy, deterministic)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            recorded = record_episodes(env, actor, episodes, seed)
-            return recorded, (env.observation_space, env.action_space), step_time(env)
-    finally:
-        env.close()
+def play(
+    policy: ActorCritic | None, env: VecEnv, episodes: int, seed: int, deterministic: bool = True
+) -> list[Episode]:
+    """Episodes of `policy`, or of the environment's scripted expert; torch's global random state stays as it was."""
+    actor = scripted_expert(env) if policy is None else PolicyActor(policy, deterministic)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return record_episodes(env, actor, episodes, seed)
