@@ -25,7 +25,8 @@ class Loader:
         self.monkeypatch = monkeypatch
 
     def __call__(self, folder: str, module: str) -> ModuleType:
-        self.monkeypatch.syspath_prepend(str(BENCHMARKS / folder))
+        for path in (BENCHMARKS, BENCHMARKS / folder):
+            self.monkeypatch.syspath_prepend(str(path))
         return importlib.import_module(module)
 
 
@@ -270,15 +271,35 @@ def test_learning_table_stands_beside_the_published_numbers(load: Loader) -> Non
     assert (band["mean"], band["low"], band["high"]) == ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [1.0, 3.0, 5.0])
 
 
+# ---------------------------------------------------------------------- jobs
+
+
 def test_curves_are_thinned_from_the_end(load: Loader) -> None:
-    worker = load("learning", "worker")
+    thin = load(".", "jobs").thin
     points = [(float(i), float(i)) for i in range(1001)]
     points[999] = (999.0, float("nan"))
-    thin = worker.thin(points, most=10)
-    assert thin[-1] == (1000, 1000.0)
-    assert thin[0] == (0, 0.0)
-    assert len(thin) == 11
-    assert worker.thin([(1.0, float("nan")), (2.0, 5.0)]) == [(2, 5.0)]
+    thinned = thin(points, most=10)
+    assert thinned[-1] == (1000, 1000.0)
+    assert thinned[0] == (0, 0.0)
+    assert len(thinned) == 11
+    assert thin([(1.0, float("nan")), (2.0, 5.12345)], digits=2) == [(2, 5.12)]
+
+
+def test_finished_jobs_are_not_repeated(load: Loader, tmp_path: Path) -> None:
+    jobs = load(".", "jobs")
+    committed, store = tmp_path / "table.json", tmp_path / "runs" / "table.jsonl"
+    assert jobs.read_known(committed, store) == {}
+    job, known, called = jobs.KeyedJob(), {}, []
+    options = {"store": store, "parallel": 1, "describe": str, "after": lambda: called.append(dict(known))}
+    jobs.run_missing([job], known, vars, **options)  # its result: the fields of the job, none
+    assert known == {job.key: {}} == called[0]
+    assert store.read_text() == "{}\n"
+    jobs.run_missing([job], known, vars, **options)
+    assert len(called) == 1
+    store.write_text('{"key": "b", "x": 2}\n')
+    committed.write_text('{"runs": [{"key": "a", "x": 1}, {"key": "b", "x": 1}]}')
+    assert {key: row["x"] for key, row in jobs.read_known(committed, store).items()} == {"a": 1, "b": 2}
+    assert [jobs.cell(x, 1) for x in ([], [1.0], [1.0, 3.0])] == ["-", "1.0", "2.0 ± 1.4"]
 
 
 # ---------------------------------------------------------------------- teachers and students
@@ -420,41 +441,4 @@ def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> No
     config = run.method_config(jobs[1])
     assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
     assert run.TASKS["ant"].joints["ankle_4"] == 12
-    assert run.curve([{"step": k, "x": 0.5 * k} for k in (1, 2, 3)], "x", most=2) == [(1, 0.5), (2, 1.0), (3, 1.5)]
-
-
-# ---------------------------------------------------------------------- motion
-
-
-def moved(method: str, seed: int, score: float, energy: float) -> dict[str, Any]:
-    points = [] if method == "ppo" else [(8, 0.5), (16, 0.25)]
-    return {
-        "task": "cheetah", "method": method, "seed": seed, "test_return": score, "energy": energy, "frechet": 4.0,
-        "frequency": 3.0, "duty": [0.5, 0.25], "phase": [0.0, 0.75], "revision": "abc1234", "saturated": points,
-    }  # fmt: skip
-
-
-def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> None:
-    pytest.importorskip("mujoco")
-    run = load("motion", "run")
-    args = Namespace(task="cheetah", seeds=[1, 2], methods=list(run.METHODS), total_steps=16, episodes=1)
-    results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.1", 1, 95.0, 0.2)]
-    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
-    text = run.table(args, results, clips)
-    # of PPO's seed 1 alone: 95 / 100 and 0.2 / 0.8
-    assert "| appo-0.1 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
-    assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
-    assert "| atppo-0.5 | none | - |" in text
-    assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text
-
-
-def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> None:
-    run = load("motion", "run")
-    args = Namespace(task="ant", seeds=[3, 4], methods=["ppo", "appo-0.5"], total_steps=16, episodes=1)
-    jobs = run.make_jobs(args)
-    assert [(job.method, job.seed) for job in jobs] == [("ppo", 3), ("appo-0.5", 3), ("ppo", 4), ("appo-0.5", 4)]
-    assert jobs[1].folder.parts[-3:] == ("runs", "ant", "appo-0.5-seed-3-steps-16")
-    config = run.method_config(jobs[1])
-    assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
-    assert run.TASKS["ant"].joints["ankle_4"] == 12
-    assert run.curve([{"step": k, "x": 0.5 * k} for k in (1, 2, 3)], "x", most=2) == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert run.curve([{"step": 1, "x": 0.5}, {"step": 2}, {"step": 3, "x": 1.5}], "x") == [(1, 0.5), (3, 1.5)]

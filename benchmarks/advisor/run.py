@@ -14,15 +14,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
-import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,19 +26,20 @@ from typing import Any
 from published import COLUMNS, LIGHT_HOUSE, LIGHT_HOUSE_OPTIMUM, METHODS, ROBUST_REWARD
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+
+from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
 
 CROSSINGS = tuple(task for task in COLUMNS if "Crossing" in task)
 RADII = tuple(LIGHT_HOUSE["advisor"])
 DEMONSTRATIONS = 1_000
 """Episodes of the expert that the pipelines with demonstrations draw from."""
 
-Result = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(KeyedJob):
     """One training and its test."""
 
     table: str
@@ -52,11 +49,6 @@ class Job:
     seed: int
     total_steps: int
     episodes: int
-
-    @property
-    def key(self) -> str:
-        """What makes two jobs the same, as text."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 def main() -> None:
@@ -70,21 +62,15 @@ def main() -> None:
     parser.add_argument("--known-only", action="store_true", help="train nothing: the table of what was run so far")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    one_thread_each()
     args.methods = args.methods or default_methods(args.table)
-    started = time.perf_counter()
     results = run_all(make_jobs(args), args.table, 0 if args.known_only else args.parallel)
     if not results:
         parser.error("none of these trainings was run yet")
-    elapsed = time.perf_counter() - started
-    output = HERE / "results"
-    output.mkdir(parents=True, exist_ok=True)
     report = {"doors": doors, "light-house": light_house, "crossings": crossings}[args.table](results)
-    report += footer(args, results, elapsed)
-    (output / f"{args.table}.md").write_text(report)
-    (output / f"{args.table}.json").write_text(json.dumps(results) + "\n")
-    plot(results, output / f"{args.table}.png")
+    report += footer(args, results)
+    write_report(HERE / "results", args.table, report, results)
+    plot(results, HERE / "results" / f"{args.table}.png")
     print(report)
 
 
@@ -128,26 +114,20 @@ def run_all(jobs: Sequence[Job], table: str, parallel: int) -> list[Result]:
     """The results of all jobs, from earlier runs where they are there; `parallel` 0: of those alone."""
     from understudy.recipes.advisor import FROM_DEMONSTRATIONS
 
-    store, committed = HERE / "runs" / f"{table}.jsonl", HERE / "results" / f"{table}.json"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(committed.read_text()) if committed.is_file() else []
-    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
-    known = {row["key"]: row for row in rows}
-    missing = [job for job in jobs if parallel and job.key not in known]
-    if missing:
-        for job in missing:
-            if job.method in FROM_DEMONSTRATIONS:
+    store = HERE / "runs" / f"{table}.jsonl"
+    known = read_known(HERE / "results" / f"{table}.json", store)
+    if parallel:
+        for job in jobs:
+            if job.method in FROM_DEMONSTRATIONS and job.key not in known:
                 record_expert(job)  # here, where no two processes can record the same
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
-            futures = {pool.submit(train_and_test, job): job for job in missing}
-            for count, future in enumerate(as_completed(futures), start=1):
-                row = known[futures[future].key] = future.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                what = f"{row['method']} {row['task']} {dict(row['options']) or ''} seed {row['seed']}"
-                print(f"{count}/{len(missing)} {what}: {row['test_return']:.3f}", file=sys.stderr, flush=True)
+        run_missing(jobs, known, train_and_test, store=store, parallel=parallel, describe=describe)
     return [known[job.key] for job in jobs if job.key in known]
+
+
+def describe(row: Result) -> str:
+    """One line of progress."""
+    where = f"{row['task']} {dict(row['options']) or ''}"
+    return f"{row['method']} {where} seed {row['seed']}: {row['test_return']:.3f}"
 
 
 def train_and_test(job: Job) -> dict[str, Any]:
@@ -207,26 +187,12 @@ def record_expert(job: Job) -> str:
     return str(path)
 
 
-def thin(points: Sequence[tuple[float, float]], most: int = 100) -> list[tuple[int, float]]:
-    """At most about `most` evenly spread points, the last one always among them; NaN (no episode yet) left out."""
-    kept = points[::-1][:: max(1, len(points) // most)][::-1]
-    return [(int(step), round(value, 4)) for step, value in kept if value == value]
-
-
 # ---------------------------------------------------------------------- tables
 
 
 def values(results: Sequence[Result], key: str, method: str, **where: Any) -> list[float]:
     """One number of every seed of a cell."""
     return [r[key] for r in results if r["method"] == method and all(r[k] == v for k, v in where.items())]
-
-
-def cell(found: Sequence[float], digits: int) -> str:
-    """`mean ± standard deviation over seeds`, or a dash."""
-    if not found:
-        return "-"
-    mean = f"{statistics.fmean(found):.{digits}f}"
-    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
 
 
 def methods_of(results: Sequence[Result]) -> list[str]:
@@ -304,7 +270,7 @@ def radii(result: Result) -> tuple[int, int]:
     return options["view_radius"], options["expert_radius"]
 
 
-def footer(args: argparse.Namespace, results: Sequence[Result], elapsed: float) -> str:
+def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
     """How, where and when."""
     import tables
 
@@ -321,9 +287,9 @@ def footer(args: argparse.Namespace, results: Sequence[Result], elapsed: float) 
             "",
             f"![learning curves]({args.table}.png)",
             "",
-            f"{len(results)} trainings of {seconds / 3600:.2f} processor hours in all ({elapsed / 60:.0f} min in the "
-            f"last call, {args.parallel} at a time); {machine['cpu']}, {machine['cores']} cores, one thread "
-            f"each; torch {importlib.metadata.version('torch')}; understudy "
+            f"{len(results)} trainings of {seconds / 3600:.2f} hours in all, one thread each, on a machine that did "
+            f"other things too; {machine['cpu']}, {machine['cores']} cores; "
+            f"torch {importlib.metadata.version('torch')}; understudy "
             f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
             f"`python benchmarks/advisor/run.py {' '.join(words)}`",
             "",

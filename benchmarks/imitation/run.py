@@ -17,15 +17,13 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +36,12 @@ if TYPE_CHECKING:
     from understudy.train.config import OfflineConfig, TrainConfig
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parent / "learning"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+
+from jobs import KeyedJob, Result, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
 
 WORKER = HERE.parent / "learning" / "worker.py"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
@@ -51,11 +52,9 @@ RECORDED = 25
 EVALUATION_SEED = 2_000_003
 """Of the episodes that experts and learners alike are scored on: not those that were recorded."""
 
-Result = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(KeyedJob):
     """One training and its evaluation."""
 
     method: str  # a recipe, or EXPERT
@@ -67,11 +66,6 @@ class Job:
     episodes: int
 
     @property
-    def key(self) -> str:
-        """What makes two jobs the same, as text."""
-        return json.dumps(asdict(self), sort_keys=True)
-
-    @property
     def name(self) -> str:
         """For people and folders."""
         kind = f"{self.method}-{self.total_steps}-{self.task}-{self.expert_steps}"
@@ -80,23 +74,20 @@ class Job:
 
 def main() -> None:
     args = parse_args()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    one_thread_each()
     experts, jobs = expert_jobs(args), learner_jobs(args)
-    known = read_known(args.name)
+    store = HERE / "runs" / "results.jsonl"
+    known = read_known(HERE / "results" / f"{args.name}.json", store)
     if not args.known_only:
-        run_missing(experts, known, args.parallel)
+        run_missing(experts, known, run_job, store=store, parallel=args.parallel, describe=describe)
         for job in experts:
             record_expert(job.task, args.expert_steps)  # here, where no two processes can record the same
-        run_missing(jobs, known, args.parallel)
+        run_missing(jobs, known, run_job, store=store, parallel=args.parallel, describe=describe)
     results = [known[job.key] for job in (*experts, *jobs) if job.key in known]
     if not results:
         sys.exit("nothing is known yet: run without --known-only")
     report = (sweep_table if len(args.trajectories) > 1 else main_table)(results, args) + footer(args, results)
-    output = HERE / "results"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{args.name}.md").write_text(report)
-    (output / f"{args.name}.json").write_text(json.dumps(results) + "\n")
+    write_report(HERE / "results", args.name, report, results)
     plot(results, args, picture_path(args))
     print(report)
 
@@ -166,34 +157,14 @@ def learner_jobs(args: argparse.Namespace) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def read_known(name: str) -> dict[str, Result]:
-    """Results of earlier runs by key, committed ones included."""
-    store, committed = HERE / "runs" / "results.jsonl", HERE / "results" / f"{name}.json"
-    rows = json.loads(committed.read_text()) if committed.is_file() else []
-    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
-    return {row["key"]: row for row in rows}
-
-
-def run_missing(jobs: Sequence[Job], known: dict[str, Result], parallel: int) -> None:
-    """Run the jobs that have no result yet and add their results to `known`."""
-    store = HERE / "runs" / "results.jsonl"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if job.key not in known]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
-        futures = {pool.submit(run_job, job): job for job in missing}
-        for count, future in enumerate(as_completed(futures), start=1):
-            job = futures[future]
-            row = known[job.key] = future.result()
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(f"{count}/{len(missing)} {job.name}: {row['test_return']:.0f}", file=sys.stderr, flush=True)
+def describe(row: Result) -> str:
+    """One line of progress."""
+    return f"{row['method']} {row['task']} from {row['trajectories']} seed {row['seed']}: {row['test_return']:.0f}"
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train, then score the mode of the policy on episodes of its own, the same ones for everyone."""
     import torch
-    from worker import thin
 
     from understudy.train.evaluation import evaluate
     from understudy.train.metrics_file import read_metrics

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "src"))  # used where the library is not installed
-sys.path.append(str(ROOT / "benchmarks" / "speed"))
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "speed")]
 
 RESULT = "result.json"
 
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     args = parser.parse_args()
     import tables
+    from jobs import thin
 
     import understudy as us
     from understudy import recipes
@@ -61,16 +62,9 @@ def main() -> None:
         "evaluation_episodes": run.evaluation.episodes,
         "seconds": time.perf_counter() - started,  # of this attempt
         "steps_per_second": sorted(row["time/steps_per_second"] for row in metrics)[len(metrics) // 2],
-        "curve": thin([(row["step"], row["episode/return"]) for row in metrics]),
+        "curve": thin([(row["step"], row["episode/return"]) for row in metrics], most=200, digits=2),
     }
     (args.run_dir / RESULT).write_text(json.dumps(result) + "\n")
-
-
-def thin(points: list[tuple[float, float]], most: int = 200) -> list[tuple[int, float]]:
-    """At most about `most` evenly spread points, the last one always among them; NaN (no episode yet) left out."""
-    stride = max(1, len(points) // most)
-    kept = points[::-1][::stride][::-1]
-    return [(int(step), round(value, 2)) for step, value in kept if value == value]
 
 
 if __name__ == "__main__":

@@ -20,13 +20,10 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
-import multiprocessing
-import os
 import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +35,12 @@ if TYPE_CHECKING:
     from understudy.train.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 sys.path.append(str(HERE.parents[1] / "examples"))
+
+from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin  # noqa: E402
 
 SOURCE_SEED = 0
 CLIPS = 5
@@ -49,8 +49,6 @@ BINS = 20
 """Parts of the gait cycle in the picture."""
 SKIP = 20
 """First frames of each episode that are not measured: starting from rest is no gait."""
-
-Result = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ METHODS = ("ppo", "appo-0.5", "appo-0.2", "appo-0.1", "atppo-0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(KeyedJob):
     """One training and its test."""
 
     task: str
@@ -89,11 +87,6 @@ class Job:
     seed: int
     total_steps: int
     episodes: int
-
-    @property
-    def key(self) -> str:
-        """What makes two jobs the same, as text."""
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def folder(self) -> Path:
@@ -112,8 +105,7 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true", help="train nothing, tabulate what there is")
     parser.add_argument("--videos", action="store_true", help="film clips' policy, PPO and APPO side by side")
     args = parser.parse_args()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    one_thread_each()
     usable = [m for m in METHODS if TASKS[args.task].recorded or not m.startswith("atppo")]
     args.methods = args.methods or usable
     if not set(args.methods) <= set(usable):
@@ -137,25 +129,25 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
     """The results of all jobs, from earlier runs where they are there; the table is written after each of them."""
-    store, committed = HERE / "runs" / f"{args.task}.jsonl", HERE / "results" / f"{args.task}.json"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(committed.read_text())["runs"] if committed.is_file() else []
-    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
-    known = {row["key"]: row for row in rows}
-    missing = [] if args.report_only else [job for job in jobs if job.key not in known]
-    if missing:
+    store = HERE / "runs" / f"{args.task}.jsonl"
+    known = read_known(HERE / "results" / f"{args.task}.json", store)
+
+    def finished() -> list[Result]:
+        return [known[job.key] for job in jobs if job.key in known]
+
+    def write() -> None:
+        report(args, finished())
+
+    if not args.report_only and len(finished()) < len(jobs):
         make_clips(args.task, args.total_steps)  # here, where no two processes can make the same
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(args.parallel, mp_context=context) as pool, store.open("a") as file:
-            futures = {pool.submit(train_and_test, job): job for job in missing}
-            for count, future in enumerate(as_completed(futures), start=1):
-                row = known[futures[future].key] = future.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                what = f"{row['method']} seed {row['seed']}: return {row['test_return']:.0f}, {row['energy']:.3f}"
-                print(f"{count}/{len(missing)} {what}", file=sys.stderr, flush=True)
-                report(args, [known[job.key] for job in jobs if job.key in known])
-    return [known[job.key] for job in jobs if job.key in known]
+        options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe, "after": write}
+        run_missing(jobs, known, train_and_test, **options)
+    return finished()
+
+
+def describe(row: Result) -> str:
+    """One line of progress."""
+    return f"{row['method']} seed {row['seed']}: return {row['test_return']:.0f}, {row['energy']:.3f}"
 
 
 def train_and_test(job: Job) -> dict[str, Any]:
@@ -192,10 +184,9 @@ CURVES = {
 """Metrics of a run that results keep, thinned."""
 
 
-def curve(metrics: Sequence[Mapping[str, float]], name: str, most: int = 100) -> list[tuple[int, float]]:
-    """At most about `most` evenly spread points of one metric, the last one always among them."""
-    points = [(int(row["step"]), round(row[name], 4)) for row in metrics if name in row and row[name] == row[name]]
-    return points[::-1][:: max(1, len(points) // most)][::-1]
+def curve(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, float]]:
+    """One metric against steps, thinned."""
+    return thin([(row["step"], row[name]) for row in metrics if name in row])
 
 
 def method_config(job: Job) -> TrainConfig:
@@ -439,14 +430,6 @@ def share(found: Sequence[Result], results: Sequence[Result], name: str) -> str:
     if len(base) < len(seeds):
         return "-"
     return f"{100.0 * sum(r[name] for r in found) / sum(r[name] for r in base):.0f} %"
-
-
-def cell(found: Sequence[float], digits: int) -> str:
-    """`mean ± standard deviation over seeds`, or a dash."""
-    if not found:
-        return "-"
-    mean = f"{statistics.fmean(found):.{digits}f}"
-    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):.{digits}f}"
 
 
 def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:

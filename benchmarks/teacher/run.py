@@ -14,23 +14,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
-import multiprocessing
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+
+from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, write_report  # noqa: E402
 
 METHODS = {
     "teacher": "teacher, sees everything",
@@ -48,11 +47,9 @@ SHARE = 0.9
 EVALUATIONS = 40
 """How often a training is scored, evenly spread, 10 episodes each."""
 
-Result = Mapping[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(KeyedJob):
     """One training and its test."""
 
     table: str
@@ -62,11 +59,6 @@ class Job:
     total_steps: int
     teacher_steps: int
     episodes: int
-
-    @property
-    def key(self) -> str:
-        """What makes two jobs the same, as text."""
-        return json.dumps(asdict(self), sort_keys=True)
 
     @property
     def teacher(self) -> Path:
@@ -85,16 +77,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="test episodes of a finished policy")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
+    one_thread_each()
     started = time.perf_counter()
     results = run_all(make_jobs(args), args.table, args.parallel)
     report = table(results) + footer(args, results, time.perf_counter() - started)
-    output = HERE / "results"
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{args.table}.md").write_text(report)
-    (output / f"{args.table}.json").write_text(json.dumps(results) + "\n")
-    plot(results, output / f"{args.table}.png")
+    write_report(HERE / "results", args.table, report, results)
+    plot(results, HERE / "results" / f"{args.table}.png")
     print(report)
 
 
@@ -121,28 +109,24 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def run_all(jobs: Sequence[Job], name: str, parallel: int) -> list[Result]:
-    """The results of all jobs, from earlier runs where they are there; what failed or was not run is left out."""
-    store, committed = HERE / "runs" / f"{name}.jsonl", HERE / "results" / f"{name}.json"
-    store.parent.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(committed.read_text()) if committed.is_file() else []
-    rows += map(json.loads, store.read_text().splitlines()) if store.is_file() else []
-    known = {row["key"]: row for row in rows}
+    """The results of all jobs, from earlier runs where they are there."""
+    store = HERE / "runs" / f"{name}.jsonl"
+    known = read_known(HERE / "results" / f"{name}.json", store)
     students = [job for job in jobs if job.method != "teacher" and job.key not in known]
     asked = {job.teacher for job in students if "tppo" in job.method or job.method == "distill"}
     # a result alone teaches nobody: where its run is gone, the teacher is trained again
     lost = {path for path in asked if not (path / "evaluation.json").is_file()}
     teachers = [job for job in jobs if job.method == "teacher" and (job.key not in known or job.teacher in lost)]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
-        for missing in (teachers, students):
-            futures = {pool.submit(train_and_test, job): job for job in missing}
-            for count, future in enumerate(as_completed(futures), start=1):
-                row = known[futures[future].key] = future.result()
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                what = f"{row['method']} {row['task']} seed {row['seed']}"
-                print(f"{count}/{len(missing)} {what}: {row['test_return']:.1f}", file=sys.stderr, flush=True)
+    for job in teachers:
+        known.pop(job.key, None)
+    for missing in (teachers, students):
+        run_missing(missing, known, train_and_test, store=store, parallel=parallel, describe=describe)
     return [known[job.key] for job in jobs]
+
+
+def describe(row: Result) -> str:
+    """One line of progress."""
+    return f"{row['method']} {row['task']} seed {row['seed']}: {row['test_return']:.1f}"
 
 
 def train_and_test(job: Job) -> dict[str, Any]:
@@ -217,14 +201,6 @@ def value_at(curve: Sequence[Sequence[float]], step: float) -> float | None:
 def reached(curve: Sequence[Sequence[float]], score: float) -> float | None:
     """Steps of the first evaluation with at least `score`; None: never."""
     return next((step for step, value in curve if value >= score), None)
-
-
-def cell(found: Sequence[float], digits: int = 0) -> str:
-    """`mean ± standard deviation over seeds`, or a dash."""
-    if not found:
-        return "-"
-    mean = f"{statistics.fmean(found):,.{digits}f}"
-    return mean if len(found) < 2 else f"{mean} ± {statistics.stdev(found):,.{digits}f}"
 
 
 def of(results: Sequence[Result], method: str, task: str) -> list[Result]:
