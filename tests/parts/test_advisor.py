@@ -353,7 +353,6 @@ def test_the_auxiliary_head() -> None:
         ({"stage": 2.0}, r"stage must lie in \[0, 1\]"),
         ({"smooth_expert_weight_decay": 1.0}, "between 0 and 1"),
         ({"distance": "kl"}, "unknown distance 'kl'"),
-        ({"use_rollout_labels": False}, "nothing to imitate"),
         ({"batch_size": 100, "sequence_length": 32}, "multiple of sequence_length"),
     ],
 )
@@ -366,6 +365,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     ("action_space", "groups", "options", "message"),
     [
         (DISCRETE, {}, {}, r"'expert_action' does not exist: there is \['policy'\]"),
+        (DISCRETE, {}, {"use_rollout_labels": False}, "nothing to imitate: give demonstrations"),
         (DISCRETE, {"expert_action": BOX}, {}, r"expert's 'expert_action' is Box.* but actions are Discrete\(3\)"),
         (BOX, {"expert_action": DISCRETE}, {}, r"expert's 'expert_action' is Discrete\(3\), but actions are Box"),
         (DISCRETE, {"expert_action": spaces.Discrete(4)}, {}, "must be the same space"),

@@ -10,11 +10,13 @@ import torch
 
 import understudy as us
 from understudy.data.writing import write_npz
+from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.poisoned_doors import PoisonedDoors
 from understudy.parts import AdvisorConfig, ScriptedExpertConfig
 from understudy.recipes.advisor import METHODS, pipeline
+from understudy.recipes.imitation import with_demonstrations
 from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
-from understudy.train.record import record_episodes
+from understudy.train.record import record, record_episodes
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,17 @@ def test_what_it_refuses() -> None:
         pipeline("adviser", "PoisonedDoors-v0")
     with pytest.raises(ValueError, match="demo-ppo learns from demonstrations"):
         pipeline("demo-ppo", "PoisonedDoors-v0")
+
+
+def test_crossings_take_demonstrations_beside_the_advice(tmp_path: Path) -> None:
+    recorded = str(record(str(tmp_path / "lava.npz"), expert_of=EnvConfig(id="LavaCrossingFaulty-v0"), episodes=3).path)
+    config = with_demonstrations(us.recipes.crossings(), recorded)
+    assert config.env.id == "LavaCrossingFaulty-v0"
+    advice, demonstrated = config.parts["advisor"], config.parts["demonstrations"]
+    assert isinstance(advice, AdvisorConfig)
+    assert isinstance(demonstrated, AdvisorConfig)
+    assert (advice.demonstrations, advice.bound) == ("", 0.0)
+    assert (demonstrated.demonstrations, demonstrated.bound, demonstrated.use_rollout_labels) == (recorded, 0.9, False)
+    assert us.train(small(config, tmp_path / "run")).env_steps == 80
+    with pytest.raises(ValueError, match="nothing to imitate: give demonstrations"):
+        us.train(small(us.recipes.crossings(), tmp_path / "none"))

@@ -73,8 +73,6 @@ class AdvisorConfig(PartConfig):
         decay = self.smooth_expert_weight_decay
         if decay is not None and not 0.0 < decay < 1.0:
             raise ValueError(f"smooth_expert_weight_decay must lie between 0 and 1 (None: off), got {decay}")
-        if not self.use_rollout_labels and not self.demonstrations:
-            raise ValueError("use_rollout_labels=False leaves nothing to imitate: give demonstrations")
         if self.sequence_length < 1 or self.batch_size < 1 or self.batch_size % self.sequence_length:
             raise ValueError(
                 f"batch_size must be a multiple of sequence_length, got {self.batch_size} and {self.sequence_length}"
@@ -114,6 +112,8 @@ class Advisor(Part, Weights, Losses):
         super().__init__(context)
         policy = context.policy
         self.config, self.recurrent = config, policy.recurrent
+        if not config.use_rollout_labels and not config.demonstrations:
+            raise ValueError("use_rollout_labels=False leaves nothing to imitate: give demonstrations")
         self.squared = _is_squared(config, context.action_space)
         decay = config.smooth_expert_weight_decay
         if decay is not None and not self.recurrent:

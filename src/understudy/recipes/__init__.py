@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from understudy.recipes.adversarial import airl, bc_gail, gail
-from understudy.recipes.advisor import advisor, light_house, poisoned_doors
+from understudy.recipes.advisor import advisor, crossings, light_house, poisoned_doors
 from understudy.recipes.basic import a2c, cartpole, ppo
 from understudy.recipes.imitation import bc, dagger
 from understudy.recipes.motion import appo, atppo, go1_trot
@@ -21,6 +21,7 @@ __all__ = [
     "bc",
     "bc_gail",
     "cartpole",
+    "crossings",
     "dagger",
     "demo_mujoco",
     "distill",

@@ -70,6 +70,15 @@ def light_house(*, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     return dataclasses.replace(config, recipe="light-house")
 
 
+@recipe
+def crossings(
+    env_id: str = "LavaCrossing-v0", *, demonstrations: str = "", total_steps: int = 1_000_000, seed: int = 0
+) -> TrainConfig:
+    """ADVISOR on MiniGrid's crossings with the expert's advice and some of its episodes (--demonstrations)."""
+    config = _pipeline("advisor-and-demo", env_id, total_steps, seed, demonstrations)
+    return dataclasses.replace(config, recipe="crossings")
+
+
 def pipeline(
     method: str, env_id: str, *, total_steps: int = 300_000, seed: int = 0, demonstrations: str = ""
 ) -> TrainConfig:
@@ -77,14 +86,19 @@ def pipeline(
 
     Raises ValueError for an unknown method, and for one that learns from demonstrations if none are given.
     """
-    from understudy.envs.registry import EnvConfig
-    from understudy.envs.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
     from understudy.ppo.schedules import check_choice
-    from understudy.train.config import EvaluationConfig, TrainConfig
 
     check_choice("method", method, METHODS)
     if method in FROM_DEMONSTRATIONS and not demonstrations:
         raise ValueError(f"{method} learns from demonstrations: record some of the expert and name the file")
+    return _pipeline(method, env_id, total_steps, seed, demonstrations)
+
+
+def _pipeline(method: str, env_id: str, total_steps: int, seed: int, demonstrations: str) -> TrainConfig:
+    from understudy.envs.registry import EnvConfig
+    from understudy.envs.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
+    from understudy.train.config import EvaluationConfig, TrainConfig
+
     repeats = env_id in TRAINED_WITH_REPEATS
     return TrainConfig(
         recipe=method,

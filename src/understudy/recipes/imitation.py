@@ -56,6 +56,7 @@ def takes_demonstrations(config: TrainConfig) -> bool:
 def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
     """`config` with these demonstrations for every part that learns from some, in the environment they were made in.
 
+    Where some parts have no other teacher, the others (ADVISOR with an expert in the environment) stay as they are.
     Raises ValueError if no part does, or as `open_recording` where nothing can be read from `source`.
     """
     from understudy.data.recordings import open_recording
@@ -67,11 +68,19 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
         )
     with open_recording(source) as recording:
         env_id = str(recording.metadata.get("env", config.env.id))
+    needy = [name for name, part in config.parts.items() if _learns(part) and not _has_an_expert(part)]
+    takers = needy or [name for name, part in config.parts.items() if _learns(part)]
     parts = {
-        name: dataclasses.replace(part, **{"demonstrations": source}) if _learns(part) else part
+        name: dataclasses.replace(part, **{"demonstrations": source}) if name in takers else part
         for name, part in config.parts.items()
     }
     return dataclasses.replace(config, parts=parts, env=dataclasses.replace(config.env, id=env_id))
+
+
+def _has_an_expert(part: PartConfig) -> bool:
+    from understudy.parts.advisor import AdvisorConfig
+
+    return isinstance(part, AdvisorConfig) and part.use_rollout_labels
 
 
 def _learns(part: PartConfig) -> bool:
