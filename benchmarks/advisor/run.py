@@ -236,8 +236,10 @@ def crossings(results: Sequence[Result]) -> str:
         lines.append("| " + " | ".join([METHODS[method], *cells]) + " |")
     best = []  # of the methods that the paper has: what one of ours has to come up to
     for task in tasks:
-        means = [statistics.fmean(values(results, "test_return", method, task=task) or [-1.0]) for method in theirs]
-        best.append(f"{max(means):.2f} ({max(row[list(COLUMNS).index(task)] for row in ROBUST_REWARD.values()):.2f})")
+        found = [values(results, "test_return", method, task=task) for method in theirs]
+        ours = max((statistics.fmean(seeds) for seeds in found if seeds), default=None)
+        paper = max(row[list(COLUMNS).index(task)] for row in ROBUST_REWARD.values())
+        best.append(f"{'-' if ours is None else f'{ours:.2f}'} ({paper:.2f})")
     lines.insert(4 + len(theirs), "| " + " | ".join(["*the best of these*", *best]) + " |")
     head = "In brackets: the paper's RobustReward@10. Without ±: one seed."
     return "\n".join([*lines, "", head, ""])
