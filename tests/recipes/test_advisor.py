@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import understudy as us
+from understudy import cli
 from understudy.data.writing import write_npz
 from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.poisoned_doors import PoisonedDoors
@@ -96,3 +98,11 @@ def test_crossings_take_demonstrations_beside_the_advice(tmp_path: Path) -> None
     assert us.train(small(config, tmp_path / "run")).env_steps == 80
     with pytest.raises(ValueError, match="nothing to imitate: give demonstrations"):
         us.train(small(us.recipes.crossings(), tmp_path / "none"))
+
+
+def test_schedules_in_a_recipe_trouble_no_command_line(tmp_path: Path) -> None:
+    words = ["train", "poisoned-doors", "--total-steps", "2000", "--evaluation.episodes", "0", "--ppo.epochs", "1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.main([*words, "--ppo.value-clip", "None", "--run-dir", str(tmp_path / "run")]) == 0
+    assert "value_clip: null" in (tmp_path / "run" / "config.yaml").read_text()

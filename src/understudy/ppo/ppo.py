@@ -23,7 +23,7 @@ from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.optim import LearningRateScheduler, LRSchedulerConfig, Optimizer, OptimizerConfig
 from understudy.ppo.returns import RewardScaler, ValueNormalization, ValueNormalizer, fill_advantages
 from understudy.ppo.rollout import Collector
-from understudy.ppo.schedules import Number, Scalar, Schedule, advance_all, check_choice
+from understudy.ppo.schedules import Number, OptionalNumber, Scalar, Schedule, advance_all, check_choice
 from understudy.ppo.statistics import explained_variance
 from understudy.ppo.update import Updater
 from understudy.types import ROLLOUT_KEYS, NonFiniteError
@@ -55,13 +55,13 @@ class PPOConfig:
     """Clipped ratio (PPO), or the plain policy gradient (A2C, with epochs 1 and minibatches 1)."""
     clip_epsilon: Number = 0.2
     """The ratio is clipped to [1 - this, 1 + clip_epsilon_high]."""
-    clip_epsilon_high: Number | None = None
+    clip_epsilon_high: OptionalNumber = None
     """Upper clip; None: symmetric."""
     dual_clip: float | None = None
     """c > 1: lower bound c A of the objective where A < 0; None: off."""
     value_coef: Number = 0.5
     """Weight of the value loss."""
-    value_clip: Number | None = None
+    value_clip: OptionalNumber = None
     """Pessimistic value clipping, in the critic's units; None: off."""
     loss_critic_type: Literal["l1", "l2", "smooth_l1"] = "l2"
     """Value loss (l2 is the squared error, without a half)."""

@@ -235,6 +235,18 @@ Number = Annotated[
 ]
 """The type of a config field that is a number or a `Schedule`; one token on the command line."""
 
+OptionalNumber = Annotated[
+    float | Schedule | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER|SCHEDULE|None",
+        instance_from_str=lambda tokens: None if tokens[0] == "None" else parse_number(tokens[0]),
+        is_instance=lambda value: value is None or _is_number(value),
+        str_from_instance=lambda number: [str(None if number is None else format_number(number))],
+    ),
+]
+"""`Number`, or None for off."""
+
 
 class Scalar(nn.Module):
     """A number that may change while training, as a 0-D float32 buffer: captured code reads `scalar()`.
