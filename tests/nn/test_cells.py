@@ -1,5 +1,7 @@
 """`cell_linear` against the plain product, by hand and in a recorded update."""
 
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 from understudy.nn.cells import MIN_ROWS, cell_linear, worthwhile
 from understudy.nn.networks import EmbeddingEncoder, EncoderConfig, make_encoder
-from understudy.nn.trunk import Trunk
+from understudy.nn.trunk import Key, MemoryKind, Precision, Trunk
 from understudy.ppo.capture import capture
 
 GRID = np.broadcast_to([11, 6, 3], (4, 4, 3)).copy()
@@ -69,6 +71,25 @@ def test_encoders_without_cells_take_the_plain_way() -> None:
             assert encoder.projected(x, torch.randn(3, encoder.out_features), torch.randn(3)) is None
     assert not worthwhile(torch.zeros(MIN_ROWS, 1, dtype=torch.int64), 4), "one cell"
     assert not worthwhile(torch.zeros(MIN_ROWS, 4, dtype=torch.int64), 10**6), "too many kinds"
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gru"])
+@pytest.mark.parametrize("columns", [4, MIN_ROWS // 8], ids=["plain", "by kinds"])
+def test_memories_work_beside_bfloat16(memory: MemoryKind, columns: int) -> None:
+    config = EncoderConfig(embedding_size=4, share_embeddings=True)
+    keys: dict[Key, spaces.Space[Any]] = {("policy",): spaces.MultiDiscrete(GRID)}
+    x = torch.randint(0, 2, (8, columns, 4, 4, 3))
+    half, full = (
+        Trunk(
+            keys, (8,), encoder=config, activation="tanh", init="orthogonal", memory=memory, memory_size=6, precision=p
+        )
+        for p in get_args(Precision)[::-1]
+    )
+    full.load_state_dict(half.state_dict())
+    outputs = [trunk({("policy",): x}, side="actor", latents={})[0] for trunk in (half, full)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0.0, atol=0.05)
+    outputs[0].sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in half.parameters())
 
 
 def test_recorded_recurrent_trunk_with_other_kinds_than_at_recording() -> None:

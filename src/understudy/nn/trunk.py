@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -104,22 +105,33 @@ class Trunk(nn.Module):
         x = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
         if self.memory is None:
             return self.mlp(x), None
+        # a recurrence adds up its rounding, and its hand-written backward knows one type: no autocast in it
+        exact = torch.autocast(x.device.type, enabled=False) if self.precision != "float32" else nullcontext()
+        with exact:
+            x = x.to(self.memory.get_parameter("weight_hh_l0").dtype)
+            x, new_state = self._remember(self.memory, inputs, x, state, is_first)
+        latents[f"{side}/memory"] = x
+        return self.mlp(x), new_state
+
+    def _remember(
+        self, memory: Memory, inputs: Mapping[Key, Tensor], x: Tensor, state: Tensor | None, is_first: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The memory's output for encodings x, and the state after it."""
         if state is None:
             state = x.new_zeros(x.shape[-2], self.state_size)
         if is_first is None:
             is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
-        own, projected = state[:, -self.memory.state_size :], None
+        own, projected = state[:, -memory.state_size :], None
         if self.changes is not None:
             x, before = self.changes(x, state[:, : self.changes.state_size], is_first)
         if x.ndim == 3:
             first = self.encoders[0]
             if len(self.encoders) == 1 and isinstance(first, Encoder) and self.changes is None:
-                projected = first.projected(inputs[self.keys[0]], *self.memory.input_weights())
-            x, own = self.memory.sequence(x, own, is_first, projected)
+                projected = first.projected(inputs[self.keys[0]], *memory.input_weights())
+            x, own = memory.sequence(x, own, is_first, projected)
         else:
-            x, own = self.memory.step(x, own, is_first)
-        latents[f"{side}/memory"] = x
-        return self.mlp(x), own if self.changes is None else torch.cat((before, own), dim=-1)
+            x, own = memory.step(x, own, is_first)
+        return x, own if self.changes is None else torch.cat((before, own), dim=-1)
 
 
 def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], memory: str, precision: str) -> None:

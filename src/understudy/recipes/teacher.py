@@ -110,9 +110,12 @@ def student(
 ) -> TrainConfig:
     """A student without velocities that learns by one of `STUDENTS`, on a MuJoCo task or as a Go1.
 
-    Critic and teacher see the whole observation, group "teacher". Raises ValueError for a task whose velocities are
-    not known here.
+    Critic and teacher see the whole observation, group "teacher". Raises ValueError for an unknown method and for a
+    task whose velocities are not known here.
     """
+    from understudy.ppo.schedules import check_choice
+
+    check_choice("method", method, tuple(STUDENTS))
     how = STUDENTS[method]
     go1 = env_id.startswith("Go1")
     config = _go1(how, env_id, total_steps, seed) if go1 else _hidden_velocity(how, env_id, total_steps, seed)
