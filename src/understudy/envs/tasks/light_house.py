@@ -75,6 +75,7 @@ class LightHouse:
                 f"sees), got {view_radius}, {expert_radius} and {world_radius}"
             )
         self.num_envs, self.device = num_envs, torch.device(device)
+        self.host_is_device = self.device.type == "cpu"
         self.max_episode_steps, self.world_radius = max_episode_steps, world_radius
         self.observation_space = spaces.Dict(
             {
@@ -107,27 +108,30 @@ class LightHouse:
 
     def step(self, action: Tensor) -> Step:
         """Move each copy by one cell, action `[N]`."""
-        self.position = self._move[self.position * 4 + action]
-        self.known = self.known | self._view.near[self.position]
-        self.expert_known = self.expert_known | self._expert_view.near[self.position]
+        self.position = self._move.take(self.position * 4 + action)
+        self.known = self.known | self._view.near.take(self.position)
+        self.expert_known = self.expert_known | self._expert_view.near.take(self.position)
         self.last, self.steps = action.clone(), self.steps + 1  # the caller may overwrite its action
-        arrived = self._corner_at[self.position] == (self.known & 3)
+        arrived = self._corner_at.take(self.position) == (self.known & 3)
         late = (self.steps >= self.max_episode_steps) & ~arrived
         reward = torch.where(arrived, 0.99, torch.where(late, -1.0, -0.01))
         ended = arrived | late
-        final = self.observe()
-        self._restart(ended)
         metrics = {"success": torch.where(ended, arrived.float(), torch.nan)}
-        return Step(self.observe(), reward, ended, self._never, final, metrics)
+        obs = final = self.observe()
+        if not self.host_is_device or bool(ended.any()):  # an accelerator is not asked: that would wait for it
+            self._restart(ended)
+            obs = self.observe()
+        return Step(obs, reward, ended, self._never, final, metrics)
 
     def observe(self) -> TensorDict:
         """The current observation `[N]`."""
-        touch = self._border[self.position * 5 + self.last]
-        seen = self._view.corners[self.position * 64 + self.known] + touch
-        expert_seen = self._expert_view.corners[self.position * 64 + self.expert_known] + touch
+        touch = self._border.take(self.position * 5 + self.last)
+        place = self.position * 64
+        seen = self._view.corners.take(place + self.known) + touch
+        expert_seen = self._expert_view.corners.take(place + self.expert_known) + touch
         groups = {
-            "policy": self._observations[seen],
-            "expert_action": self._expert[expert_seen],
+            "policy": self._observations.index_select(0, seen),
+            "expert_action": self._expert.take(expert_seen),
             "expert_success": self._success,
         }
         return TensorDict(groups, batch_size=[self.num_envs], device=self.device)

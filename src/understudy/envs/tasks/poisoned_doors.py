@@ -90,15 +90,15 @@ class PoisonedDoors:
     def step(self, action: Tensor) -> Step:
         """Take one action each, `[N]`."""
         index = self.state * self._num_actions + action
-        state, steps = self._next[index], self.steps + 1
+        state, steps = self._next.take(index), self.steps + 1
         terminated = state >= self._num_live
         truncated = (steps >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
-        outcome = torch.where(ended.unsqueeze(-1), self._outcome[state], torch.nan).unbind(-1)
+        outcome = torch.where(ended.unsqueeze(-1), self._outcome.index_select(0, state), torch.nan).unbind(-1)
         final = self._observe(state)
         self.state, self.steps = torch.where(ended, self._draw(), state), steps.masked_fill(ended, 0)
         metrics = dict(zip(METRICS, outcome))
-        return Step(self.observe(), self._reward[index], terminated, truncated, final, metrics)
+        return Step(self.observe(), self._reward.take(index), terminated, truncated, final, metrics)
 
     def observe(self) -> TensorDict:
         """The current observation `[N]`."""
@@ -123,8 +123,8 @@ class PoisonedDoors:
 
     def _observe(self, state: Tensor) -> TensorDict:
         groups = {
-            "policy": self._observed[state],
-            "expert_action": self._expert[state],
+            "policy": self._observed.take(state),
+            "expert_action": self._expert.take(state),
             "expert_success": self._success,
         }
         return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
