@@ -18,6 +18,7 @@ from understudy.nn.policy import ActorCritic
 from understudy.parts.part import Part, Rewards, Updates
 from understudy.ppo import randomness
 from understudy.ppo.capture import CaptureMode
+from understudy.ppo.denormals import denormals_flushed
 from understudy.ppo.episodes import EpisodeStatistics
 from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.optim import LearningRateScheduler, LRSchedulerConfig, Optimizer, OptimizerConfig
@@ -208,6 +209,7 @@ class PPO:
 
     # ------------------------------------------------------------------ one iteration
 
+    @denormals_flushed()
     def iterate(self) -> dict[str, float]:
         """Collect T steps of N environments, learn from them; returns host numbers, read from the device once.
 

@@ -16,6 +16,7 @@ from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
 from understudy.ppo import randomness
 from understudy.ppo.capture import capture
+from understudy.ppo.denormals import denormals_flushed
 from understudy.ppo.optim import LearningRateScheduler, gradient_step
 from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Scalar
@@ -85,6 +86,7 @@ class OfflineTraining:
             generator = torch.Generator().manual_seed(randomness.mix(self.ppo.seed, "offline/validation"))
             self.training, self.validation = demonstrations.split(self.config.validation_fraction, generator)
 
+    @denormals_flushed()
     def epoch(self) -> dict[str, float]:
         """One epoch; host numbers of it."""
         started, ppo = time.perf_counter(), self.ppo

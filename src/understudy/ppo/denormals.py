@@ -1,0 +1,28 @@
+"""Numbers below the smallest normal float count as zero while a policy trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_TINY = 1e-39
+"""A denormal float32."""
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Within it CPU arithmetic of this thread, and of threads it starts, rounds denormals (below 1.2e-38) to zero.
+
+    A policy grown sure of itself has probabilities, and thus gradients, of that size, and on the CPU a product of
+    such numbers takes up to a hundred times as long: cloning an expert through a memory trained at a third of its
+    speed. Also a decorator. Worker threads of torch that were started within keep the setting.
+    """
+    already = not bool(torch.full((1,), _TINY).mul(1.0).any())
+    supported = torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        if supported and not already:
+            torch.set_flush_denormal(False)
