@@ -102,6 +102,19 @@ def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:
     assert metrics["log_prob"].item() == pytest.approx(out.log_prob(drawn["action"]).mean().item(), rel=1e-6)
 
 
+def test_a_memory_is_cloned_without_what_only_the_critic_sees(expert: Path) -> None:
+    _, part = build(expert, memory="gru", loss="nll")
+    policy = build(expert, memory="gru")[0].policy
+    drawn = part.draw(part.demonstrations)
+    assert drawn.batch_size == (16, 4)
+    assert set(drawn["obs"].keys()) == {"policy"}
+    loss, _ = part.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
+    whole = drawn["obs"].clone()
+    whole["critic"] = torch.zeros(16, 4, 6)
+    out = policy(whole, None, drawn["is_first"])
+    torch.testing.assert_close(loss, -out.distribution.log_prob(drawn["action"]).mean())
+
+
 def test_auto_is_the_squared_error_for_box_actions(expert: Path) -> None:
     _, part = build(expert)
     policy = build(expert)[0].policy

@@ -21,9 +21,9 @@ from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.heads import make_head
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import open_demonstrations
+from understudy.parts.demonstrated import DemonstratedConfig, check_windows
 from understudy.parts.expert_labels import ExpertLabel, ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
-from understudy.parts.part import Losses, Part, PartConfig, PartContext, Weights
+from understudy.parts.part import Losses, Part, PartContext, Weights
 from understudy.ppo.schedules import Number, Scalar, check_choice, check_range
 from understudy.types import Metrics, PolicyOutput
 
@@ -32,8 +32,8 @@ AuxInit = Literal["same", "orthogonal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvisorConfig(PartConfig):
-    """Options of ADVISOR."""
+class AdvisorConfig(DemonstratedConfig):
+    """Options of ADVISOR; without `demonstrations` the environment's labels alone teach."""
 
     labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
     """Where the expert's labels are."""
@@ -54,8 +54,6 @@ class AdvisorConfig(PartConfig):
     """First weights of the auxiliary head: the policy head's, or orthogonal ones of their own (as in the paper)."""
     use_rollout_labels: bool = True
     """False: only the demonstrations teach, and the environment needs no expert."""
-    demonstrations: str = ""
-    """Demonstrations that teach besides, a Minari id or a path; empty: none."""
     demonstration_coef: Number = 1.0
     """Weight of the losses on demonstrations."""
     batch_size: int = 256
@@ -64,6 +62,7 @@ class AdvisorConfig(PartConfig):
     """Steps per window of demonstrations, for a policy with a memory; divides `batch_size`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("distance", self.distance, get_args(Distance))
         check_choice("aux_init", self.aux_init, get_args(AuxInit))
         check_range("alpha", self.alpha, 0.0)
@@ -129,8 +128,9 @@ class Advisor(Part, Weights, Losses):
         self.labels = ExpertLabels(context, config.labels) if config.use_rollout_labels else None
         self.demonstrations: Demonstrations | None = None
         if config.demonstrations:
-            keys, action_map = context.policy.sensor_keys, context.policy.action_map
-            self.demonstrations = open_demonstrations(context, config.demonstrations, keys=keys, action_map=action_map)
+            if self.recurrent:
+                check_windows(config, config.batch_size, config.sequence_length)
+            self.demonstrations = config.open(context, policy.sensor_keys, policy.action_map)
         self.alpha, self.bound = Scalar(config.alpha, context.device), Scalar(config.bound, context.device)
         self.stage = Scalar(config.stage, context.device)
         self.demonstration_coef = Scalar(config.demonstration_coef, context.device)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import open_demonstrations
+from understudy.parts.demonstrated import DemonstratedConfig
 from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, discriminator_reward, make_mlp
-from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.parts.part import Part, PartContext, Rewards, Updates
 from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics
@@ -24,15 +24,9 @@ AirlRewardForm = Literal["logit", "shaped", "softplus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AirlConfig(PartConfig):
+class AirlConfig(DemonstratedConfig):
     """Options of AIRL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
 
-    demonstrations: str = ""
-    """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
-    num_trajectories: int | None = None
-    """Use only the first so many trajectories; None: all."""
-    step_stride: int = 1
-    """Use only every n-th transition of each, as papers do."""
     reward_weight: Number = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: AirlRewardForm = "logit"
@@ -48,6 +42,7 @@ class AirlConfig(PartConfig):
     """How reward and potential learn; its hidden layers are those of each of the two."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("reward_form", self.reward_form, get_args(AirlRewardForm))
         check_choice("inputs", self.inputs, get_args(Inputs))
         check_choice("normalization", self.normalization, get_args(Normalization))
@@ -178,13 +173,7 @@ class Airl(Part, Rewards, Updates):
         # methods, not modules: the policy is no part of this part
         self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
         needed = dict.fromkeys((*self.features.components, *context.policy.sensor_keys))
-        self.demonstrations = open_demonstrations(
-            context,
-            config.demonstrations,
-            keys=list(needed),
-            num_trajectories=config.num_trajectories,
-            step_stride=config.step_stride,
-        )
+        self.demonstrations = config.open(context, list(needed))
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])
 

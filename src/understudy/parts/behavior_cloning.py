@@ -15,8 +15,8 @@ from torch import Tensor
 from understudy.data.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import open_demonstrations
-from understudy.parts.part import Losses, Part, PartConfig, PartContext
+from understudy.parts.demonstrated import DemonstratedConfig, check_windows
+from understudy.parts.part import Losses, Part, PartContext
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics, PolicyOutput
 
@@ -24,15 +24,9 @@ Loss = Literal["auto", "nll", "mse"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BehaviorCloningConfig(PartConfig):
+class BehaviorCloningConfig(DemonstratedConfig):
     """Options of behaviour cloning."""
 
-    demonstrations: str = ""
-    """Demonstrations of the expert: a Minari id or a path."""
-    num_trajectories: int | None = None
-    """Use only the first so many trajectories; None: all."""
-    step_stride: int = 1
-    """Use only every so-manyth step of each trajectory."""
     coef: Number = 1.0
     """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` lets it fade)."""
     loss: Loss = "auto"
@@ -50,8 +44,9 @@ class BehaviorCloningConfig(PartConfig):
     """Weight of half the squared norm of the actor's parameters inside the loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("loss", self.loss, get_args(Loss))
-        for name in ("batch_size", "sequence_length", "step_stride"):
+        for name in ("batch_size", "sequence_length"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1, got {vars(self)[name]}")
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -82,20 +77,9 @@ class BehaviorCloning(Part, Losses):
         self.config, self.recurrent = config, policy.recurrent
         continuous = isinstance(context.action_space, spaces.Box)
         self.squares = config.loss == "mse" or (config.loss == "auto" and continuous)
-        if self.recurrent and (config.step_stride != 1 or config.batch_size % config.sequence_length):
-            raise ValueError(
-                f"a policy with a memory needs step_stride 1 and a batch_size that sequence_length divides, got "
-                f"{config.step_stride}, {config.batch_size} and {config.sequence_length}"
-            )
-        self._load = functools.partial(
-            open_demonstrations,
-            context,
-            config.demonstrations,
-            action_map=policy.action_map,
-            keys=policy.observed_keys if self.recurrent else policy.sensor_keys,
-            num_trajectories=config.num_trajectories,
-            step_stride=config.step_stride,
-        )
+        if self.recurrent:
+            check_windows(config, config.batch_size, config.sequence_length)
+        self._load = functools.partial(config.open, context, policy.sensor_keys, policy.action_map)
         self.demonstrations = self._load()
         self.coef = Scalar(config.coef, context.device)
         self.entropy_coef = Scalar(config.entropy_coef, context.device)
@@ -128,10 +112,7 @@ class BehaviorCloning(Part, Losses):
         self, policy: ActorCritic, obs: TensorDictBase, action: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Metrics]:
         """The loss without `coef` on obs `[B]` or `[T, B]` and raw actions, and its parts."""
-        if self.recurrent:
-            distribution = policy(obs, None, is_first).distribution
-        else:
-            distribution = policy.distribution(obs)
+        distribution, *_ = policy.run_actor(obs, None, is_first)
         metrics: Metrics = {}
         if self.squares:
             loss = squared_error(distribution, action).mean()

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import open_demonstrations
+from understudy.parts.demonstrated import DemonstratedConfig
 from understudy.parts.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -18,22 +18,16 @@ from understudy.parts.discriminator import (
     RewardForm,
     discriminator_reward,
 )
-from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.parts.part import Part, PartContext, Rewards, Updates
 from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
 from understudy.ppo.schedules import Number, Scalar, check_choice
 from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class GailConfig(PartConfig):
+class GailConfig(DemonstratedConfig):
     """Options of GAIL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
 
-    demonstrations: str = ""
-    """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
-    num_trajectories: int | None = None
-    """Use only the first so many trajectories; None: all."""
-    step_stride: int = 1
-    """Use only every n-th transition of each, as papers do."""
     reward_weight: Number = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: RewardForm = "softplus"
@@ -50,6 +44,7 @@ class GailConfig(PartConfig):
     """The discriminator and how it learns."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("reward_form", self.reward_form, get_args(RewardForm))
         check_choice("inputs", self.inputs, get_args(Inputs))
         check_choice("normalization", self.normalization, get_args(Normalization))
@@ -97,13 +92,7 @@ class Gail(Part, Rewards, Updates):
             generator=self.generator,
         )
         self.weight = Scalar(config.reward_weight, context.device)
-        self.demonstrations = open_demonstrations(
-            context,
-            config.demonstrations,
-            keys=list(self.features.components),
-            num_trajectories=config.num_trajectories,
-            step_stride=config.step_stride,
-        )
+        self.demonstrations = config.open(context, list(self.features.components))
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])
 
