@@ -429,14 +429,15 @@ def test_every_example_is_run_here() -> None:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The string below each field of a dataclass, its own and those it inherits."""
     docs = {}
-    for field, doc in zip(body.body, body.body[1:]):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
-            assert isinstance(doc.value, ast.Constant)
-            docs[field.target.id] = " ".join(str(doc.value.value).split())
+    for owner in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, doc in zip(body.body, body.body[1:]):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(doc, ast.Expr):
+                assert isinstance(doc.value, ast.Constant)
+                docs[field.target.id] = " ".join(str(doc.value.value).split())
     return docs
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-_TINY = 1e-39
-"""A denormal float32."""
+_TINY = 1e-310
+"""A denormal: 0 as soon as it is used in this thread's arithmetic, if denormals are flushed."""
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def denormals_flushed() -> Iterator[None]:
     such numbers takes up to a hundred times as long: cloning an expert through a memory trained at a third of its
     speed. Also a decorator. Worker threads of torch that were started within keep the setting.
     """
-    already = not bool(torch.full((1,), _TINY).mul(1.0).any())
+    already = _TINY * 2.0 == 0.0
     supported = torch.set_flush_denormal(True)
     try:
         yield
