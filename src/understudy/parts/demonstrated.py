@@ -20,7 +20,7 @@ class DemonstratedConfig(PartConfig):
     num_trajectories: int | None = None
     """Use only the first so many trajectories; None: all."""
     step_stride: int = 1
-    """Use only every n-th transition of each, as papers do; 1 for a policy with a memory."""
+    """Use only every n-th transition of each, as papers do; 1 where a memory is trained on them."""
 
     def __post_init__(self) -> None:
         if self.step_stride < 1:
