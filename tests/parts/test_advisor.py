@@ -499,3 +499,13 @@ def test_demonstrations_beside_the_rollout(demonstrations: str) -> None:
     config = AdvisorConfig(demonstrations=demonstrations, batch_size=64, sequence_length=8)
     _, metrics = train(config, 1)
     assert {"advisor/demonstration_loss", "advisor/weight", "advisor/aux_loss"} <= set(metrics)
+
+
+def test_fewer_demonstrations(demonstrations: str) -> None:
+    config = AdvisorConfig(demonstrations=demonstrations, num_trajectories=3, step_stride=2)
+    part = train(config, 1)[0].parts["advisor"]
+    assert isinstance(part, Advisor)
+    assert part.demonstrations is not None
+    assert part.demonstrations.num_trajectories == 3
+    with pytest.raises(ValueError, match="memory needs step_stride 1"):
+        train(config, 1, memory="lstm")
