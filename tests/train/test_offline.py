@@ -18,7 +18,7 @@ from understudy.data.writing import write_npz
 from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import PolicyConfig
-from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.ppo.optim import LRSchedulerConfig
 from understudy.ppo.ppo import PPOConfig
 from understudy.ppo.schedules import Schedule
@@ -66,6 +66,20 @@ def configure(expert: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
 def score(policy: Any) -> float:
     episodes = record_episodes(PointMass(50), PolicyActor(policy), 50, seed=1)
     return sum(episode.score for episode in episodes) / len(episodes)
+
+
+def test_epochs_flush_denormals(configure: Any, monkeypatch: Any) -> None:
+    clone, seen, denormal = BehaviorCloning.clone, [], 1e-310
+
+    def look(*args: Any) -> Any:
+        seen.append(denormal * 2.0 == 0.0)
+        return clone(*args)
+
+    monkeypatch.setattr(BehaviorCloning, "clone", look)
+    train(configure(offline={"epochs": 1, "validation_fraction": 0.0}))
+    assert seen
+    assert all(seen)
+    assert denormal * 2.0 > 0.0
 
 
 def test_it_clones_the_expert_without_an_environment_step(configure: Any) -> None:

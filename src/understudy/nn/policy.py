@@ -169,7 +169,7 @@ class ActorCritic(nn.Module):
         )
 
     def _name_inputs(self, critic_inputs: dict[Key, spaces.Space[Any]]) -> None:
-        """What acting needs (`sensor_keys`), the actor in training, V, all together, and that without what is drawn."""
+        """What acting needs (`sensor_keys`), the actor in training, V, and all together."""
         sensors: list[Key] = []
         estimated: set[Key] = set()
         for head in self._heads:
@@ -188,7 +188,6 @@ class ActorCritic(nn.Module):
         self.actor_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.sensor_keys, *truth, *drawn)))
         self.value_keys: tuple[Key, ...] = self.sensor_keys if self.config.shared_trunk else tuple(critic_inputs)
         self.input_keys: tuple[Key, ...] = tuple(dict.fromkeys((*self.actor_keys, *self.value_keys)))
-        self.observed_keys: tuple[Key, ...] = tuple(key for key in self.input_keys if key != REPLACED)
 
     # ------------------------------------------------------------------ forward
 

@@ -16,7 +16,7 @@ def denormals_flushed() -> Iterator[None]:
     """Within it CPU arithmetic of this thread, and of threads it starts, rounds denormals (below 1.2e-38) to zero.
 
     A policy grown sure of itself has probabilities, and thus gradients, of that size, and on the CPU a product of
-    such numbers takes up to a hundred times as long: cloning an expert through a memory trained at a third of its
+    such numbers takes more than ten times as long: cloning an expert through a memory trained at a third of its
     speed. Also a decorator. Worker threads of torch that were started within keep the setting.
     """
     already = _TINY * 2.0 == 0.0

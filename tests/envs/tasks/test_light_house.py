@@ -216,6 +216,28 @@ def test_seeds_and_saved_states() -> None:
     assert all(map(torch.equal, first, roll(restored, 40)))
 
 
+def test_an_accelerator_plays_the_same_episodes_and_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    env, pretender = LightHouse(50, max_episode_steps=6), LightHouse(50, max_episode_steps=6)
+    pretender.host_is_device = False
+    env.reset(seed=0)
+    pretender.reset(seed=0)
+    played = [env.step((torch.arange(50) + t // 3) % 4) for t in range(6)]
+
+    def refuse(tensor: Tensor) -> bool:
+        raise AssertionError("waited for the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "__bool__", refuse)
+        also = [pretender.step((torch.arange(50) + t // 3) % 4) for t in range(6)]
+    for one, other in zip(played, also):
+        assert torch.equal(one.final_obs["policy"], other.final_obs["policy"])
+        assert torch.equal(one.reward, other.reward)
+    assert also[-1].terminated.all()
+    for copies in (env, pretender):  # both start again in the centre
+        assert (copies.position == copies._start).all()
+        assert (copies.steps == 0).all()
+
+
 def test_make_env_and_its_options() -> None:
     env = make_env("LightHouse-v0", 3, env_kwargs={"view_radius": 7, "expert_radius": 9}, max_episode_steps=50)
     assert isinstance(env, LightHouse)
