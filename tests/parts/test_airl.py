@@ -119,7 +119,8 @@ def test_equal_rows_look_equal_to_the_last_column(point_mass: Any) -> None:
             self.rows = rollout.select("obs", "next_obs", "terminated").flatten(0, 1).clone()
             self.rows["executed_action"] = rollout["executed_action"].flatten(0, 1).clone()
 
-        def sample(self, batch_size: int, generator: torch.Generator) -> TensorDict:
+        def sample(self, batch_size: int, generator: torch.Generator, next_obs: bool) -> TensorDict:
+            assert next_obs  # the potential reads it
             return self.rows[torch.randperm(batch_size, generator=generator)]
 
     wide = {"distribution": DistributionConfig(init_std=3.0)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -13,39 +13,27 @@ from torch import Tensor, nn
 
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import DemonstratedConfig
-from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, discriminator_reward, make_mlp
-from understudy.parts.part import Part, PartContext, Rewards, Updates
-from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
-from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.parts.adversarial import AdversarialConfig, AdversarialPart
+from understudy.parts.discriminator import discriminator_reward, make_mlp
+from understudy.parts.part import PartContext
+from understudy.parts.transitions import Inputs, SharedNormalizer, TransitionFeatures
+from understudy.ppo.schedules import check_choice
 from understudy.types import Metrics
 
 AirlRewardForm = Literal["logit", "shaped", "softplus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AirlConfig(DemonstratedConfig):
+class AirlConfig(AdversarialConfig):
     """Options of AIRL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
 
-    reward_weight: Number = 1.0
-    """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: AirlRewardForm = "logit"
     """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation; softplus:
     -log(1 - D), which is positive: with the others a robot that may fall learns to end its episodes early."""
-    observations: tuple[str, ...] = ("policy",)
-    """Observation groups, or group/component names, that reward and potential see."""
-    inputs: Inputs = "state-action"
-    """What the recovered reward g sees of a transition; "state" gives one that transfers to other dynamics."""
-    normalization: Normalization = "policy"
-    """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """How reward and potential learn; its hidden layers are those of each of the two."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("reward_form", self.reward_form, get_args(AirlRewardForm))
-        check_choice("inputs", self.inputs, get_args(Inputs))
-        check_choice("normalization", self.normalization, get_args(Normalization))
         if self.discriminator.loss != "bce":
             raise ValueError("AIRL's discriminator is a probability: discriminator.loss must be 'bce'")
         if self.discriminator.replay_size:
@@ -138,7 +126,7 @@ def build_reward(policy: ActorCritic, config: AirlConfig, gamma: float) -> Rewar
     return RewardFunction(features, normalizer, AirlNetwork(features, config, gamma))
 
 
-class Airl(Part, Rewards, Updates):
+class Airl(AdversarialPart):
     """Reward from a discriminator `D = sigmoid(f - log pi)` that holds a reward function, which can be taken out.
 
         f = g(s, a) + gamma (1 - terminated) h(s') - h(s),        reward = log D - log(1 - D) = f - log pi
@@ -154,33 +142,16 @@ class Airl(Part, Rewards, Updates):
     uses_next_obs = True
 
     def __init__(self, context: PartContext, config: AirlConfig) -> None:
-        super().__init__(context)
         if context.policy.recurrent:
             raise ValueError("AIRL needs a feed-forward policy: set policy.memory to none, or use Gail")
-        self.config = config
-        model = build_reward(context.policy, config, context.gamma).to(context.device)
-        self.features, self.normalizer = model.features, model.normalizer
-        size = self.features.size
-        self.discriminator = Discriminator(
-            model.network,
-            config.discriminator,
-            num_features=size,
-            row_size=size + 2,
-            rollout_size=context.num_steps * context.num_envs,
-            generator=self.generator,
+        model = build_reward(context.policy, config, context.gamma)
+        keys = context.policy.sensor_keys
+        super().__init__(
+            context, config, model.features, model.normalizer, model.network, extra_columns=2, extra_keys=keys
         )
-        self.weight = Scalar(config.reward_weight, context.device)
+        self.config = config
         # methods, not modules: the policy is no part of this part
         self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
-        needed = dict.fromkeys((*self.features.components, *context.policy.sensor_keys))
-        self.demonstrations = config.open(context, list(needed))
-        if config.normalization == "own":
-            self.normalizer.absorb(self._draw()["obs"])
-
-    @property
-    def reward_weight(self) -> Tensor:
-        """0-D weight of the reward."""
-        return self.weight()
 
     def reward(self, rollout: TensorDict) -> Tensor:
         """f - log pi, f or -log(1 - D), `[T, N]`, of every transition of the rollout."""
@@ -196,20 +167,13 @@ class Airl(Part, Rewards, Updates):
         drawn = self._draw()
         behaviour = policy.distribution(drawn["obs"])
         rows, expert = self._rows(rollout, self.behaviour(rollout["params"])), self._rows(drawn, behaviour)
-        metrics = self.discriminator.fit(rows.flatten(0, 1), expert, policy_weight(rollout).flatten(), self.normalizer)
-        if self.config.normalization == "own":
-            self.normalizer.absorb(rollout["obs"], rollout["valid"])
-            self.normalizer.absorb(drawn["obs"])
-        return metrics
+        return self._fit(rollout, rows.flatten(0, 1), drawn, expert)
 
     def reward_function(self) -> RewardFunction:
         """The reward recovered so far: a copy that further training does not move."""
         network = self.discriminator.network
         assert isinstance(network, AirlNetwork)
         return copy.deepcopy(RewardFunction(self.features, self.normalizer, network)).eval()
-
-    def _draw(self) -> TensorDict:
-        return self.demonstrations.sample(self.discriminator.num_expert_rows, self.generator)
 
     @torch.no_grad()
     def _rows(self, transitions: TensorDict, behaviour: Distribution) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -10,51 +10,33 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import DemonstratedConfig
-from understudy.parts.discriminator import (
-    Discriminator,
-    DiscriminatorConfig,
-    DiscriminatorNetwork,
-    RewardForm,
-    discriminator_reward,
-)
-from understudy.parts.part import Part, PartContext, Rewards, Updates
-from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
-from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.parts.adversarial import AdversarialConfig, AdversarialPart
+from understudy.parts.discriminator import DiscriminatorNetwork, RewardForm, discriminator_reward
+from understudy.parts.part import PartContext
+from understudy.parts.transitions import SharedNormalizer, TransitionFeatures
+from understudy.ppo.schedules import check_choice
 from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class GailConfig(DemonstratedConfig):
+class GailConfig(AdversarialConfig):
     """Options of GAIL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
 
-    reward_weight: Number = 1.0
-    """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: RewardForm = "softplus"
     """softplus: -log(1 - D), Tianshou's; log_d: log D; logit: log D - log(1 - D); least_squares: AMP's."""
-    observations: tuple[str, ...] = ("policy",)
-    """Observation groups, or group/component names, that the discriminator sees."""
-    inputs: Inputs = "state-action"
-    """What it sees of a transition."""
-    normalization: Normalization = "policy"
-    """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
     absorbing_states: bool = False
     """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The discriminator and how it learns."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("reward_form", self.reward_form, get_args(RewardForm))
-        check_choice("inputs", self.inputs, get_args(Inputs))
-        check_choice("normalization", self.normalization, get_args(Normalization))
 
     def build(self, context: PartContext) -> Gail:
         """Build the part."""
         return Gail(context, self)
 
 
-class Gail(Part, Rewards, Updates):
+class Gail(AdversarialPart):
     """Reward for transitions that a discriminator takes for the expert's (`discriminator_reward` has its forms).
 
     A rollout is scored with the discriminator as the previous one left it, then the discriminator takes its steps on
@@ -70,36 +52,18 @@ class Gail(Part, Rewards, Updates):
     """
 
     def __init__(self, context: PartContext, config: GailConfig) -> None:
-        super().__init__(context)
         if config.absorbing_states and not context.gamma < 1.0:
             raise ValueError("absorbing states last for ever: gamma must be below 1")
+        features = TransitionFeatures(
+            context.observation_space, context.action_space, config.observations, config.inputs, config.absorbing_states
+        )
+        normalizer = SharedNormalizer(features, config.normalization, context.policy)
+        network = DiscriminatorNetwork(features.size, config.discriminator)
+        self.uses_next_obs = features.with_next_state
+        super().__init__(context, config, features, normalizer, network)
         self.config = config
         # all steps after the end, as the return weighs them: gamma + gamma^2 + ...
         self.ever_after = context.gamma / (1.0 - context.gamma) if config.absorbing_states else 0.0
-        self.features = TransitionFeatures(
-            context.observation_space, context.action_space, config.observations, config.inputs, config.absorbing_states
-        )
-        self.uses_next_obs = self.features.with_next_state
-        self.normalizer = SharedNormalizer(self.features, config.normalization, context.policy)
-        self.to(context.device)
-        size = self.features.size
-        self.discriminator = Discriminator(
-            DiscriminatorNetwork(size, config.discriminator).to(context.device),
-            config.discriminator,
-            num_features=size,
-            row_size=size,
-            rollout_size=context.num_steps * context.num_envs,
-            generator=self.generator,
-        )
-        self.weight = Scalar(config.reward_weight, context.device)
-        self.demonstrations = config.open(context, list(self.features.components))
-        if config.normalization == "own":
-            self.normalizer.absorb(self._draw()["obs"])
-
-    @property
-    def reward_weight(self) -> Tensor:
-        """0-D weight of the reward."""
-        return self.weight()
 
     def reward(self, rollout: TensorDict) -> Tensor:
         """The reward `[T, N]` of every transition of the rollout."""
@@ -112,21 +76,12 @@ class Gail(Part, Rewards, Updates):
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
-        rows, weight = self.features.of_rollout(rollout).flatten(0, 1), policy_weight(rollout).flatten()
-        drawn = self._draw()
+        rows, drawn = self.features.of_rollout(rollout).flatten(0, 1), self._draw()
         expert = self.features(drawn["obs"], drawn["executed_action"], drawn.get("next_obs"), drawn["terminated"])
         if self.config.absorbing_states:
             rows = self._with_loops(rows, rollout["terminated"].flatten())
             expert = self._with_loops(expert, drawn["terminated"])
-        metrics = self.discriminator.fit(rows, expert, weight, self.normalizer)
-        if self.config.normalization == "own":
-            self.normalizer.absorb(rollout["obs"], rollout["valid"])
-            self.normalizer.absorb(drawn["obs"])
-        return metrics
-
-    def _draw(self) -> TensorDict:
-        count = self.discriminator.num_expert_rows
-        return self.demonstrations.sample(count, self.generator, next_obs=self.uses_next_obs)
+        return self._fit(rollout, rows, drawn, expert)
 
     def _score(self, rows: Tensor) -> Tensor:
         return discriminator_reward(self.discriminator.logit(self.normalizer(rows)), self.config.reward_form)
