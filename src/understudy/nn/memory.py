@@ -180,9 +180,9 @@ class _LSTMSequence(torch.autograd.Function):
         h, c, both, g, o, squashed, weight, restart = ctx.saved_tensors
         i, f = both.chunk(2, dim=-1)
         keep = (~restart).to(h.dtype)
-        to_cell = o * (1.0 - squashed * squashed)  # d c' / d h'
+        to_cell = _through_tanh(o, squashed)  # d c' / d h'
         to_gates = torch.cat(  # d c' / d (i, f, g) and d h' / d o, before their activations
-            (g * i * (1.0 - i), c * f * (1.0 - f), i * (1.0 - g * g), squashed * o * (1.0 - o)), dim=-1
+            (_through_sigmoid(g, i), _through_sigmoid(c, f), _through_tanh(i, g), _through_sigmoid(squashed, o)), dim=-1
         )
         d_h, d_gates = torch.zeros_like(h[0]), []
         last = torch.zeros_like(keep[0])  # nothing comes back from behind the last step
@@ -217,8 +217,8 @@ class _GRUSequence(torch.autograd.Function):
         h, both, n, hidden_n, weight, restart = ctx.saved_tensors
         r, z = both.chunk(2, dim=-1)
         keep = (~restart).to(h.dtype)
-        to_n = (1.0 - z) * (1.0 - n * n)  # d h' / d (inputs of n)
-        to_hidden = torch.cat((to_n * hidden_n * r * (1.0 - r), (h - n) * z * (1.0 - z), to_n * r), dim=-1)
+        to_n = _through_tanh(1.0 - z, n)  # d h' / d (inputs of n)
+        to_hidden = torch.cat((_through_sigmoid(to_n * hidden_n, r), _through_sigmoid(h - n, z), to_n * r), dim=-1)
         d_h, d_outs, d_hidden = torch.zeros_like(h[0]), [], []
         last = torch.zeros_like(keep[0])
         steps = zip(d_out.unbind(0), to_hidden.unbind(0), z.unbind(0), keep.unbind(0))
@@ -231,6 +231,16 @@ class _GRUSequence(torch.autograd.Function):
         d_inputs = torch.cat((stacked[..., : 2 * size], torch.stack(d_outs[::-1]) * to_n), dim=-1)
         flat = stacked.flatten(0, 1)
         return d_inputs, d_h * last, flat.t() @ h.flatten(0, 1), flat.sum(0), None
+
+
+def _through_sigmoid(gradient: Tensor, y: Tensor) -> Tensor:
+    """`gradient y (1 - y)`, in one pass: back through `y = sigmoid(x)`."""
+    return torch.ops.aten.sigmoid_backward(gradient, y)
+
+
+def _through_tanh(gradient: Tensor, y: Tensor) -> Tensor:
+    """`gradient (1 - y^2)`, in one pass: back through `y = tanh(x)`."""
+    return torch.ops.aten.tanh_backward(gradient, y)
 
 
 def _pack(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:

@@ -20,7 +20,7 @@ from understudy.train.video import check_video_packages, film
 MAX_ENVS = ENVPOOL_FROM
 """Environments stepped at once: more only pay off with more episodes than anyone evaluates."""
 
-MAX_BATCHED_ENVS = 256
+MAX_BATCHED_ENVS = 512
 """Copies of one of our own tasks stepped at once: a batch of them costs hardly more than one."""
 
 STEP_LIMIT = 100_000
