@@ -368,33 +368,33 @@ def imitation_result(job: Any, score: float) -> dict[str, Any]:
 
 def test_imitation_table_is_in_percent_of_the_expert(load: Loader, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    run = load("imitation", "run")
+    run, report = load("imitation", "run"), load("imitation", "report")
     args = imitation_args(run, "--tasks", "Hopper-v5", "--methods", "bc", "gail", "--seeds", "0", "1")
     (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
     assert [(job.method, job.seed, job.total_steps) for job in jobs] == [
         ("bc", 0, 0), ("bc", 1, 0), ("gail", 0, 1_000_000), ("gail", 1, 1_000_000),
     ]  # fmt: skip
     results = [imitation_result(expert, 2000.0), *(imitation_result(job, x) for job, x in zip(jobs, (1900.0, 2000.0)))]
-    text = run.main_table(results, args)
+    text = report.main_table(results, args)
     assert "| Hopper-v5 | expert (PPO) | 0 | **2000** | 100.0 % | 2 min | - | - |" in text
     assert "| Hopper-v5 | BC | 0, 1 | **1950 ± 71** | 97.5 % (95.0 %) | 2 min | 2243 ± 32 (85 %) | - |" in text
     assert "| Hopper-v5 | GAIL | - | - | - | - | 2671 ± 82 (102 %) | 1761 |" in text
-    run.plot(results, args, tmp_path / "picture.png")
+    report.plot(results, args, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
 def test_imitation_sweep_has_a_column_for_each_number_of_episodes(load: Loader, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    run = load("imitation", "run")
+    run, report = load("imitation", "run"), load("imitation", "report")
     words = ("--tasks", "Hopper-v5", "--methods", "bc", "--seeds", "0", "1", "--trajectories", "1", "25")
     args = imitation_args(run, *words)
     (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
     scores = {1: 500.0, 25: 1000.0}
     results = [imitation_result(expert, 1000.0), *(imitation_result(job, scores[job.trajectories]) for job in jobs)]
-    text = run.sweep_table(results, args)
+    text = report.sweep_table(results, args)
     assert "| task | method | 1 episode | 25 episodes |" in text
     assert "| Hopper-v5 | BC | 50.0 % (50.0 %) | 100.0 % (100.0 %) |" in text
-    run.plot(results, args, tmp_path / "picture.png")
+    report.plot(results, args, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 

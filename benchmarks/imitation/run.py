@@ -14,25 +14,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from published import METHODS, PUBLISHED, SOURCES
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from understudy.train.config import OfflineConfig, TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -42,13 +33,11 @@ sys.path.append(str(HERE.parent / "learning"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 
 from jobs import KeyedJob, Result, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
+from published import METHODS  # noqa: E402
+from report import ADVERSARIAL, EXPERT, RECORDED, footer, main_table, picture_path, plot, sweep_table  # noqa: E402
 
 WORKER = HERE.parent / "learning" / "worker.py"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
-EXPERT = "expert"
-ADVERSARIAL = ("gail", "airl", "bc-gail")  # these step the environment
-RECORDED = 25
-"""Episodes that each expert is recorded for; a method that gets fewer takes the first ones."""
 EVALUATION_SEED = 2_000_003
 """Of the episodes that experts and learners alike are scored on: not those that were recorded."""
 
@@ -110,12 +99,6 @@ def parse_args() -> argparse.Namespace:
     if not all(1 <= count <= RECORDED for count in args.trajectories):
         parser.error(f"--trajectories must lie between 1 and {RECORDED}")
     return args
-
-
-def picture_path(args: argparse.Namespace) -> Path:
-    """Beside the tables, unless told otherwise."""
-    chosen: Path | None = args.picture
-    return HERE / "results" / f"{args.name}.png" if chosen is None else chosen
 
 
 def expert_jobs(args: argparse.Namespace) -> list[Job]:
@@ -267,211 +250,6 @@ def as_many_steps(offline: OfflineConfig, trajectories: int) -> OfflineConfig:
     times = RECORDED // trajectories
     patience = None if offline.patience is None else offline.patience * times
     return dataclasses.replace(offline, epochs=offline.epochs * times, patience=patience)
-
-
-# ---------------------------------------------------------------------- tables
-
-
-def scores(results: Sequence[Result], method: str, task: str, trajectories: int | None = None) -> list[float]:
-    """Scores of all seeds of a cell."""
-    return [
-        r["test_return"]
-        for r in results
-        if (r["method"], r["task"]) == (method, task) and trajectories in (None, r["trajectories"])
-    ]
-
-
-def spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation over seeds`, or a dash."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.0f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.0f}"
-
-
-def share(values: Sequence[float], expert: float) -> str:
-    """Mean in percent of the expert's score, the lowest seed's in brackets; or a dash."""
-    if not values:
-        return "-"
-    mean, lowest = (100.0 * x / expert for x in (statistics.fmean(values), min(values)))
-    return f"{mean:.1f} %" if len(values) < 2 else f"{mean:.1f} % ({lowest:.1f} %)"
-
-
-def published(source: str, task: str, method: str) -> str:
-    """A published score and what share of its own expert's it is; or a dash."""
-    if (task, method) not in PUBLISHED[source]:
-        return "-"
-    text, mean, expert = PUBLISHED[source][task, method]
-    return text if expert is None else f"{text} ({100.0 * mean / expert:.0f} %)"
-
-
-def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
-    """One row for each task and method, beside the published scores."""
-    lines = [
-        "# Imitation",
-        "",
-        "| task | method | seeds | return | share of the expert's (lowest seed) | time | " + " | ".join(SOURCES) + " |",
-        "|---" * (6 + len(SOURCES)) + "|",
-    ]
-    for task in args.tasks:
-        expert = scores(results, EXPERT, task)
-        for method in ([EXPERT] if expert else []) + list(args.methods):
-            found = [r for r in results if (r["method"], r["task"]) == (method, task)]
-            returns = [r["test_return"] for r in found]
-            cells = [task, "expert (PPO)" if method == EXPERT else METHODS[method]]
-            cells += [", ".join(str(r["seed"]) for r in found) or "-", f"**{spread(returns)}**" if returns else "-"]
-            cells += [share(returns, expert[0]) if expert else "-"]
-            cells += [f"{statistics.median(r['seconds'] for r in found) / 60:.0f} min" if found else "-"]
-            cells += [published(source, task, method) for source in SOURCES]
-            lines.append("| " + " | ".join(cells) + " |")
-    sources = [f"- **{name}**: {text}." for name, text in SOURCES.items()]
-    return "\n".join([*lines, "", *explanation(results, args), *sources, ""])
-
-
-def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str]:
-    """What the rows of the main table are."""
-    asked = [r["asked_steps"] for r in results if r["method"] == "dagger"]
-    about = f", about {statistics.median(asked):,.0f} steps in all" if asked else ""
-    return [
-        f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
-        f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
-        f"{args.expert_steps:,} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
-        f"expert's mode, all steps of them; DAgger asks the expert in rounds{about}. GAIL and AIRL take "
-        f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
-        "attempt of a seed, one thread. A dash: not run, or not published.",
-        "",
-        "Published, each with its own experts and versions of the tasks:",
-    ]
-
-
-def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
-    """One row for each task and method, one column for each number of trajectories."""
-    counts = sorted(set(args.trajectories))
-    lines = [
-        "# How many demonstrations",
-        "",
-        "| task | method | " + " | ".join(f"{n} episode{'s' * (n > 1)}" for n in counts) + " |",
-        "|---" * (2 + len(counts)) + "|",
-    ]
-    for task in args.tasks:
-        expert = scores(results, EXPERT, task)
-        for method in args.methods:
-            cells = [share(scores(results, method, task, n), expert[0]) if expert else "-" for n in counts]
-            lines.append("| " + " | ".join([task, METHODS[method], *cells]) + " |")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Share of the expert's score: mean over seeds {', '.join(map(str, args.seeds))} (lowest seed), "
-            f"{args.episodes} test episodes each; the first episodes of the same recording. BC takes about as many "
-            f"gradient steps from few episodes as from {RECORDED}; GAIL {args.total_steps:,} environment steps.",
-            "",
-        ]
-    )
-
-
-def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
-    """How, where and when."""
-    import tables
-
-    machine = tables.machine()
-    caption = (
-        "Points: mean, lowest and highest seed."
-        if len(args.trajectories) > 1
-        else "Curves: return while training, actions sampled, mean and range over seeds. Dots and broken lines: final "
-        "scores, as in the table."
-    )
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "gymnasium", "mujoco"))
-    return "\n".join(
-        [
-            "",
-            f"![picture]({os.path.relpath(picture_path(args), HERE / 'results')})",
-            "",
-            caption,
-            "",
-            f"{len(results)} trainings, on a machine that did other things too; "
-            f"{machine['cpu']}, {machine['cores']} cores, one thread each; {versions}; understudy "
-            f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
-            f"`{command_line(args)}`",
-            "",
-        ]
-    )
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same tables anywhere."""
-    words = ["--tasks", *args.tasks, "--methods", *args.methods, "--seeds", *map(str, args.seeds)]
-    words += ["--trajectories", *map(str, args.trajectories), "--expert-steps", str(args.expert_steps)]
-    words += ["--total-steps", str(args.total_steps), "--name", args.name]
-    return "python benchmarks/imitation/run.py " + " ".join(words)
-
-
-# ---------------------------------------------------------------------- pictures
-
-
-def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> None:
-    """One panel for each task: learning curves and levels, or the score over the number of trajectories."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    tasks = [task for task in args.tasks if scores(results, EXPERT, task)]
-    figure = Figure(figsize=(max(4.2 * len(tasks), 5.6), 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    draw = draw_sweep if len(args.trajectories) > 1 else draw_curves
-    for number, task in enumerate(tasks, start=1):
-        axes = figure.add_subplot(1, len(tasks), number)
-        axes.axhline(scores(results, EXPERT, task)[0], color="black", linewidth=1.0, label="expert")
-        draw(axes, [r for r in results if r["task"] == task and r["method"] != EXPERT], list(args.methods))
-        axes.set_title(task, fontsize=10)
-        axes.set_ylim(bottom=0.0)
-        axes.spines[["top", "right"]].set_visible(False)
-    if figure.axes:
-        figure.axes[0].set_ylabel("return")
-        labelled = {text: line for axes in figure.axes for line, text in zip(*axes.get_legend_handles_labels())}
-        figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=6, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def draw_curves(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
-    """What steps the environment: its training return, and a dot, its final score. What does not: its final score."""
-    import numpy as np
-
-    for method in methods:
-        color, found = color_of(method), [r for r in results if r["method"] == method]
-        curves = [list(zip(*r["curve"])) for r in found if len(r["curve"]) > 1]
-        score = statistics.fmean(r["test_return"] for r in found) if found else None
-        if method in ADVERSARIAL and curves:
-            grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 100)
-            lines = np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
-            axes.plot(grid, lines.mean(0), color=color, label=METHODS[method])
-            axes.fill_between(grid, lines.min(0), lines.max(0), color=color, alpha=0.2, linewidth=0)
-            axes.plot(grid[-1], score, "o", color=color, clip_on=False)
-        elif score is not None:  # two of these may lie on each other
-            line = ":" if method == "dagger" else "--"
-            axes.axhline(score, color=color, linestyle=line, linewidth=2.0, label=METHODS[method])
-    axes.set_xlabel("environment steps")
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-
-
-def draw_sweep(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
-    """The final score over the number of trajectories: mean, lowest and highest seed."""
-    for method in methods:
-        found: dict[int, list[float]] = {}
-        for r in results:
-            if r["method"] == method:
-                found.setdefault(r["trajectories"], []).append(r["test_return"])
-        counts = sorted(found)
-        mean = [statistics.fmean(found[n]) for n in counts]
-        low, high = [min(found[n]) for n in counts], [max(found[n]) for n in counts]
-        error = [[m - a for m, a in zip(mean, low)], [b - m for m, b in zip(mean, high)]]
-        axes.errorbar(counts, mean, error, marker="o", capsize=3, color=color_of(method), label=METHODS[method])
-    axes.set_xlabel("recorded episodes")
-
-
-def color_of(method: str) -> str:
-    """The same in every picture."""
-    return f"C{list(METHODS).index(method)}"
 
 
 if __name__ == "__main__":

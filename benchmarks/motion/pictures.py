@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from run import Task
+    from gait import Task
 
 FILM_SECONDS = 10.0
 

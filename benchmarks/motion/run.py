@@ -28,10 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from understudy.nn.policy import ActorCritic
     from understudy.train.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -40,41 +37,12 @@ sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 sys.path.append(str(HERE.parents[1] / "examples"))
 
+from gait import TASKS, measure, measure_clips, play  # noqa: E402
 from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin  # noqa: E402
 
 SOURCE_SEED = 0
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
-BINS = 20
-"""Parts of the gait cycle in the picture."""
-SKIP = 20
-"""First frames of each episode that are not measured: starting from rest is no gait."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A robot: where its joints are among the observations, and its feet among the model's geometries."""
-
-    env_id: str
-    recorded: bool  # clips from a PPO run; else from a script
-    joints: Mapping[str, int]  # angle -> column of the observation; the first one's swing tells the gait's phase
-    feet: tuple[str, ...]
-
-
-TASKS = {
-    "cheetah": Task(
-        env_id="HalfCheetah-v5",
-        recorded=True,
-        joints={"bthigh": 2, "bshin": 3, "bfoot": 4, "fthigh": 5, "fshin": 6, "ffoot": 7},
-        feet=("bfoot", "ffoot"),
-    ),
-    "ant": Task(
-        env_id="Ant-v5",
-        recorded=False,
-        joints={f"{kind}_{leg}": 3 + 2 * leg + (kind == "ankle") for leg in (1, 2, 3, 4) for kind in ("hip", "ankle")},
-        feet=("left_ankle_geom", "right_ankle_geom", "third_ankle_geom", "fourth_ankle_geom"),
-    ),
-}
 METHODS = ("ppo", "appo-0.5", "appo-0.2", "appo-0.1", "atppo-0.5")
 
 
@@ -159,7 +127,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
     from understudy.train.run import RunFolder, read_policy
 
     torch.set_num_threads(1)
-    task = TASKS[job.task]
+    task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
     train_in(job.folder, method_config(job))
     policy, _ = read_policy(job.folder)
     folder = RunFolder(job.folder)
@@ -168,7 +136,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
         "key": job.key,
         **asdict(job),
         "revision": json.loads(folder.provenance.read_text())[-1]["git"]["library"][:7],
-        **measure(play(task, policy, job.episodes, evaluation_seed(job.seed)), job.task, job.total_steps),
+        **measure(play(task, policy, job.episodes, evaluation_seed(job.seed)), task, held_out),
         "env_steps": int(metrics[-1]["step"]),
         **{name: curve(metrics, metric) for name, metric in CURVES.items()},
     }
@@ -257,112 +225,6 @@ def make_clips(task: str, total_steps: int) -> None:
             write_trot(path, episodes=CLIPS, seed=1_000_000 * (number + 1))
 
 
-# ---------------------------------------------------------------------- measuring
-
-
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """Episodes of one policy, without their first frames."""
-
-    frames: list[np.ndarray]  # [F, D] observations
-    contact: list[np.ndarray]  # [F, feet] bool
-    scores: list[float]
-
-
-def play(task: Task, policy: ActorCritic, episodes: int, seed: int) -> Played:
-    """Deterministic episodes, one after another, and which feet touch the ground."""
-    from understudy.envs.gymnasium import InProcessVectorEnv
-    from understudy.envs.registry import gymnasium_maker
-    from understudy.train.record import PolicyActor, record_episodes
-
-    env = InProcessVectorEnv([gymnasium_maker(task.env_id, {})])
-    act, contact = PolicyActor(policy), []
-
-    def act_and_look(obs: Any, is_first: Any) -> Any:
-        if bool(is_first):
-            contact.append([])
-        contact[-1].append(touching(env.envs[0].unwrapped, task.feet))
-        return act(obs, is_first)
-
-    recorded = record_episodes(env, act_and_look, episodes, seed)
-    env.close()
-    return Played(
-        frames=[episode.observations["policy",][SKIP:-1] for episode in recorded],  # contacts know no final frame
-        contact=[np.array(rows)[SKIP:] for rows in contact],
-        scores=[episode.score for episode in recorded],
-    )
-
-
-def touching(env: Any, feet: Sequence[str]) -> list[bool]:
-    """Whether each foot touches anything, `[feet]`."""
-    touched = set(env.data.contact.geom.ravel().tolist())
-    return [env.model.geom(foot).id in touched for foot in feet]
-
-
-def measure(played: Played, task_name: str, total_steps: int) -> dict[str, Any]:
-    """Returns, distances to the held-out clips, and the gait: one row of the table."""
-    from understudy.data.motion_measures import contact_timing, gait_phase, motion_distance
-
-    columns = style_columns(TASKS[task_name].env_id)
-    episodes = [x for x in zip(played.frames, played.contact) if len(x[0]) > 2 * SKIP]  # a fall at once has no gait
-    frames = [x for x, _ in episodes]
-    held_out = clip_frames(clip_files(task_name, total_steps)[1])
-    distance = motion_distance([x[:, columns] for x in frames], [x[:, columns] for x in held_out])
-    row = {
-        "test_return": statistics.fmean(played.scores),
-        "energy": distance.energy,
-        "frechet": distance.frechet,
-        **gait(TASKS[task_name], frames),
-    }
-    lead = next(iter(TASKS[task_name].joints.values()))
-    phase = [gait_phase(x[:, lead], STEP_TIME, row["frequency"]) for x in frames]
-    timing = contact_timing(np.concatenate([x for _, x in episodes]), np.concatenate(phase))
-    return {**row, "duty": timing.duty_factor.round(3).tolist(), "phase": timing.phase.round(3).tolist()}
-
-
-STEP_TIME = 0.05
-"""Of both robots (s)."""
-
-
-def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Frequency, and mean and deviation of every joint's angle over the gait cycle."""
-    from understudy.data.motion_measures import gait_cycle, gait_frequency, gait_phase
-
-    joints = list(task.joints.values())
-    longest = max(frames, key=len)
-    frequency = gait_frequency(longest[:, joints], STEP_TIME)
-    phase = np.concatenate([gait_phase(x[:, joints[0]], STEP_TIME, frequency) for x in frames])
-    mean, deviation = gait_cycle(np.concatenate(frames)[:, joints], phase, BINS)
-    return {"frequency": frequency, "cycle": mean.round(4).tolist(), "cycle_deviation": deviation.round(4).tolist()}
-
-
-def clip_frames(path: Path) -> list[np.ndarray]:
-    """The clips' frames, without the first ones."""
-    from understudy.data.motion_formats import read_motions
-
-    return [clip.frames[SKIP:-1] for clip in read_motions(path)]
-
-
-def style_columns(env_id: str) -> list[int]:
-    """The style features of the recipe."""
-    from understudy.parts import MotionPriorConfig
-    from understudy.recipes import appo
-
-    part = appo(env_id).parts["motion"]
-    assert isinstance(part, MotionPriorConfig)
-    return list(part.columns)
-
-
-def measure_clips(task_name: str, total_steps: int) -> dict[str, Any]:
-    """The held-out clips' gait, and how far the clips are from them: the least distance that can be expected."""
-    from understudy.data.motion_measures import motion_distance
-
-    columns = style_columns(TASKS[task_name].env_id)
-    clips, held_out = (clip_frames(path) for path in clip_files(task_name, total_steps))
-    distance = motion_distance([x[:, columns] for x in clips], [x[:, columns] for x in held_out])
-    return {"energy": distance.energy, "frechet": distance.frechet, **gait(TASKS[task_name], held_out)}
-
-
 # ---------------------------------------------------------------------- report
 
 
@@ -373,8 +235,9 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
     output = HERE / "results"
     output.mkdir(parents=True, exist_ok=True)
     committed = output / f"{args.task}.json"
-    if clip_files(args.task, args.total_steps)[1].exists():
-        clips = measure_clips(args.task, args.total_steps)
+    files = clip_files(args.task, args.total_steps)
+    if files[1].exists():
+        clips = measure_clips(TASKS[args.task], *files)
     elif committed.is_file():
         clips = json.loads(committed.read_text())["clips"]
     else:
