@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.distributions import DiagGaussian
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward
+from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward, widened
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import PartContext
 from understudy.ppo.optim import OptimizerConfig
@@ -97,6 +100,67 @@ def test_the_reward_of_a_rollout_by_hand(form: str, point_mass: Any) -> None:
     log_prob = (-0.5 * ((action - mean) / log_std.exp()) ** 2 - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
     expected = {"logit": f - log_prob, "shaped": f, "softplus": torch.log1p(torch.exp(f - log_prob))}[form]
     torch.testing.assert_close(part.reward(rollout).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_absorbing_states_by_hand(point_mass: Any) -> None:
+    """The end leads to s_a: r there is f(s, a, s_a) - log pi, then g(s_a) + 0.9 h(s_a) - h(s_a) at each later step."""
+    ppo, part = build(PointMass(N, max_steps=6), point_mass, absorbing_states=True)
+    rollout = collected(ppo)
+    rollout["terminated"].zero_()
+    plain = part.reward(rollout)
+    rollout["terminated"][3, 1] = True
+    network, normalizer = part.discriminator.network, part.normalizer
+    # zeros before normalisation, and the indicator behind the four numbers of the state
+    absorbed = torch.cat((normalizer.shift[:4].clamp(-10.0, 10.0), torch.ones(1)))
+    still = network.base(torch.cat((absorbed, torch.zeros(2)))).item()
+    there = network.potential(absorbed).item()
+    following = normalizer.shift[:4] + rollout["next_obs", "policy"][3, 1] * normalizer.scale[:4]
+    before = network.potential(torch.cat((following.clamp(-10.0, 10.0), torch.zeros(1)))).item()
+    expected = plain.clone()
+    expected[3, 1] += 0.9 * (there - before)  # s_a follows in place of the observation
+    expected[3, 1] += 0.9 / (1.0 - 0.9) * (still + 0.9 * there - there)
+    torch.testing.assert_close(part.reward(rollout), expected)
+
+
+def test_action_noise_widens_the_density_by_hand() -> None:
+    """One dimension, std 0.3 and noise 0.4 make 0.5: log N(1; 0.2, 0.5) = -0.5 (0.8 / 0.5)^2 - log 0.5 - 0.9189."""
+    wide = widened(DiagGaussian(torch.tensor([[0.2]]), torch.tensor([math.log(0.3)])), 0.4)
+    torch.testing.assert_close(wide.log_prob(torch.tensor([[1.0]])), torch.tensor([-1.28 + 0.693147 - 0.918939]))
+
+
+def test_action_noise_is_on_both_sides_while_the_discriminator_learns_only(point_mass: Any) -> None:
+    """In units of the policy: with a space of [-2, 2] a raw noise of 0.5 is an executed one of 1.0."""
+    env = PointMass(N, max_steps=6)
+    env.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
+    _, part = build(env, point_mass, action_noise=0.5)
+    n = 20_000
+    rows = TensorDict(
+        {
+            "obs": TensorDict({"policy": torch.zeros(n, 4)}, [n]),
+            "next_obs": TensorDict({"policy": torch.zeros(n, 4)}, [n]),
+            "executed_action": torch.ones(n, 2),
+            "terminated": torch.zeros(n, dtype=torch.bool),
+        },
+        [n],
+    )
+    behaviour = DiagGaussian(torch.zeros(n, 2), torch.full((2,), math.log(0.1)))
+    still, noisy = part._rows(rows, behaviour), part._rows(rows, behaviour, noisy=True)
+    assert (still[:, 4:6] == 1.0).all()
+    torch.testing.assert_close(noisy[:, 4:6].mean(0), torch.ones(2), atol=0.03, rtol=0.0)
+    torch.testing.assert_close(noisy[:, 4:6].std(0), torch.ones(2), atol=0.03, rtol=0.0)
+    # raw 0.5 under N(0, 0.01 + 0.25), two dimensions
+    expected = 2.0 * (-0.5 * 0.25 / 0.26 - 0.5 * math.log(2.0 * math.pi * 0.26))
+    torch.testing.assert_close(still[:, -1], torch.full((n,), expected))
+    raw = noisy[:, 4:6] / 2.0
+    density = torch.distributions.Normal(0.0, math.sqrt(0.26)).log_prob(raw).sum(-1)
+    torch.testing.assert_close(noisy[:, -1], density, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_gaussian_policy_there_is_no_action_noise(point_mass: Any) -> None:
+    beta = {"distribution": DistributionConfig(kind="beta")}
+    assert build(PointMass(N), point_mass, action_noise=None)[1].noise == 0.5
+    assert build(PointMass(N), point_mass, action_noise=None, policy=beta)[1].noise == 0.0
+    assert build(PointMass(N), point_mass, action_noise=None, policy={"action_bound": "tanh"})[1].noise == 0.0
 
 
 def test_a_time_limit_is_not_the_end_of_the_task(point_mass: Any) -> None:
@@ -203,6 +267,8 @@ def test_the_reward_is_saved_in_the_run(point_mass: Any, tmp_path: Any) -> None:
     "options",
     [
         {"inputs": "state"},
+        {"action_noise": 0.5},
+        {"absorbing_states": True, "action_noise": None},
         {"inputs": "state-next-state", "normalization": "own"},
         {"inputs": "state-action-next-state", "normalization": "none", "reward_form": "shaped"},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), gradient_penalty=1.0)},
@@ -237,6 +303,9 @@ def test_a_reward_of_the_state_alone_sees_nothing_else() -> None:
         ({"discriminator": DiscriminatorConfig(loss="least_squares")}, "must be 'bce'"),
         ({"discriminator": DiscriminatorConfig(replay_size=10)}, "Gail takes a replay"),
         ({"reward_form": "shape"}, "did you mean 'shaped'"),
+        ({"action_noise": -0.5}, "action_noise is a standard deviation"),
+        ({"action_noise": 0.5, "policy": {"distribution": DistributionConfig(kind="beta")}}, "known for Gaussian"),
+        ({"action_noise": 0.5, "policy": {"action_bound": "tanh"}}, "without tanh"),
         ({"policy": {"memory": "lstm"}}, "feed-forward policy"),
     ],
 )

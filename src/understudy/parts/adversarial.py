@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -31,6 +33,8 @@ class AdversarialConfig(DemonstratedConfig):
     dynamics."""
     normalization: Normalization = "policy"
     """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
+    absorbing_states: bool = False
+    """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator and how it learns; AIRL's reward and potential have its hidden layers each."""
 
@@ -44,6 +48,11 @@ class AdversarialPart(Part, Rewards, Updates):
     """A reward from a discriminator, which then takes its steps on the rollout against rows of demonstrations.
 
     Both sides go through one normaliser. The rows of an expert that overrides actions are no policy rows.
+
+    With `absorbing_states` the end of the task leads into an absorbing state s_a that lasts for ever, for policy and
+    expert alike: a row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one of its
+    self-loops for each end (Kostrikov et al. 2019, arXiv:1809.02925, sec. 4.2). Without it the sign of the reward
+    rewards or punishes ending by itself. Time limits are never ends of the task.
     """
 
     def __init__(
@@ -54,10 +63,16 @@ class AdversarialPart(Part, Rewards, Updates):
         normalizer: SharedNormalizer,
         network: nn.Module,
         *,
-        extra_columns: int = 0,
+        loop: Sequence[float] = (),
         extra_keys: Sequence[Key] = (),
     ) -> None:
-        """`network` reads the rows of `features` and, behind them, `extra_columns`, made from `extra_keys` besides."""
+        """`network` reads the columns of `features` and those behind them, which are `loop` in the absorbing state.
+
+        `extra_keys` of the demonstrations are read beside those of the features. Raises ValueError for absorbing states
+        with gamma 1.
+        """
+        if config.absorbing_states and not context.gamma < 1.0:
+            raise ValueError("absorbing states last for ever: gamma must be below 1")
         super().__init__(context)
         self.features, self.normalizer = features, normalizer
         self.to(context.device)
@@ -65,11 +80,17 @@ class AdversarialPart(Part, Rewards, Updates):
             network.to(context.device),
             config.discriminator,
             num_features=features.size,
-            row_size=features.size + extra_columns,
+            row_size=features.size + len(loop),
             rollout_size=context.num_steps * context.num_envs,
             generator=self.generator,
         )
         self.weight = Scalar(config.reward_weight, context.device)
+        self.loop: Tensor | None = None  # the row [C] of the absorbing state
+        if config.absorbing_states:
+            behind = torch.tensor(loop, device=context.device)
+            self.loop = torch.cat((features.absorbing_row(context.device), behind))
+            # all steps after the end, as the return weighs them: gamma + gamma^2 + ...
+            self.ever_after = context.gamma / (1.0 - context.gamma)
         self.demonstrations = config.open(context, list(dict.fromkeys((*features.components, *extra_keys))))
         if config.normalization == "own":
             self.normalizer.absorb(self._draw()["obs"])
@@ -79,14 +100,36 @@ class AdversarialPart(Part, Rewards, Updates):
         """0-D weight of the reward."""
         return self.weight()
 
+    @abstractmethod
+    def _score(self, rows: Tensor) -> Tensor:
+        """The reward `[...]` of raw rows `[..., C]`."""
+
+    def _scored(self, rollout: TensorDict, rows: Tensor) -> Tensor:
+        """The reward `[T, N]` of a rollout with raw rows `[T, N, C]`."""
+        self.normalizer.refresh()
+        reward = self._score(rows)
+        if self.loop is not None:
+            reward = reward + rollout["terminated"] * (self.ever_after * self._score(self.loop))
+        return reward
+
     def _draw(self) -> TensorDict:
         """Transitions of the expert for one `_fit`."""
         count = self.discriminator.num_expert_rows
         return self.demonstrations.sample(count, self.generator, next_obs=self.uses_next_obs)
 
     def _fit(self, rollout: TensorDict, rows: Tensor, drawn: TensorDict, expert: Tensor) -> Metrics:
-        """The discriminator's steps on raw rows `[n, C]` of the rollout and of the drawn transitions."""
+        """The discriminator's steps on raw rows `[T, N, C]` of the rollout and `[n, C]` of the drawn transitions."""
+        rows = self._with_loops(rows.flatten(0, 1), rollout["terminated"].flatten())
+        expert = self._with_loops(expert, drawn["terminated"])
         metrics = self.discriminator.fit(rows, expert, policy_weight(rollout).flatten(), self.normalizer)
         self.normalizer.absorb(rollout["obs"], rollout["valid"])
         self.normalizer.absorb(drawn["obs"])
         return metrics
+
+    def _with_loops(self, rows: Tensor, terminated: Tensor) -> Tensor:
+        """Rows `[n, C]`, some of them replaced by self-loops of the absorbing state: one for each end among them."""
+        if self.loop is None:
+            return rows
+        ends = terminated.float().mean()
+        drawn = torch.rand(len(rows), 1, generator=self.generator, device=rows.device)
+        return torch.where(drawn < ends / (1.0 + ends), self.loop, rows)

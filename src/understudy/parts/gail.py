@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -24,8 +23,6 @@ class GailConfig(AdversarialConfig):
 
     reward_form: RewardForm = "softplus"
     """softplus: -log(1 - D), Tianshou's; log_d: log D; logit: log D - log(1 - D); least_squares: AMP's."""
-    absorbing_states: bool = False
-    """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,17 +40,10 @@ class Gail(AdversarialPart):
     the rollout (and a replay of earlier ones) against rows drawn independently from the demonstrations. Both sides are
     normalised by one and the same map. The rows of an expert that overrides actions are no policy rows.
 
-    With `absorbing_states` the end of the task leads into an absorbing state s_a that lasts for ever, for policy and
-    expert alike: a row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one of its
-    self-loops for each end (arXiv:1809.02925, sec. 4.2). Without it the sign of `reward_form` rewards or punishes
-    ending by itself. Time limits are never ends of the task.
-
     Raises ValueError for demonstrations that do not fit the spaces, for images, and for absorbing states with gamma 1.
     """
 
     def __init__(self, context: PartContext, config: GailConfig) -> None:
-        if config.absorbing_states and not context.gamma < 1.0:
-            raise ValueError("absorbing states last for ever: gamma must be below 1")
         features = TransitionFeatures(
             context.observation_space, context.action_space, config.observations, config.inputs, config.absorbing_states
         )
@@ -62,32 +52,15 @@ class Gail(AdversarialPart):
         self.uses_next_obs = features.with_next_state
         super().__init__(context, config, features, normalizer, network)
         self.config = config
-        # all steps after the end, as the return weighs them: gamma + gamma^2 + ...
-        self.ever_after = context.gamma / (1.0 - context.gamma) if config.absorbing_states else 0.0
 
     def reward(self, rollout: TensorDict) -> Tensor:
         """The reward `[T, N]` of every transition of the rollout."""
-        self.normalizer.refresh()
-        reward = self._score(self.features.of_rollout(rollout))
-        if self.config.absorbing_states:
-            loop = self._score(self.features.absorbing_row(reward.device))
-            reward = reward + rollout["terminated"] * (self.ever_after * loop)
-        return reward
+        return self._scored(rollout, self.features.of_rollout(rollout))
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
-        rows, drawn = self.features.of_rollout(rollout).flatten(0, 1), self._draw()
-        expert = self.features(drawn["obs"], drawn["executed_action"], drawn.get("next_obs"), drawn["terminated"])
-        if self.config.absorbing_states:
-            rows = self._with_loops(rows, rollout["terminated"].flatten())
-            expert = self._with_loops(expert, drawn["terminated"])
-        return self._fit(rollout, rows, drawn, expert)
+        drawn = self._draw()
+        return self._fit(rollout, self.features.of_rollout(rollout), drawn, self.features.of_rollout(drawn))
 
     def _score(self, rows: Tensor) -> Tensor:
         return discriminator_reward(self.discriminator.logit(self.normalizer(rows)), self.config.reward_form)
-
-    def _with_loops(self, rows: Tensor, terminated: Tensor) -> Tensor:
-        """Rows `[n, C]`, some of them replaced by self-loops of the absorbing state: one for each end among them."""
-        ends = terminated.float().mean()
-        drawn = torch.rand(len(rows), 1, generator=self.generator, device=rows.device)
-        return torch.where(drawn < ends / (1.0 + ends), self.features.absorbing_row(rows.device), rows)
