@@ -21,6 +21,7 @@ ALLOWED = {  # room -> rooms it may import from, besides itself
 }
 SHARED_BY_PARTS = {
     "part",
+    "adversarial",
     "features",
     "discriminator",
     "demonstrated",

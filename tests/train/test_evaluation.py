@@ -83,7 +83,7 @@ class Ones(torch.nn.Module):
 
 def test_batched_tasks_run_in_many_copies_others_in_few() -> None:
     number = evaluation._num_envs
-    assert [number(n, EnvConfig(id="PointMass", num_envs=4)) for n in (1, 100, 1000)] == [1, 100, 256]
+    assert [number(n, EnvConfig(id="PointMass", num_envs=4)) for n in (1, 100, 1000)] == [1, 100, 512]
     assert [number(n, EnvConfig(id="CartPole-v1", num_envs=4)) for n in (1, 100)] == [1, 15]
     assert number(100, EnvConfig(id="CartPole-v1", num_envs=64)) == 16
 
