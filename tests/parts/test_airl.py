@@ -156,6 +156,32 @@ def test_action_noise_is_on_both_sides_while_the_discriminator_learns_only(point
     torch.testing.assert_close(noisy[:, -1], density, rtol=1e-4, atol=1e-4)
 
 
+def test_the_discriminator_learns_from_noisy_actions_of_both_sides(
+    point_mass: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Executed actions lie within [-1, 1], noisy ones do not; the reward is that of the executed one."""
+    ppo, part = build(PointMass(N), point_mass, action_noise=0.5)
+    rollout, seen, scored = collected(ppo), {}, []
+    fit, logit = part.discriminator.fit, part.discriminator.logit
+
+    def watched_fit(policy: Tensor, expert: Tensor, *rest: Any) -> Any:
+        seen.update(policy=policy, expert=expert)
+        return fit(policy, expert, *rest)
+
+    def watched_logit(rows: Tensor) -> Tensor:
+        scored.append(rows)
+        return logit(rows)
+
+    monkeypatch.setattr(part.discriminator, "fit", watched_fit)
+    monkeypatch.setattr(part.discriminator, "logit", watched_logit)
+    part.reward(rollout)
+    part.update(ppo.policy, rollout)
+    assert scored[0][..., 4:6].abs().max() <= 1.0
+    for side in ("policy", "expert"):
+        outside = (seen[side][:, 4:6].abs() > 1.0).float().mean()
+        assert outside > 0.02, side
+
+
 def test_without_a_gaussian_policy_there_is_no_action_noise(point_mass: Any) -> None:
     beta = {"distribution": DistributionConfig(kind="beta")}
     assert build(PointMass(N), point_mass, action_noise=None)[1].noise == 0.5
@@ -314,9 +340,13 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
         build(PointMass(N), point_mass, **options)
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "flipped"])
+@pytest.mark.parametrize(
+    ("sign", "options"),
+    [(1.0, {}), (-1.0, {}), (1.0, {"action_noise": 0.5, "absorbing_states": True})],
+    ids=["right", "flipped", "noisy"],
+)
 def test_it_learns_a_task_from_demonstrations_alone(
-    sign: float, record_expert: Any, scripted_expert: Any, tmp_path: Any
+    sign: float, options: dict[str, Any], record_expert: Any, scripted_expert: Any, tmp_path: Any
 ) -> None:
     """PointMass: the first policy returns about -80, this expert about -4; without the task's reward AIRL passes -20.
 
@@ -327,6 +357,7 @@ def test_it_learns_a_task_from_demonstrations_alone(
         PointMass(32),
         path,
         reward_weight=sign,
+        **options,
         discriminator=DiscriminatorConfig(hidden_sizes=(64, 64), batch_size=256, disc_update_num=8),
         policy={
             "hidden_sizes": (32, 32),

@@ -148,8 +148,9 @@ class Airl(AdversarialPart):
     with noise on both sides (Arjovsky & Bottou 2017, arXiv:1701.04862), and pi is the density N(mean, std^2 + sigma^2)
     of the policy's: f has slopes that it can learn, and a policy may become sure of itself.
 
-    Raises ValueError for demonstrations that do not fit the spaces, for images, for noise on the actions of a policy
-    that is not Gaussian, and for recurrent policies: the probability of the expert's actions is asked for row by row.
+    Raises ValueError for demonstrations that do not fit the spaces, for images, for absorbing states with gamma 1, for
+    noise on the actions of a policy that is not Gaussian, and for recurrent policies: the probability of the expert's
+    actions is asked for row by row.
     """
 
     uses_next_obs = True
