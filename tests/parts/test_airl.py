@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.point_mass import PointMass
-from understudy.nn.distributions import DiagGaussian
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward, widened
+from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import PartContext
 from understudy.ppo.optim import OptimizerConfig
@@ -122,71 +119,22 @@ def test_absorbing_states_by_hand(point_mass: Any) -> None:
     torch.testing.assert_close(part.reward(rollout), expected)
 
 
-def test_action_noise_widens_the_density_by_hand() -> None:
-    """One dimension, std 0.3 and noise 0.4 make 0.5: log N(1; 0.2, 0.5) = -0.5 (0.8 / 0.5)^2 - log 0.5 - 0.9189."""
-    wide = widened(DiagGaussian(torch.tensor([[0.2]]), torch.tensor([math.log(0.3)])), 0.4)
-    torch.testing.assert_close(wide.log_prob(torch.tensor([[1.0]])), torch.tensor([-1.28 + 0.693147 - 0.918939]))
-
-
-def test_action_noise_is_on_both_sides_while_the_discriminator_learns_only(point_mass: Any) -> None:
-    """In units of the policy: with a space of [-2, 2] a raw noise of 0.5 is an executed one of 1.0."""
-    env = PointMass(N, max_steps=6)
-    env.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32)
-    _, part = build(env, point_mass, action_noise=0.5)
-    n = 20_000
-    rows = TensorDict(
-        {
-            "obs": TensorDict({"policy": torch.zeros(n, 4)}, [n]),
-            "next_obs": TensorDict({"policy": torch.zeros(n, 4)}, [n]),
-            "executed_action": torch.ones(n, 2),
-            "terminated": torch.zeros(n, dtype=torch.bool),
-        },
-        [n],
-    )
-    behaviour = DiagGaussian(torch.zeros(n, 2), torch.full((2,), math.log(0.1)))
-    still, noisy = part._rows(rows, behaviour), part._rows(rows, behaviour, noisy=True)
-    assert (still[:, 4:6] == 1.0).all()
-    torch.testing.assert_close(noisy[:, 4:6].mean(0), torch.ones(2), atol=0.03, rtol=0.0)
-    torch.testing.assert_close(noisy[:, 4:6].std(0), torch.ones(2), atol=0.03, rtol=0.0)
-    # raw 0.5 under N(0, 0.01 + 0.25), two dimensions
-    expected = 2.0 * (-0.5 * 0.25 / 0.26 - 0.5 * math.log(2.0 * math.pi * 0.26))
-    torch.testing.assert_close(still[:, -1], torch.full((n,), expected))
-    raw = noisy[:, 4:6] / 2.0
-    density = torch.distributions.Normal(0.0, math.sqrt(0.26)).log_prob(raw).sum(-1)
-    torch.testing.assert_close(noisy[:, -1], density, rtol=1e-4, atol=1e-4)
-
-
-def test_the_discriminator_learns_from_noisy_actions_of_both_sides(
-    point_mass: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Executed actions lie within [-1, 1], noisy ones do not; the reward is that of the executed one."""
-    ppo, part = build(PointMass(N), point_mass, action_noise=0.5)
-    rollout, seen, scored = collected(ppo), {}, []
-    fit, logit = part.discriminator.fit, part.discriminator.logit
+def test_log_pi_is_that_of_the_experts_noisy_action(point_mass: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo, part = build(PointMass(N), point_mass, expert_noise=True)
+    rollout, seen = collected(ppo), []
+    fit = part.discriminator.fit
 
     def watched_fit(policy: Tensor, expert: Tensor, *rest: Any) -> Any:
-        seen.update(policy=policy, expert=expert)
+        seen.append(expert)
         return fit(policy, expert, *rest)
 
-    def watched_logit(rows: Tensor) -> Tensor:
-        scored.append(rows)
-        return logit(rows)
-
     monkeypatch.setattr(part.discriminator, "fit", watched_fit)
-    monkeypatch.setattr(part.discriminator, "logit", watched_logit)
     part.reward(rollout)
     part.update(ppo.policy, rollout)
-    assert scored[0][..., 4:6].abs().max() <= 1.0
-    for side in ("policy", "expert"):
-        outside = (seen[side][:, 4:6].abs() > 1.0).float().mean()
-        assert outside > 0.02, side
-
-
-def test_without_a_gaussian_policy_there_is_no_action_noise(point_mass: Any) -> None:
-    beta = {"distribution": DistributionConfig(kind="beta")}
-    assert build(PointMass(N), point_mass, action_noise=None)[1].noise == 0.5
-    assert build(PointMass(N), point_mass, action_noise=None, policy=beta)[1].noise == 0.0
-    assert build(PointMass(N), point_mass, action_noise=None, policy={"action_bound": "tanh"})[1].noise == 0.0
+    state, action, log_prob = seen[0][:, :4], seen[0][:, 4:6], seen[0][:, -1]
+    assert (action.abs() == 1.0).any()  # with noise of std 1, bounded as the policy's own
+    behaviour = ppo.policy.distribution(TensorDict({"policy": state}, [len(state)]))
+    torch.testing.assert_close(log_prob, behaviour.log_prob(action))
 
 
 def test_a_time_limit_is_not_the_end_of_the_task(point_mass: Any) -> None:
@@ -293,8 +241,8 @@ def test_the_reward_is_saved_in_the_run(point_mass: Any, tmp_path: Any) -> None:
     "options",
     [
         {"inputs": "state"},
-        {"action_noise": 0.5},
-        {"absorbing_states": True, "action_noise": None},
+        {"expert_noise": True},
+        {"absorbing_states": True, "expert_noise": None},
         {"inputs": "state-next-state", "normalization": "own"},
         {"inputs": "state-action-next-state", "normalization": "none", "reward_form": "shaped"},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), gradient_penalty=1.0)},
@@ -329,9 +277,6 @@ def test_a_reward_of_the_state_alone_sees_nothing_else() -> None:
         ({"discriminator": DiscriminatorConfig(loss="least_squares")}, "must be 'bce'"),
         ({"discriminator": DiscriminatorConfig(replay_size=10)}, "Gail takes a replay"),
         ({"reward_form": "shape"}, "did you mean 'shaped'"),
-        ({"action_noise": -0.5}, "action_noise is a standard deviation"),
-        ({"action_noise": 0.5, "policy": {"distribution": DistributionConfig(kind="beta")}}, "known for Gaussian"),
-        ({"action_noise": 0.5, "policy": {"action_bound": "tanh"}}, "without tanh"),
         ({"policy": {"memory": "lstm"}}, "feed-forward policy"),
     ],
 )
@@ -342,7 +287,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
 
 @pytest.mark.parametrize(
     ("sign", "options"),
-    [(1.0, {}), (-1.0, {}), (1.0, {"action_noise": 0.5, "absorbing_states": True})],
+    [(1.0, {}), (-1.0, {}), (1.0, {"expert_noise": True, "absorbing_states": True})],
     ids=["right", "flipped", "noisy"],
 )
 def test_it_learns_a_task_from_demonstrations_alone(

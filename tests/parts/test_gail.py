@@ -125,6 +125,59 @@ def test_the_discriminator_sees_what_was_executed(point_mass: Any) -> None:
     assert torch.equal(part.reward(rollout), before)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("policy", [{}, {"memory": "gru"}, {"action_bound": "tanh"}], ids=str)
+def test_the_experts_actions_take_on_the_policys_noise(scale: float, policy: dict[str, Any], point_mass: Any) -> None:
+    """Raw 0.1 of a space [-scale, scale] becomes 0.1 + std e, bounded as the policy's own actions are."""
+    env = PointMass(N)
+    env.action_space = spaces.Box(-scale, scale, (2,), np.float32)
+    _, part = build(env, point_mass, policy=policy, expert_noise=True)
+    n = 20_000
+    raw = torch.full((n, 2), 0.1)
+    executed = scale * (raw.tanh() if policy.get("action_bound") == "tanh" else raw)
+    part._draw = lambda: TensorDict({"executed_action": executed.clone()}, [n])  # type: ignore[method-assign]
+    log_std = torch.tensor([0.2, 0.5]).log()
+    params = torch.cat((torch.randn(T, N, 2), log_std.expand(T, N, 2)), dim=-1)
+    noise = part._draw_against(TensorDict({"params": params}, [T, N]))["executed_action"]
+    assert noise.abs().max() <= scale
+    if policy.get("action_bound") == "tanh":
+        noise = torch.atanh((noise / scale).clamp(-1.0 + 1e-6, 1.0 - 1e-6)) * scale
+    else:
+        assert ((noise[:, 1] == scale).float().mean() - 0.0359).abs() < 0.01  # P(e > (1 - 0.1) / 0.5 = 1.8)
+    # quantiles, which clipping leaves as they are
+    quantiles = torch.quantile(noise / scale, torch.tensor([0.159, 0.5, 0.841]), dim=0)
+    expected = torch.tensor([[-0.1, -0.4], [0.1, 0.1], [0.3, 0.6]])
+    torch.testing.assert_close(quantiles, expected, atol=0.03, rtol=0.0)
+
+
+def test_a_policy_that_explores_around_the_experts_actions_looks_like_the_expert(point_mass: Any) -> None:
+    """The same mean, one side without noise: told apart; with the policy's noise on it: not."""
+
+    def accuracy(expert_noise: bool) -> float:
+        env = PointMass(N)
+        config = DiscriminatorConfig(hidden_sizes=(32,), disc_update_num=4)
+        ppo, part = build(env, point_mass, discriminator=config, expert_noise=expert_noise)
+        rollout = collected(ppo)
+        means, log_std = rollout["params"].chunk(2, dim=-1)
+        part.demonstrations = Replayed(rollout)  # type: ignore[assignment]
+        part.demonstrations.rows["executed_action"] = means.flatten(0, 1).clone()
+        for _ in range(100):
+            noise = torch.randn(means.shape, generator=part.generator)
+            rollout["executed_action"] = (means + log_std.exp() * noise).clamp(-1.0, 1.0)
+            metrics = part.update(ppo.policy, rollout)
+        return float(metrics["acc_pi"] + metrics["acc_exp"]) / 2.0
+
+    assert accuracy(expert_noise=False) > 0.8
+    assert accuracy(expert_noise=True) < 0.6
+
+
+def test_without_a_gaussian_policy_there_is_no_expert_noise(point_mass: Any) -> None:
+    beta = {"distribution": DistributionConfig(kind="beta")}
+    assert build(PointMass(N), point_mass, expert_noise=None)[1].expert_noise
+    assert not build(PointMass(N), point_mass, expert_noise=None, policy=beta)[1].expert_noise
+    assert not build(PointMass(N), point_mass)[1].expert_noise
+
+
 def test_rows_of_an_overriding_expert_are_no_policy_rows(point_mass: Any) -> None:
     def learnt(spoil: bool) -> Tensor:
         ppo, part = build(PointMass(N), point_mass)
@@ -166,12 +219,13 @@ def test_one_loop_for_each_end(point_mass: Any) -> None:
     "options",
     [
         {"inputs": "state"},
-        {"inputs": "state-next-state", "absorbing_states": True},
+        {"inputs": "state-next-state", "absorbing_states": True, "expert_noise": None},
         {"inputs": "state-action-next-state", "reward_form": "log_d", "normalization": "own"},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), gradient_penalty=5.0, replay_size=64)},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), loss="least_squares"), "reward_form": "least_squares"},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), spectral_norm=True)},
         {"policy": {"memory": "gru", "memory_size": 8}},
+        {"policy": {"memory": "gru", "memory_size": 8}, "expert_noise": True},
     ],
     ids=str,
 )
@@ -222,6 +276,7 @@ def test_it_adds_to_the_tasks_reward_with_its_weight(point_mass: Any) -> None:
         ({"observations": ("polcy",)}, "did you mean 'policy'"),
         ({"observations": ()}, "observations is empty"),
         ({"absorbing_states": True, "ppo": {"gamma": 1.0}}, "gamma must be below 1"),
+        ({"expert_noise": True, "policy": {"distribution": DistributionConfig(kind="beta")}}, "this policy is not one"),
         ({"policy": {"normalize_observations": False}}, "choose normalization='own'"),
         ({"discriminator": DiscriminatorConfig(disc_update_num=100)}, "cannot be split"),
     ],

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.data.recordings import Key
+from understudy.nn.distributions import DiagGaussian
+from understudy.nn.heads import GaussianHead
 from understudy.parts.demonstrated import DemonstratedConfig
 from understudy.parts.discriminator import Discriminator, DiscriminatorConfig
 from understudy.parts.part import Part, PartContext, Rewards, Updates
@@ -35,6 +37,9 @@ class AdversarialConfig(DemonstratedConfig):
     """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
     absorbing_states: bool = False
     """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
+    expert_noise: bool | None = False
+    """Give the expert's actions the policy's own noise while they are compared, so that a policy which only explores
+    around the expert's actions is not told apart by that. None: where the policy is Gaussian."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator and how it learns; AIRL's reward and potential have its hidden layers each."""
 
@@ -53,6 +58,12 @@ class AdversarialPart(Part, Rewards, Updates):
     expert alike: a row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one of its
     self-loops for each end (Kostrikov et al. 2019, arXiv:1809.02925, sec. 4.2). Without it the sign of the reward
     rewards or punishes ending by itself. Time limits are never ends of the task.
+
+    With `expert_noise` an expert's action a, in the policy's units, is seen as a + s e: s the standard deviation that
+    the policy explored with, e standard normal, the sum bounded as the policy's own. A policy N(mu, s^2) whose mu is
+    what the expert does then has the expert's distribution. An expert that always takes its best action is otherwise
+    told from any policy that explores, and the reward teaches little else than to stop exploring (what Arjovsky &
+    Bottou 2017, arXiv:1701.04862, do with a noise of its own on both sides).
     """
 
     def __init__(
@@ -69,12 +80,22 @@ class AdversarialPart(Part, Rewards, Updates):
         """`network` reads the columns of `features` and those behind them, which are `loop` in the absorbing state.
 
         `extra_keys` of the demonstrations are read beside those of the features. Raises ValueError for absorbing states
-        with gamma 1.
+        with gamma 1, and for expert noise where the policy is not Gaussian.
         """
         if config.absorbing_states and not context.gamma < 1.0:
             raise ValueError("absorbing states last for ever: gamma must be below 1")
+        gaussian = isinstance(context.policy.head, GaussianHead)
+        if config.expert_noise and not gaussian:
+            raise ValueError(
+                "expert_noise gives the expert's actions a Gaussian policy's noise, and this policy is not one: set it "
+                "to False (or None), or policy.distribution.kind to 'gaussian'"
+            )
         super().__init__(context)
         self.features, self.normalizer = features, normalizer
+        # methods, not modules: the policy is no part of this part
+        self.behaviour = context.policy.head.from_params
+        self.execute, self.raw_action = context.policy.action_map.forward, context.policy.action_map.inverse
+        self.expert_noise = gaussian if config.expert_noise is None else config.expert_noise
         self.to(context.device)
         self.discriminator = Discriminator(
             network.to(context.device),
@@ -116,6 +137,19 @@ class AdversarialPart(Part, Rewards, Updates):
         """Transitions of the expert for one `_fit`."""
         count = self.discriminator.num_expert_rows
         return self.demonstrations.sample(count, self.generator, next_obs=self.uses_next_obs)
+
+    def _draw_against(self, rollout: TensorDict) -> TensorDict:
+        """Transitions of the expert for one `_fit`, with the noise of the rollout's policy if that is asked for."""
+        drawn = self._draw()
+        if self.expert_noise:
+            behaviour = self.behaviour(rollout["params"])
+            assert isinstance(behaviour, DiagGaussian)
+            raw = self.raw_action(drawn["executed_action"])
+            # one number per action, also where the policy's depends on the state
+            std = behaviour.log_std.flatten(0, -2).mean(0).exp()
+            noise = torch.randn(raw.shape, generator=self.generator, device=raw.device)
+            drawn["executed_action"] = self.execute(raw + std * noise)
+        return drawn
 
     def _fit(self, rollout: TensorDict, rows: Tensor, drawn: TensorDict, expert: Tensor) -> Metrics:
         """The discriminator's steps on raw rows `[T, N, C]` of the rollout and `[n, C]` of the drawn transitions."""

@@ -11,8 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.nn.distributions import DiagGaussian, Distribution
-from understudy.nn.heads import GaussianHead
+from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
 from understudy.parts.adversarial import AdversarialConfig, AdversarialPart
 from understudy.parts.discriminator import discriminator_reward, make_mlp
@@ -31,15 +30,10 @@ class AirlConfig(AdversarialConfig):
     reward_form: AirlRewardForm = "logit"
     """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation; softplus:
     -log(1 - D), which is positive. Without `absorbing_states` the others teach a robot that may fall to end early."""
-    action_noise: float | None = 0.0
-    """Noise on both sides' actions while they are compared, a standard deviation in the units of the policy's own; 0:
-    none, as in the paper; None: 0.5 for a Gaussian policy without tanh, none for others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("reward_form", self.reward_form, get_args(AirlRewardForm))
-        if self.action_noise is not None and not self.action_noise >= 0.0:
-            raise ValueError(f"action_noise is a standard deviation or None, got {self.action_noise}")
         if self.discriminator.loss != "bce":
             raise ValueError("AIRL's discriminator is a probability: discriminator.loss must be 'bce'")
         if self.discriminator.replay_size:
@@ -143,13 +137,8 @@ class Airl(AdversarialPart):
     ones. log pi is the policy's log-density at the executed action, brought back to raw units, for expert and
     policy rows alike: a raw action beyond the bounds, which no demonstration has, does not give the policy away.
 
-    An expert that always takes its best action has no density, and even one that scatters a little has one that log pi
-    alone tells from a policy's: f learns nothing then. With `action_noise` sigma the discriminator compares actions
-    with noise on both sides (Arjovsky & Bottou 2017, arXiv:1701.04862), and pi is the density N(mean, std^2 + sigma^2)
-    of the policy's: f has slopes that it can learn, and a policy may become sure of itself.
-
     Raises ValueError for demonstrations that do not fit the spaces, for images, for absorbing states with gamma 1, for
-    noise on the actions of a policy that is not Gaussian, and for recurrent policies: the probability of the expert's
+    expert noise with a policy that is not Gaussian, and for recurrent policies: the probability of the expert's
     actions is asked for row by row.
     """
 
@@ -163,14 +152,6 @@ class Airl(AdversarialPart):
         loop = (1.0, 0.0)  # it goes on, and no policy acts in it
         super().__init__(context, config, model.features, model.normalizer, model.network, loop=loop, extra_keys=keys)
         self.config = config
-        # methods, not modules: the policy is no part of this part
-        self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
-        self.noise = _noise(context.policy, config)
-        if self.noise:
-            still = torch.zeros(context.action_space.shape or (), device=context.device)
-            # executed units for each raw one: the map is affine, apart from clipping
-            stretch = 1.0 / (self.raw_action(still + 1.0) - self.raw_action(still))
-            self.executed_noise = self.noise * stretch.view(still.shape)
 
     def reward(self, rollout: TensorDict) -> Tensor:
         """f - log pi, f or -log(1 - D), `[T, N]`, of every transition of the rollout."""
@@ -178,10 +159,9 @@ class Airl(AdversarialPart):
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
-        drawn = self._draw()
-        rows = self._rows(rollout, self.behaviour(rollout["params"]), noisy=True)
-        expert = self._rows(drawn, policy.distribution(drawn["obs"]), noisy=True)
-        return self._fit(rollout, rows, drawn, expert)
+        drawn = self._draw_against(rollout)
+        rows = self._rows(rollout, self.behaviour(rollout["params"]))
+        return self._fit(rollout, rows, drawn, self._rows(drawn, policy.distribution(drawn["obs"])))
 
     def reward_function(self) -> RewardFunction:
         """The reward recovered so far: a copy that further training does not move."""
@@ -196,34 +176,10 @@ class Airl(AdversarialPart):
         return discriminator_reward(logit, self.config.reward_form)
 
     @torch.no_grad()
-    def _rows(self, transitions: TensorDict, behaviour: Distribution, noisy: bool = False) -> Tensor:
+    def _rows(self, transitions: TensorDict, behaviour: Distribution) -> Tensor:
         """Raw rows `[..., C]`: features, whether a state follows, log pi of the executed action."""
-        action, terminated = transitions["executed_action"], transitions["terminated"]
-        if self.noise:
-            assert isinstance(behaviour, DiagGaussian)
-            behaviour = widened(behaviour, self.noise)
-            if noisy:
-                drawn = torch.randn(action.shape, generator=self.generator, device=action.device)
-                action = action + self.executed_noise * drawn
-        features = self.features(transitions["obs"], action, transitions["next_obs"], terminated)
-        log_prob = behaviour.log_prob(self.raw_action(action))
-        goes_on = torch.ones_like(log_prob) if self.features.absorbing else (~terminated).float()
+        features = self.features.of_rollout(transitions)
+        log_prob = behaviour.log_prob(self.raw_action(transitions["executed_action"]))
+        goes_on = torch.ones_like(log_prob) if self.features.absorbing else (~transitions["terminated"]).float()
         extra = torch.stack((goes_on, log_prob), dim=-1)
         return torch.cat((features, extra), dim=-1)
-
-
-def widened(distribution: DiagGaussian, noise: float) -> DiagGaussian:
-    """The density of `x + noise e`, e standard normal: `N(mean, std^2 + noise^2)`."""
-    return DiagGaussian(distribution.mean, 0.5 * torch.log(torch.exp(2.0 * distribution.log_std) + noise * noise))
-
-
-def _noise(policy: ActorCritic, config: AirlConfig) -> float:
-    gaussian = isinstance(policy.head, GaussianHead) and policy.config.action_bound != "tanh"
-    if config.action_noise is None:
-        return 0.5 if gaussian else 0.0
-    if config.action_noise and not gaussian:
-        raise ValueError(
-            "action_noise needs the density of noisy actions, which is known for Gaussian policies without tanh: set "
-            "it to 0 (or None), or policy.distribution.kind to 'gaussian' and policy.action_bound to 'clip'"
-        )
-    return config.action_noise

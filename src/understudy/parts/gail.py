@@ -40,7 +40,8 @@ class Gail(AdversarialPart):
     the rollout (and a replay of earlier ones) against rows drawn independently from the demonstrations. Both sides are
     normalised by one and the same map. The rows of an expert that overrides actions are no policy rows.
 
-    Raises ValueError for demonstrations that do not fit the spaces, for images, and for absorbing states with gamma 1.
+    Raises ValueError for demonstrations that do not fit the spaces, for images, for absorbing states with gamma 1, and
+    for expert noise with a policy that is not Gaussian.
     """
 
     def __init__(self, context: PartContext, config: GailConfig) -> None:
@@ -59,7 +60,7 @@ class Gail(AdversarialPart):
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
-        drawn = self._draw()
+        drawn = self._draw_against(rollout)
         return self._fit(rollout, self.features.of_rollout(rollout), drawn, self.features.of_rollout(drawn))
 
     def _score(self, rows: Tensor) -> Tensor:

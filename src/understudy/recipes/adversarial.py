@@ -26,6 +26,7 @@ def gail(
         # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
         reward_form="logit",
         absorbing_states=True,
+        expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
         discriminator=DiscriminatorConfig(gradient_penalty=1.0, batch_size=512, replay_size=20_000),
     )
     return _adversarial("gail", part, env_id, total_steps, seed)
