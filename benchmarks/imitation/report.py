@@ -86,11 +86,13 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
 def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str]:
     """What the rows of the main table are."""
     asked = [r["asked_steps"] for r in results if r["method"] == "dagger"]
+    trained = {r["task"]: r["total_steps"] for r in results if r["method"] == EXPERT}
+    experts = ", ".join(f"{task} {steps:,}" for task, steps in trained.items())
     about = f", about {statistics.median(asked):,.0f} steps in all" if asked else ""
     return [
         f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
         f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
-        f"{args.expert_steps:,} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
+        f"{experts} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
         f"expert's mode, all steps of them; DAgger asks the expert in rounds{about}. GAIL and AIRL take "
         f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
         "attempt of a seed, one thread. A dash: not run, or not published.",
@@ -156,7 +158,8 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
 def command_line(args: argparse.Namespace) -> str:
     """The command that makes the same tables anywhere."""
     words = ["--tasks", *args.tasks, "--methods", *args.methods, "--seeds", *map(str, args.seeds)]
-    words += ["--trajectories", *map(str, args.trajectories), "--expert-steps", str(args.expert_steps)]
+    words += ["--trajectories", *map(str, args.trajectories)]
+    words += [] if args.expert_steps is None else ["--expert-steps", str(args.expert_steps)]
     words += ["--total-steps", str(args.total_steps), "--name", args.name]
     return "python benchmarks/imitation/run.py " + " ".join(words)
 

@@ -38,6 +38,8 @@ from report import ADVERSARIAL, EXPERT, RECORDED, footer, main_table, picture_pa
 
 WORKER = HERE.parent / "learning" / "worker.py"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
+EXPERT_STEPS = {"Ant-v5": 3_000_000}
+"""Of the experts that need more than a million."""
 EVALUATION_SEED = 2_000_003
 """Of the episodes that experts and learners alike are scored on: not those that were recorded."""
 
@@ -70,7 +72,7 @@ def main() -> None:
     if not args.known_only:
         run_missing(experts, known, run_job, store=store, parallel=args.parallel, describe=describe)
         for job in experts:
-            record_expert(job.task, args.expert_steps)  # here, where no two processes can record the same
+            record_expert(job.task, job.expert_steps)  # here, where no two processes can record the same
         run_missing(jobs, known, run_job, store=store, parallel=args.parallel, describe=describe)
     results = [known[job.key] for job in (*experts, *jobs) if job.key in known]
     if not results:
@@ -87,7 +89,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="*", choices=tuple(METHODS), default=["bc", "dagger", "gail", "airl"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trajectories", nargs="+", type=int, default=[RECORDED], help=f"at most {RECORDED}")
-    parser.add_argument("--expert-steps", type=int, default=1_000_000)
+    parser.add_argument("--expert-steps", type=int, help="of every expert; default: 1M, Ant 3M")
     parser.add_argument("--total-steps", type=int, default=1_000_000, help="environment steps of GAIL and AIRL")
     parser.add_argument("--episodes", type=int, default=50, help="evaluation episodes, mode of the policy")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
@@ -101,6 +103,12 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def expert_steps(task: str, args: argparse.Namespace) -> int:
+    """How long the task's expert trains."""
+    chosen: int | None = args.expert_steps
+    return EXPERT_STEPS.get(task, 1_000_000) if chosen is None else chosen
+
+
 def expert_jobs(args: argparse.Namespace) -> list[Job]:
     """One expert for each task."""
     return [
@@ -108,9 +116,9 @@ def expert_jobs(args: argparse.Namespace) -> list[Job]:
             method=EXPERT,
             task=task,
             seed=0,
-            total_steps=args.expert_steps,
+            total_steps=expert_steps(task, args),
             trajectories=0,
-            expert_steps=args.expert_steps,
+            expert_steps=expert_steps(task, args),
             episodes=args.episodes,
         )
         for task in args.tasks
@@ -126,7 +134,7 @@ def learner_jobs(args: argparse.Namespace) -> list[Job]:
             seed=seed,
             total_steps=args.total_steps if method in ADVERSARIAL else 0,
             trajectories=0 if method == "dagger" else count,
-            expert_steps=args.expert_steps,
+            expert_steps=expert_steps(task, args),
             episodes=args.episodes,
         )
         for seed in args.seeds
