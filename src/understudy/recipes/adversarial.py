@@ -20,6 +20,7 @@ def gail(
     """GAIL from demonstrations of a MuJoCo task (or any other); the task's own reward is not used."""
     from understudy.parts.discriminator import DiscriminatorConfig
     from understudy.parts.gail import GailConfig
+    from understudy.ppo.schedules import Schedule
 
     part = GailConfig(
         demonstrations=demonstrations,
@@ -27,7 +28,12 @@ def gail(
         reward_form="logit",
         absorbing_states=True,
         expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
-        discriminator=DiscriminatorConfig(gradient_penalty=1.0, batch_size=512, replay_size=20_000),
+        discriminator=DiscriminatorConfig(
+            # smooth while the policy is far from the expert, sharper when it is near
+            gradient_penalty=Schedule(kind="linear", start=10.0, end=1.0),
+            batch_size=512,
+            replay_size=20_000,
+        ),
     )
     return _adversarial("gail", part, env_id, total_steps, seed)
 
