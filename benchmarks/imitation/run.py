@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -42,6 +43,8 @@ EXPERT_STEPS = {"Ant-v5": 3_000_000}
 """Of the experts that need more than a million."""
 TOTAL_STEPS = {"HalfCheetah-v5": 2_000_000}
 """Of GAIL and AIRL where they need more than a million."""
+SUCCESS = 0.6
+"""GAIL and AIRL imitate failures in proportion: they get the episodes above this share of the median return."""
 EVALUATION_SEED = 2_000_003
 """Of the episodes that experts and learners alike are scored on: not those that were recorded."""
 
@@ -180,6 +183,7 @@ def run_job(job: Job) -> dict[str, Any]:
         "key": job.key,
         **asdict(job),
         **trained,
+        "shown": shown(job),
         "test_return": result.mean_return,
         "test_std": result.std_return,
         "test_length": result.mean_length,
@@ -245,9 +249,12 @@ def learner_config(job: Job, folder: Path) -> TrainConfig:
     if job.method == "dagger":
         config = make(job.task, expert=str(expert_folder(job.task, job.expert_steps)), seed=job.seed)
     else:
-        source = str(record_expert(job.task, job.expert_steps))
-        config = make(job.task, demonstrations=source, total_steps=job.total_steps, seed=job.seed)
-        parts = {k: dataclasses.replace(v, num_trajectories=job.trajectories) for k, v in config.parts.items()}
+        source = record_expert(job.task, job.expert_steps)
+        config = make(job.task, demonstrations=str(source), total_steps=job.total_steps, seed=job.seed)
+        chosen: dict[str, Any] = {"num_trajectories": job.trajectories}
+        if job.method in ADVERSARIAL:
+            chosen["min_return"] = least_return(source)
+        parts = {k: dataclasses.replace(v, **chosen) for k, v in config.parts.items()}
         config = dataclasses.replace(config, parts=parts)
     if job.method == "bc":
         assert config.offline is not None
@@ -261,6 +268,29 @@ def learner_config(job: Job, folder: Path) -> TrainConfig:
         logging=LoggingConfig(console=False, tensorboard=False),
         checkpoint=dataclasses.replace(config.checkpoint, keep_last=1),
     )
+
+
+def returns_of(source: Path) -> list[float]:
+    """Returns of all recorded episodes."""
+    import numpy as np
+
+    with np.load(source) as file:
+        first = np.cumsum(file["lengths"]) - file["lengths"]
+        returns: list[float] = np.add.reduceat(file["rewards"], first).tolist()
+    return returns
+
+
+def least_return(source: Path) -> float:
+    """Of the episodes that GAIL and AIRL get."""
+    return SUCCESS * statistics.median(returns_of(source))
+
+
+def shown(job: Job) -> int:
+    """How many recorded episodes the method gets."""
+    if job.method not in ADVERSARIAL:
+        return job.trajectories
+    source = record_expert(job.task, job.expert_steps)
+    return sum(x >= least_return(source) for x in returns_of(source)[: job.trajectories])
 
 
 def as_many_steps(offline: OfflineConfig, trajectories: int) -> OfflineConfig:

@@ -134,6 +134,20 @@ def test_subsampling_by_trajectory_and_step(npz: Path) -> None:
     assert rest.num_transitions == 4
 
 
+def test_only_trajectories_that_returned_enough(npz: Path, tmp_path: Path) -> None:
+    demos = load(npz, min_return=3.0)  # returns 3, 1 and 14
+    assert demos.returns.tolist() == [3.0, 14.0]
+    assert demos.gather(demos.rows)["obs", "policy"].tolist() == [[0, 0], [0, 1], [0, 2], *([2, i] for i in range(4))]
+    assert load(npz, min_return=2.0, num_trajectories=2).returns.tolist() == [3.0]  # among the first two
+    with pytest.raises(ValueError, match=r"no trajectory returned 20 \(min_return\): the best one 14"):
+        load(npz, min_return=20.0)
+    silent = d4rl(tmp_path / "silent.hdf5", final=True)
+    with h5py.File(silent, "a") as file:
+        del file["rewards"]
+    with pytest.raises(ValueError, match="its rewards are unknown"):
+        load(silent, min_return=0.0)
+
+
 def test_draws_are_uniform_over_transitions_or_follow_the_weights(npz: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = load(npz).sample(4000, generator)["obs", "policy"][:, 0]

@@ -55,6 +55,7 @@ class Demonstrations:
         device: torch.device | str = "cpu",
         metadata: Mapping[str, Any] | None = None,
         chosen: Tensor | None = None,
+        trajectory: Tensor | None = None,
     ) -> None:
         K, M = len(lengths), int(lengths.sum())
         if not M or signals.batch_size != (M,) or observations.batch_size != (M + K,):
@@ -69,7 +70,9 @@ class Demonstrations:
         self.device, self.metadata = torch.device(device), dict(metadata or {})
         self.chosen = torch.arange(K, device=lengths.device) if chosen is None else chosen  # [C]
         self.starts = lengths.cumsum(0) - lengths  # [K]
-        self.trajectory = torch.repeat_interleave(lengths)  # [M], to which trajectory a transition belongs
+        if trajectory is None:  # `select` passes it on, as it does the data
+            trajectory = torch.repeat_interleave(lengths).to(torch.int32)
+        self.trajectory = trajectory  # [M], to which trajectory a transition belongs
         self.rows = self._eligible()  # [R], the transitions that are drawn
         self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
 
@@ -83,6 +86,7 @@ class Demonstrations:
         action_map: ActionMap | None = None,
         keys: Sequence[Key] | None = None,
         num_trajectories: int | None = None,
+        min_return: float | None = None,
         step_stride: int = 1,
         weights: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
@@ -92,9 +96,10 @@ class Demonstrations:
         """Load a path or the id of a local Minari dataset; every number is looked at.
 
         The spaces are the environment's, with groups; `keys` names the components that are needed (None: all).
-        `num_trajectories` takes the first ones. Observations larger than `memory_map_above` bytes stay on the disk;
-        what is drawn comes on `device` either way. Where a file has no final observations the last one is repeated,
-        and a warning logged; another `env_id` than the file's is a warning too.
+        `num_trajectories` takes the first ones, `min_return` those of them that returned as much. Observations larger
+        than `memory_map_above` bytes stay on the disk; what is drawn comes on `device` either way. Where a file has no
+        final observations the last one is repeated, and a warning logged; another `env_id` than the file's is a warning
+        too.
 
         Raises ValueError for data that are missing, empty, damaged, pickled, not finite, or do not fit the spaces; the
         message names trajectory, step and key. ImportError for HDF5 without the extra `demos`.
@@ -119,8 +124,21 @@ class Demonstrations:
             device=device,
             metadata=loaded.metadata,
         )
+        if min_return is not None:
+            demonstrations = demonstrations._that_returned(min_return, str(source))
         logger.info("demonstrations: %s: %s", source, demonstrations.summary())
         return demonstrations
+
+    def _that_returned(self, least: float, source: str) -> Demonstrations:
+        """Only trajectories that returned at least so much."""
+        returns = self.returns
+        kept = torch.nonzero(returns >= least).flatten()  # none where rewards are unknown
+        if not len(kept):
+            raise ValueError(
+                f"{source}: no trajectory returned {least:g} (min_return): "
+                + ("its rewards are unknown" if bool(returns.isnan().all()) else f"the best one {returns.max():g}")
+            )
+        return self.select(kept)
 
     # ------------------------------------------------------------------ what there is
 
@@ -159,6 +177,7 @@ class Demonstrations:
             device=self.device,
             metadata=self.metadata,
             chosen=self.chosen[trajectories.to(self.chosen.device)],
+            trajectory=self.trajectory,
         )
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Demonstrations, Demonstrations]:
@@ -196,7 +215,7 @@ class Demonstrations:
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Rows of every transition once, shuffled, `[batch_size]` each (the last one may be shorter)."""
         order = torch.randperm(len(self.rows), generator=generator, device=generator.device)
-        return iter(self.rows[order.to(self.rows.device)].split(batch_size))
+        return (self.rows[places] for places in order.to(self.rows.device).split(batch_size))
 
     def gather(self, rows: Tensor, *, next_obs: bool = True) -> TensorDict:
         """The transitions of `rows` (any shape), on the device."""

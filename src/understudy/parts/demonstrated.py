@@ -19,6 +19,8 @@ class DemonstratedConfig(PartConfig):
     """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
     num_trajectories: int | None = None
     """Use only the first so many trajectories; None: all."""
+    min_return: float | None = None
+    """Use only trajectories (among those) that returned at least so much: what fails is imitated as well."""
     step_stride: int = 1
     """Use only every n-th transition of each, as papers do; 1 where a memory is trained on them."""
 
@@ -35,6 +37,7 @@ class DemonstratedConfig(PartConfig):
             action_map=action_map,
             keys=keys,
             num_trajectories=self.num_trajectories,
+            min_return=self.min_return,
             step_stride=self.step_stride,
             device=context.device,
             env_id=context.env_id,

@@ -35,7 +35,10 @@ def gail(
             replay_size=20_000,
         ),
     )
-    return _adversarial("gail", part, env_id, total_steps, seed)
+    config = _adversarial("gail", part, env_id, total_steps, seed)
+    # the discriminator punishes noise too: without a floor exploration ends long before the policy is the expert
+    distribution = dataclasses.replace(config.policy.distribution, min_std=0.2)
+    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, distribution=distribution))
 
 
 @recipe
