@@ -95,8 +95,8 @@ def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str
         f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
         f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
         f"{experts} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
-        f"expert's mode, all steps of them, GAIL and AIRL (which imitate failures in proportion) from those of them that "
-        f"returned 60 % of the median: {successes}; DAgger asks the expert in rounds{about}. GAIL and AIRL take "
+        f"expert's mode, all steps of them; GAIL and AIRL, which imitate failures in proportion, from those that "
+        f"returned 60 % of the median: {successes}. DAgger asks the expert in rounds{about}. GAIL and AIRL take "
         f"{learners} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
         "attempt of a seed, one thread. A dash: not run, or not published.",
         "",
