@@ -86,8 +86,8 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
 def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str]:
     """What the rows of the main table are."""
     asked = [r["asked_steps"] for r in results if r["method"] == "dagger"]
-    experts = step_counts([r for r in results if r["method"] == EXPERT])
-    learners = step_counts([r for r in results if r["method"] in ADVERSARIAL])
+    steps = {r["task"]: r["total_steps"] for r in results if r["method"] == EXPERT}
+    experts = ", ".join(f"{count:,} ({task})" for task, count in steps.items())
     shown = {r["task"]: r["shown"] for r in results if r["method"] in ADVERSARIAL and "shown" in r}
     successes = ", ".join(f"{count} ({task})" for task, count in shown.items())
     about = f", about {statistics.median(asked):,.0f} steps in all" if asked else ""
@@ -97,19 +97,11 @@ def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str
         f"{experts} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
         f"expert's mode, all steps of them; GAIL and AIRL, which imitate failures in proportion, from those that "
         f"returned 60 % of the median: {successes}. DAgger asks the expert in rounds{about}. GAIL and AIRL take "
-        f"{learners} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
+        f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
         "attempt of a seed, one thread. A dash: not run, or not published.",
         "",
         "Published, each with its own experts and versions of the tasks:",
     ]
-
-
-def step_counts(results: Sequence[Result]) -> str:
-    """Environment steps, by task where they differ."""
-    steps = {r["task"]: r["total_steps"] for r in results}
-    if len(set(steps.values())) == 1:
-        return f"{next(iter(steps.values())):,}"
-    return ", ".join(f"{count:,} ({task})" for task, count in steps.items())
 
 
 def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
@@ -126,14 +118,13 @@ def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
         for method in args.methods:
             cells = [share(scores(results, method, task, n), expert[0]) if expert else "-" for n in counts]
             lines.append("| " + " | ".join([task, METHODS[method], *cells]) + " |")
-    steps = step_counts([r for r in results if r["method"] in ADVERSARIAL])
     return "\n".join(
         [
             *lines,
             "",
             f"Share of the expert's score: mean over seeds {', '.join(map(str, args.seeds))} (lowest seed), "
             f"{args.episodes} test episodes each; the first episodes of the same recording. BC takes about as many "
-            f"gradient steps from few episodes as from {RECORDED}; GAIL {steps} environment steps.",
+            f"gradient steps from few episodes as from {RECORDED}; GAIL {args.total_steps:,} environment steps.",
             "",
         ]
     )
@@ -172,8 +163,7 @@ def command_line(args: argparse.Namespace) -> str:
     words = ["--tasks", *args.tasks, "--methods", *args.methods, "--seeds", *map(str, args.seeds)]
     words += ["--trajectories", *map(str, args.trajectories)]
     words += [] if args.expert_steps is None else ["--expert-steps", str(args.expert_steps)]
-    words += [] if args.total_steps is None else ["--total-steps", str(args.total_steps)]
-    words += ["--name", args.name]
+    words += ["--total-steps", str(args.total_steps), "--name", args.name]
     return "python benchmarks/imitation/run.py " + " ".join(words)
 
 

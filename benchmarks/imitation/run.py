@@ -41,8 +41,6 @@ WORKER = HERE.parent / "learning" / "worker.py"
 TASKS = ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "Ant-v5")
 EXPERT_STEPS = {"Ant-v5": 3_000_000}
 """Of the experts that need more than a million."""
-TOTAL_STEPS = {"HalfCheetah-v5": 2_000_000}
-"""Of GAIL and AIRL where they need more than a million."""
 SUCCESS = 0.6
 """GAIL and AIRL imitate failures in proportion: they get the episodes above this share of the median return."""
 EVALUATION_SEED = 2_000_003
@@ -95,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trajectories", nargs="+", type=int, default=[RECORDED], help=f"at most {RECORDED}")
     parser.add_argument("--expert-steps", type=int, help="of every expert; default: 1M, Ant 3M")
-    parser.add_argument("--total-steps", type=int, help="of GAIL and AIRL; default: 1M, HalfCheetah 2M")
+    parser.add_argument("--total-steps", type=int, default=1_000_000, help="environment steps of GAIL and AIRL")
     parser.add_argument("--episodes", type=int, default=50, help="evaluation episodes, mode of the policy")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     parser.add_argument("--experts-only", action="store_true", help="train, score and record the experts")
@@ -112,14 +110,6 @@ def expert_steps(task: str, args: argparse.Namespace) -> int:
     """How long the task's expert trains."""
     chosen: int | None = args.expert_steps
     return EXPERT_STEPS.get(task, 1_000_000) if chosen is None else chosen
-
-
-def total_steps(method: str, task: str, args: argparse.Namespace) -> int:
-    """Environment steps of a learner that takes them as PPO does."""
-    if method not in ADVERSARIAL:
-        return 0
-    chosen: int | None = args.total_steps
-    return TOTAL_STEPS.get(task, 1_000_000) if chosen is None else chosen
 
 
 def expert_jobs(args: argparse.Namespace) -> list[Job]:
@@ -145,7 +135,7 @@ def learner_jobs(args: argparse.Namespace) -> list[Job]:
             method=method,
             task=task,
             seed=seed,
-            total_steps=total_steps(method, task, args),
+            total_steps=args.total_steps if method in ADVERSARIAL else 0,
             trajectories=0 if method == "dagger" else count,
             expert_steps=expert_steps(task, args),
             episodes=args.episodes,

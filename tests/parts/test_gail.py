@@ -207,6 +207,25 @@ def test_absorbing_states_by_hand(point_mass: Any) -> None:
     torch.testing.assert_close(part.reward(rollout), expected)
 
 
+def test_a_centred_reward_by_hand(point_mass: Any) -> None:
+    """A constant taken off every step, those in the absorbing state included, of the mean over valid rows."""
+    ppo, part = build(PointMass(N, max_steps=5), point_mass, absorbing_states=True, center_reward=True)
+    rollout = collected(ppo)
+    rollout["terminated"].zero_()
+    rollout["valid"][0] = False
+    rollout["terminated"][3, 1] = True
+    part.centers = False
+    plain = part.reward(rollout)
+    clean = rollout.clone()
+    clean["terminated"].zero_()
+    mean = part.reward(clean)[1:].mean()
+    part.centers = True
+    expected = plain - mean
+    expected[3, 1] -= 0.9 / (1.0 - 0.9) * mean
+    torch.testing.assert_close(part.reward(rollout), expected)
+    assert part.reward(clean)[1:].mean().abs() < 1e-6
+
+
 def test_one_loop_for_each_end(point_mass: Any) -> None:
     _, part = build(PointMass(N), point_mass, absorbing_states=True)
     rows, terminated = torch.zeros(40_000, part.features.size), torch.arange(40_000) % 4 == 0
@@ -219,7 +238,7 @@ def test_one_loop_for_each_end(point_mass: Any) -> None:
     "options",
     [
         {"inputs": "state"},
-        {"inputs": "state-next-state", "absorbing_states": True, "expert_noise": None},
+        {"inputs": "state-next-state", "absorbing_states": True, "expert_noise": None, "center_reward": True},
         {"inputs": "state-action-next-state", "reward_form": "log_d", "normalization": "own"},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), gradient_penalty=5.0, replay_size=64)},
         {"discriminator": DiscriminatorConfig(hidden_sizes=(8,), loss="least_squares"), "reward_form": "least_squares"},

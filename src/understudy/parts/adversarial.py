@@ -15,7 +15,7 @@ from understudy.data.recordings import Key
 from understudy.nn.distributions import DiagGaussian
 from understudy.nn.heads import GaussianHead
 from understudy.parts.demonstrated import DemonstratedConfig
-from understudy.parts.discriminator import Discriminator, DiscriminatorConfig
+from understudy.parts.discriminator import Discriminator, DiscriminatorConfig, weighted_mean
 from understudy.parts.part import Part, PartContext, Rewards, Updates
 from understudy.parts.transitions import Inputs, Normalization, SharedNormalizer, TransitionFeatures, policy_weight
 from understudy.ppo.schedules import Number, Scalar, check_choice
@@ -37,6 +37,9 @@ class AdversarialConfig(DemonstratedConfig):
     """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
     absorbing_states: bool = False
     """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
+    center_reward: bool = False
+    """Take the rollout's mean off the reward, which drifts as the discriminator learns and which values would have to
+    follow. Optimal policies stay what they are with `absorbing_states`, or where no episode ends but by time."""
     expert_noise: bool | None = False
     """Give the expert's actions the policy's own noise while they are compared, so that a policy which only explores
     around the expert's actions is not told apart by that. None: where the policy is Gaussian."""
@@ -105,7 +108,7 @@ class AdversarialPart(Part, Rewards, Updates):
             rollout_size=context.num_steps * context.num_envs,
             generator=self.generator,
         )
-        self.weight = Scalar(config.reward_weight, context.device)
+        self.weight, self.centers = Scalar(config.reward_weight, context.device), config.center_reward
         self.loop: Tensor | None = None  # the row [C] of the absorbing state
         if config.absorbing_states:
             behind = torch.tensor(loop, device=context.device)
@@ -129,8 +132,14 @@ class AdversarialPart(Part, Rewards, Updates):
         """The reward `[T, N]` of a rollout with raw rows `[T, N, C]`."""
         self.normalizer.refresh()
         reward = self._score(rows)
+        if self.centers:
+            valid = rollout["valid"]
+            mean = weighted_mean(torch.where(valid, reward, 0.0), valid.float())
+        else:
+            mean = torch.zeros((), device=reward.device)
+        reward = reward - mean
         if self.loop is not None:
-            reward = reward + rollout["terminated"] * (self.ever_after * self._score(self.loop))
+            reward = reward + rollout["terminated"] * (self.ever_after * (self._score(self.loop) - mean))
         return reward
 
     def _draw(self) -> TensorDict:

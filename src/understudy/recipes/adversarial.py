@@ -27,6 +27,7 @@ def gail(
         # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
         reward_form="logit",
         absorbing_states=True,
+        center_reward=True,
         expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
         discriminator=DiscriminatorConfig(
             # smooth while the policy is far from the expert, sharper when it is near
@@ -35,10 +36,7 @@ def gail(
             replay_size=20_000,
         ),
     )
-    config = _adversarial("gail", part, env_id, total_steps, seed)
-    # the discriminator punishes noise too: without a floor exploration ends long before the policy is the expert
-    distribution = dataclasses.replace(config.policy.distribution, min_std=0.2)
-    return dataclasses.replace(config, policy=dataclasses.replace(config.policy, distribution=distribution))
+    return _adversarial("gail", part, env_id, total_steps, seed)
 
 
 @recipe
@@ -49,8 +47,14 @@ def airl(
     from understudy.parts.airl import AirlConfig
     from understudy.parts.discriminator import DiscriminatorConfig
 
-    discriminator = DiscriminatorConfig(gradient_penalty=1.0, batch_size=512)
-    part = AirlConfig(demonstrations=demonstrations, reward_form="softplus", discriminator=discriminator)
+    part = AirlConfig(
+        demonstrations=demonstrations,
+        absorbing_states=True,
+        center_reward=True,
+        expert_noise=None,
+        # f has to be as steep as log pi is, which a strong penalty forbids
+        discriminator=DiscriminatorConfig(gradient_penalty=0.1, batch_size=512, disc_update_num=8),
+    )
     return _adversarial("airl", part, env_id, total_steps, seed)
 
 
@@ -75,6 +79,12 @@ def bc_gail(
 def _adversarial(name: str, part: PartConfig, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     """The PPO that plain MuJoCo training has, on the part's reward alone."""
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
+    # the discriminator punishes noise too: without a floor exploration ends long before the policy is the expert
+    distribution = dataclasses.replace(config.policy.distribution, min_std=0.2)
     return dataclasses.replace(
-        config, recipe=name, ppo=dataclasses.replace(config.ppo, reward_weight=0.0), parts={name: part}
+        config,
+        recipe=name,
+        policy=dataclasses.replace(config.policy, distribution=distribution),
+        ppo=dataclasses.replace(config.ppo, reward_weight=0.0),
+        parts={name: part},
     )
