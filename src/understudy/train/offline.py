@@ -98,11 +98,12 @@ class OfflineTraining:
             self.rate.advance(*position)
             ppo.optimizer.learning_rate.value.copy_(self.rate())
         rate = float(ppo.optimizer.learning_rate.value)
-        record = []
+        # a sum, no list: small tensors kept from every step lie among the large ones, whose memory then goes to waste
+        sums, steps = torch.zeros((), dtype=torch.float64, device=ppo.env.device), 0
         for leaves in self._minibatches():
-            record.append(self.program(*leaves)[0])
+            sums, steps = sums + self.program(*leaves)[0], steps + 1
             gradient_step(ppo.optimizer)
-        numbers = torch.stack(record).double().mean(0).tolist()
+        numbers = (sums / steps).tolist()
         metrics = {f"offline/{name}": number for name, number in zip(self.metric_names, numbers)}
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
@@ -113,7 +114,7 @@ class OfflineTraining:
             | metrics
             | {
                 "offline/epoch": float(self.epochs_done),
-                "offline/steps": float(len(record)),
+                "offline/steps": float(steps),
                 "offline/learning_rate": rate,
                 "time/epoch": time.perf_counter() - started,
             }
