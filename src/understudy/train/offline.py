@@ -239,9 +239,9 @@ class OfflineTraining:
         if self.part.recurrent:
             generator = torch.Generator(self.ppo.env.device).manual_seed(0)
             length = self.part.config.sequence_length
-            batches = [held.sequences(length, max(held.num_transitions // length, 1), generator)]
+            batches = iter([held.sequences(length, max(held.num_transitions // length, 1), generator)])
         else:
-            batches = [held.gather(rows, next_obs=False) for rows in held.rows.split(_VALIDATION_ROWS)]
+            batches = (held.gather(rows, next_obs=False) for rows in held.rows.split(_VALIDATION_ROWS))
         sums, count = torch.zeros(len(self.metric_names), dtype=torch.float64), 0
         for drawn in batches:
             metrics = self._clone([drawn[key] for key in self.keys])[1]
