@@ -27,7 +27,6 @@ def gail(
         # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
         reward_form="logit",
         absorbing_states=True,
-        center_reward=True,
         expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
         discriminator=DiscriminatorConfig(
             # smooth while the policy is far from the expert, sharper when it is near
