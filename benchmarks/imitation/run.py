@@ -106,7 +106,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def expert_steps(task: str, args: argparse.Namespace) -> int:
+def steps_of_expert(task: str, args: argparse.Namespace) -> int:
     """How long the task's expert trains."""
     chosen: int | None = args.expert_steps
     return EXPERT_STEPS.get(task, 1_000_000) if chosen is None else chosen
@@ -119,9 +119,9 @@ def expert_jobs(args: argparse.Namespace) -> list[Job]:
             method=EXPERT,
             task=task,
             seed=0,
-            total_steps=expert_steps(task, args),
+            total_steps=steps_of_expert(task, args),
             trajectories=0,
-            expert_steps=expert_steps(task, args),
+            expert_steps=steps_of_expert(task, args),
             episodes=args.episodes,
         )
         for task in args.tasks
@@ -137,7 +137,7 @@ def learner_jobs(args: argparse.Namespace) -> list[Job]:
             seed=seed,
             total_steps=args.total_steps if method in ADVERSARIAL else 0,
             trajectories=0 if method == "dagger" else count,
-            expert_steps=expert_steps(task, args),
+            expert_steps=steps_of_expert(task, args),
             episodes=args.episodes,
         )
         for seed in args.seeds

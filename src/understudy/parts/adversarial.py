@@ -132,15 +132,12 @@ class AdversarialPart(Part, Rewards, Updates):
         """The reward `[T, N]` of a rollout with raw rows `[T, N, C]`."""
         self.normalizer.refresh()
         reward = self._score(rows)
+        ever: Tensor | float = 0.0 if self.loop is None else self._score(self.loop)  # in the absorbing state
         if self.centers:
             valid = rollout["valid"]
             mean = weighted_mean(torch.where(valid, reward, 0.0), valid.float())
-        else:
-            mean = torch.zeros((), device=reward.device)
-        reward = reward - mean
-        if self.loop is not None:
-            reward = reward + rollout["terminated"] * (self.ever_after * (self._score(self.loop) - mean))
-        return reward
+            reward, ever = reward - mean, ever - mean
+        return reward if self.loop is None else reward + rollout["terminated"] * (self.ever_after * ever)
 
     def _draw(self) -> TensorDict:
         """Transitions of the expert for one `_fit`."""
