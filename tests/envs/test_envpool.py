@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import weakref
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,22 @@ def test_a_new_seed_builds_a_new_pool() -> None:
     fresh = EnvPoolAdapter(make, seed=7)
     fresh.reset(seed=7)
     assert seeds == [5, 5, 6, 7]
+
+
+def test_the_old_pool_is_freed_before_a_new_one_is_built() -> None:
+    alive: list[weakref.ref[Pool]] = []
+
+    def make(seed: int) -> Pool:
+        assert all(pool() is None for pool in alive), "two pools at a time: twice the memory"
+        pool = Pool()
+        alive.append(weakref.ref(pool))
+        return pool
+
+    env = EnvPoolAdapter(make)
+    env.reset(seed=1)
+    env.step(torch.zeros(2, dtype=torch.int64))
+    env.reset(seed=2)
+    assert len(alive) == 3
 
 
 def test_module_name_does_not_shadow_the_package() -> None:

@@ -98,6 +98,7 @@ class EnvPoolAdapter:
         """Start N fresh episodes (environment i gets `seed + i`); obs `[N]`."""
         if seed is not None and not (self._fresh and seed % _MAX_SEED == self._seed):
             self.pool.close()
+            del self.pool  # a simulator can take 50 MB: not two pools at a time
             self._seed = seed % _MAX_SEED
             self.pool = self._make_pool(self._seed)
         self._fresh = False

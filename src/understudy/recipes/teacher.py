@@ -84,8 +84,9 @@ def go1_teacher(
 
     return TrainConfig(
         recipe="go1-teacher",
-        env=EnvConfig(id=env_id, num_envs=256, backend="envpool", groups={"policy": "privileged_state"}),
-        policy=_locomotion_policy(PolicyConfig()),
+        # each copy of the simulator takes 52 MB
+        env=EnvConfig(id=env_id, num_envs=128, backend="envpool", groups={"policy": "privileged_state"}),
+        policy=_locomotion_policy(PolicyConfig(), env_id),
         ppo=_locomotion_ppo(),
         total_steps=total_steps,
         seed=seed,
@@ -185,24 +186,26 @@ def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
         critic_memory=False,
         estimators={"velocity": velocity} if how.estimates else {},
     )
-    return dataclasses.replace(config, env=env, policy=_locomotion_policy(policy))
+    return dataclasses.replace(config, env=env, policy=_locomotion_policy(policy, env_id))
 
 
-def _locomotion_policy(policy: PolicyConfig) -> PolicyConfig:
-    """The networks that legged robots are trained with (rsl_rl's)."""
+def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
+    """The networks that legged robots are trained with (Isaac Lab's, smaller ones on flat ground)."""
     from understudy.nn.heads import DistributionConfig
 
-    distribution = DistributionConfig(init_std=1.0)
-    return dataclasses.replace(policy, hidden_sizes=(512, 256, 128), activation="elu", distribution=distribution)
+    sizes = (128, 128, 128) if "Flat" in env_id else (512, 256, 128)
+    return dataclasses.replace(
+        policy, hidden_sizes=sizes, activation="elu", distribution=DistributionConfig(init_std=1.0)
+    )
 
 
 def _locomotion_ppo() -> PPOConfig:
-    """The numbers that legged robots are trained with on GPU simulators (rsl_rl's), with fewer environments."""
+    """The numbers that legged robots are trained with on GPU simulators (rsl_rl's); fewer environments, longer."""
     from understudy.ppo.optim import OptimizerConfig
     from understudy.ppo.ppo import PPOConfig
 
     return PPOConfig(
-        num_steps=24,
+        num_steps=48,
         epochs=5,
         minibatches=4,
         entropy_coef=0.01,

@@ -266,7 +266,7 @@ def _building(config: TrainConfig) -> Iterator[tuple[VecEnv, PPO]]:
         torch.set_num_threads(config.torch_threads)
     try:
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
-        env = config.env.make(device, config.seed)
+        env = config.env.make(device, randomness.env_seed(config.seed, 0))  # what PPO resets it with first
         try:
             yield env, _build(config, env, device)
         finally:
