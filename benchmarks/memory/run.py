@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> list[int]:
     """Train for the asked number of iterations and return the samples."""
     import understudy as us
     from understudy.envs.registry import EnvConfig
-    from understudy.ppo.ppo import PPOConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.train.config import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainConfig
 
     total = args.iterations * args.num_envs * args.num_steps

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         Weights,
     )
     from understudy.ppo.clip_ppo_loss import ClipPPOLoss
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.gae import gae
     from understudy.ppo.optim import OptimizerConfig, gradient_step
-    from understudy.ppo.ppo import PPO, PPOConfig
+    from understudy.ppo.ppo import PPO
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import TrainConfig
     from understudy.train.loop import train

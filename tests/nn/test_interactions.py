@@ -16,8 +16,9 @@ from understudy.envs import make_env
 from understudy.nn.interactions import ActiveLinear, active_columns, interaction_terms
 from understudy.nn.networks import EncoderConfig, InteractionEncoder, make_encoder
 from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 
 LIGHT_HOUSE = [4, 4, 4, 4, 5, 5]
 

@@ -21,9 +21,10 @@ from understudy.parts import Advisor, AdvisorConfig
 from understudy.parts.advisor import expert_weight, imitation_loss, smooth_over_time, smoothing_steps
 from understudy.parts.expert_labels import ExpertLabelsConfig, masked_mean
 from understudy.parts.part import PartContext
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import clipped_surrogate, value_loss
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Schedule, advance_all
 from understudy.train.record import record_episodes
 from understudy.types import PolicyOutput

@@ -17,8 +17,9 @@ from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import PartContext
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 
 T, N = 8, 4
 SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)

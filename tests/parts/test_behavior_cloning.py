@@ -24,8 +24,9 @@ from understudy.parts.behavior_cloning import (
     squared_error,
 )
 from understudy.parts.part import PartContext
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Schedule
 
 N, T = 8, 16

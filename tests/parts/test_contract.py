@@ -38,8 +38,9 @@ from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.part import Labels, Losses, Overrides, Part, PartContext, Rewards, Updates, Weights
 from understudy.ppo import randomness
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.train.record import record_episodes
 from understudy.types import Metrics, PolicyOutput
 

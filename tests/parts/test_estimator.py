@@ -19,7 +19,8 @@ from understudy.nn.policy import REPLACED, ActorCritic, PolicyConfig
 from understudy.parts import EstimatorConfig
 from understudy.parts.estimator import elementwise_loss
 from understudy.parts.part import PartContext
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Schedule
 from understudy.train.config import EvaluationConfig
 from understudy.types import PolicyOutput

@@ -22,8 +22,9 @@ from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.discriminator import DiscriminatorConfig, discriminator_loss
 from understudy.parts.motion_prior import MotionPrior, MotionPriorConfig, frame_windows, tracking_reward
 from understudy.parts.part import PartContext
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 
 T, N = 6, 2
 SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2, loss="least_squares")

@@ -22,7 +22,8 @@ from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import Teacher, TeacherConfig
 from understudy.parts.distillation import ActionTarget
 from understudy.parts.part import PartContext
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Schedule
 from understudy.train.config import EvaluationConfig
 from understudy.train.loop import resume

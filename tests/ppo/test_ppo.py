@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch.distributions import Normal, kl_divergence
 from understudy.envs.base import Step
 from understudy.nn.policy import ActorCritic
 from understudy.ppo import randomness
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import clipped_surrogate, normalize, value_loss
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPOConfig
 
 T, N, GAMMA, LAMBDA = 8, 4, 0.99, 0.95
 
@@ -284,6 +285,11 @@ def test_equals_a_plain_ppo(scripted_env: Any, make_ppo: Any, name: str, memory:
 # ---------------------------------------------------------------------- bit for bit
 
 
+def in_blocks(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector in which each tensor starts at a multiple of 64 bytes, as the optimizer's parameters do."""
+    return torch.cat([F.pad(x.flatten(), (0, -x.numel() % 16)) for x in tensors])
+
+
 class SameFormulas(PlainPPO):
     """The plain loop over the library's own networks and per-sample losses, so that every sum associates alike."""
 
@@ -292,16 +298,16 @@ class SameFormulas(PlainPPO):
         self.policy = copy.deepcopy(policy)
         self.w = dict(self.policy.named_parameters())
         # fused Adam rounds its vectorised and its tail loop differently: every number must be in the same place
-        self.flat = nn.Parameter(torch.cat([p.detach().flatten() for p in self.w.values()]))
+        self.flat = nn.Parameter(in_blocks([p.detach() for p in self.w.values()]))
         self.optimizer = torch.optim.Adam([self.flat], lr=self.lr, eps=1e-5, fused=True)
 
     def descend(self, loss: Tensor) -> None:
         parameters = list(self.w.values())
-        self.flat.grad = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+        self.flat.grad = in_blocks(torch.autograd.grad(loss, parameters))
         self.optimizer.step()
         with torch.no_grad():
-            for p, row in zip(parameters, self.flat.split([p.numel() for p in parameters])):
-                p.copy_(row.view_as(p))
+            for p, row in zip(parameters, self.flat.split([-(-p.numel() // 16) * 16 for p in parameters])):
+                p.copy_(row[: p.numel()].view_as(p))
 
     @torch.no_grad()
     def collect(self) -> dict[str, Any]:

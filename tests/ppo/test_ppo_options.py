@@ -17,8 +17,9 @@ from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.part import Labels, Part, PartContext, Rewards
 from understudy.ppo import update
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Scalar, Schedule
 
 T, N = 8, 4
@@ -108,6 +109,24 @@ def test_without_the_surrogate_only_the_critic_learns(scripted_env: Any, make_pp
     ppo.iterate()
     assert all(map(torch.equal, actor, (*ppo.policy.actor.parameters(), *ppo.policy.head.parameters())))
     assert not torch.equal(critic, ppo.policy.value_head.weight)
+
+
+def test_the_gradient_does_not_go_through_a_critic_without_weight(
+    scripted_env: Any, make_ppo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[int] = []
+    grad = torch.autograd.grad
+
+    def spy(loss: Tensor, targets: list[Tensor], **options: Any) -> Any:
+        found = grad(loss, targets, retain_graph=True, allow_unused=True)
+        missing.append(sum(g is None for g in found))
+        return grad(loss, targets, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    for coefficient in (0.0, 0.5):
+        make_ppo(scripted_env(N), value_coef=coefficient, capture="eager", epochs=1, minibatches=1).iterate()
+    assert missing[0] > 0
+    assert missing[1] == 0
 
 
 def test_a_schedule_may_wait_for_a_metric(scripted_env: Any, make_ppo: Any) -> None:

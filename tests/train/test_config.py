@@ -11,8 +11,8 @@ from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import PolicyConfig
 from understudy.parts import PARTS, RandomNetworkDistillationConfig
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPOConfig
 from understudy.ppo.schedules import Schedule
 from understudy.recipes import RECIPES
 from understudy.train.config import (

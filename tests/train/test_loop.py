@@ -19,8 +19,9 @@ from understudy.envs.registry import OWN_TASKS, EnvConfig, Task
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import PolicyConfig
 from understudy.parts import RandomNetworkDistillationConfig
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Schedule
 from understudy.train.checkpoint import load_checkpoint, step_checkpoints
 from understudy.train.config import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainConfig, from_yaml

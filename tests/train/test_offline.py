@@ -19,8 +19,8 @@ from understudy.envs.registry import EnvConfig
 from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import PolicyConfig
 from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig
-from understudy.ppo.ppo import PPOConfig
 from understudy.ppo.schedules import Schedule
 from understudy.train.config import EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig
 from understudy.train.loop import resume, train

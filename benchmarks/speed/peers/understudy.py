@@ -28,8 +28,9 @@ from understudy.envs.registry import Backend, make_env
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.ppo.capture import CaptureMode
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 
 
 class TensorTask:

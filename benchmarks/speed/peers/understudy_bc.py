@@ -22,8 +22,9 @@ from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.part import PartContext
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO, PPOConfig
+from understudy.ppo.ppo import PPO
 from understudy.train.config import OfflineConfig
 from understudy.train.offline import OfflineTraining
 

@@ -238,8 +238,9 @@ class Updater:
         policy_loss = stats["surrogate_loss"]
         if c.surrogate_coef != 1.0:
             policy_loss = coefficients["surrogate"]() * policy_loss
-        loss = policy_loss + coefficients["value"]() * stats["value_loss"]
-        loss = loss - coefficients["entropy"]() * stats["entropy"]
+        loss = policy_loss - coefficients["entropy"]() * stats["entropy"]
+        if c.value_coef != 0.0:  # pure imitation need not go back through the critic
+            loss = loss + coefficients["value"]() * stats["value_loss"]
         for name, part in self.losses.items():
             extra, metrics = part.loss(self.policy, batch, out)
             loss = loss + extra

@@ -10,7 +10,7 @@ from understudy.recipes.registry import recipe
 if TYPE_CHECKING:
     from understudy.nn.policy import PolicyConfig
     from understudy.parts.part import PartConfig
-    from understudy.ppo.ppo import PPOConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import TrainConfig
 
@@ -138,8 +138,8 @@ def _policy(env_id: str) -> PolicyConfig:
 
 
 def _ppo(method: str, env_id: str, total_steps: int) -> PPOConfig:
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.ppo import PPOConfig
     from understudy.ppo.schedules import Schedule
 
     how = PIPELINES.get(method, Pipeline())

@@ -23,8 +23,8 @@ def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
     """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
     from understudy.envs.registry import EnvConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.ppo import PPOConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import TrainConfig
 
@@ -51,8 +51,8 @@ def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 
 def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """CartPole-v1 to its maximum of 500 in seconds."""
     from understudy.envs.registry import EnvConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.ppo import PPOConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import TrainConfig
 

@@ -17,8 +17,8 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
     from understudy.envs.registry import EnvConfig
     from understudy.nn.heads import DistributionConfig
     from understudy.nn.policy import PolicyConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.ppo import PPOConfig
     from understudy.ppo.schedules import Schedule
     from understudy.train.config import TrainConfig
 

@@ -14,7 +14,7 @@ from understudy.recipes.registry import recipe
 if TYPE_CHECKING:
     from understudy.nn.policy import PolicyConfig
     from understudy.parts.part import PartConfig
-    from understudy.ppo.ppo import PPOConfig
+    from understudy.ppo.config import PPOConfig
     from understudy.train.config import TrainConfig
 
 
@@ -201,8 +201,8 @@ def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
 
 def _locomotion_ppo() -> PPOConfig:
     """The numbers that legged robots are trained with on GPU simulators (rsl_rl's); fewer environments, longer."""
+    from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.ppo import PPOConfig
 
     return PPOConfig(
         num_steps=48,

@@ -13,8 +13,8 @@ import yaml
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.policy import PolicyConfig
 from understudy.parts.part import PartConfig
+from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig
-from understudy.ppo.ppo import PPOConfig
 from understudy.ppo.schedules import Number, Schedule
 from understudy.train.plain import from_plain, to_plain
 
