@@ -4,10 +4,11 @@
     python benchmarks/imitation/run.py --tasks Hopper-v5 --methods bc gail --trajectories 1 4 11 25 --name sweep
     python benchmarks/imitation/run.py --known-only
 
-First the experts (recipe `mujoco`, seed 0, kept in runs/experts), then 25 recorded episodes of each (its mode, no
-sampling), then the methods. Trainings run in processes with one thread each. Finished ones (runs/results.jsonl, and
-what results/<name>.json has) are not repeated, interrupted ones continue from their checkpoint. Writes
-results/<name>.md, .json and .png; with --known-only, from what there is, a dash for everything that is missing.
+First the experts (recipe `mujoco`, seed 0; experts/ has those of the committed tables, others are trained), then 25
+recorded episodes of each (its mode, no sampling), then the methods. Trainings run in processes with one thread each.
+Finished ones (runs/results.jsonl, and what results/<name>.json has) are not repeated, interrupted ones continue from
+their checkpoint. Writes results/<name>.md, .json and .png; with --known-only, from what there is, a dash for
+everything that is missing.
 """
 
 from __future__ import annotations
@@ -161,42 +162,47 @@ def run_job(job: Job) -> dict[str, Any]:
     import torch
 
     from understudy.train.evaluation import evaluate
-    from understudy.train.metrics_file import read_metrics
-    from understudy.train.run import RunFolder, read_policy
+    from understudy.train.run import read_policy
 
     torch.set_num_threads(1)
-    folder, trained = train_expert(job.task, job.expert_steps) if job.method == EXPERT else train_learner(job)
-    policy, config = read_policy(folder)
+    expert = job.method == EXPERT
+    source, trained = train_expert(job.task, job.expert_steps) if expert else train_learner(job)
+    policy, config = read_policy(source)
     result = evaluate(policy, config.env, job.episodes, seed=EVALUATION_SEED)
-    metrics = read_metrics(RunFolder(folder).metrics)
     row = {
         "key": job.key,
         **asdict(job),
-        **trained,
         "shown": shown(job),
         "test_return": result.mean_return,
         "test_std": result.std_return,
         "test_length": result.mean_length,
-        "asked_steps": sum(row.get("dagger/steps", 0.0) for row in metrics),  # the first round is not logged
-        "curve": thin([(row["step"], row["episode/return"]) for row in metrics if "episode/return" in row]),
+        **trained,
     }
-    if job.method != EXPERT:
-        shutil.rmtree(folder)
+    if not expert:
+        shutil.rmtree(source)
     return row
 
 
 def train_expert(task: str, steps: int) -> tuple[Path, dict[str, Any]]:
-    """The folder of the task's expert, trained as the benchmark of learning trains, once; revision and seconds."""
-    folder = expert_folder(task, steps)
-    if not (folder / "result.json").is_file():
+    """The checkpoint of the task's expert, trained as the benchmark of learning trains, once; and of its training."""
+    checkpoint = expert_file(task, steps)
+    about = checkpoint.with_suffix(".json")
+    if not about.is_file():
+        from understudy.train.run import find_checkpoint
+
+        folder = HERE / "runs" / "experts" / f"{task}-{steps}-seed-0"
         command = [sys.executable, str(WORKER), "--env", task, "--seed", "0", "--total-steps", str(steps)]
         subprocess.run([*command, "--run-dir", str(folder)], check=True)
-    result = json.loads((folder / "result.json").read_text())
-    return folder, {key: result[key] for key in ("revision", "seconds")}
+        checkpoint.parent.mkdir(exist_ok=True)
+        shutil.copy(find_checkpoint(folder), checkpoint)
+        shutil.copy(folder / "result.json", about)
+    result = json.loads(about.read_text())
+    return checkpoint, {"asked_steps": 0.0, **{key: result[key] for key in ("revision", "seconds", "curve")}}
 
 
-def expert_folder(task: str, steps: int) -> Path:
-    return HERE / "runs" / "experts" / f"{task}-{steps}-seed-0"
+def expert_file(task: str, steps: int) -> Path:
+    """Where an expert's checkpoint is, or will be; what is known of its training lies beside it."""
+    return HERE / "experts" / f"{task}-{steps}.pt"
 
 
 def record_expert(task: str, steps: int) -> Path:
@@ -212,11 +218,13 @@ def record_expert(task: str, steps: int) -> Path:
 
 
 def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
-    """The folder of a finished training, continued where it was interrupted; revision and seconds of this attempt."""
+    """The folder of a finished training, continued where it was interrupted; and what there is to know of it."""
     import tables
 
     import understudy as us
     from understudy.train.loop import resume
+    from understudy.train.metrics_file import read_metrics
+    from understudy.train.run import RunFolder
 
     folder, started = HERE / "runs" / "trainings" / job.name, time.perf_counter()
     if any(folder.glob("checkpoints/*.pt")):
@@ -226,7 +234,13 @@ def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
         run = us.train(learner_config(job, folder))
     if run.stopped_by is not None:
         raise SystemExit(f"{job.name} was stopped by {run.stopped_by}; start the benchmark again to continue")
-    return folder, {"revision": tables.revision(HERE.parents[1]), "seconds": time.perf_counter() - started}
+    metrics = read_metrics(RunFolder(folder).metrics)
+    return folder, {
+        "revision": tables.revision(HERE.parents[1]),
+        "seconds": time.perf_counter() - started,  # of this attempt
+        "asked_steps": sum(row.get("dagger/steps", 0.0) for row in metrics),  # the first round is not logged
+        "curve": thin([(row["step"], row["episode/return"]) for row in metrics if "episode/return" in row]),
+    }
 
 
 def learner_config(job: Job, folder: Path) -> TrainConfig:
@@ -237,7 +251,7 @@ def learner_config(job: Job, folder: Path) -> TrainConfig:
     make: Any = recipes.find_recipe(job.method)  # each takes what its method needs
     config: TrainConfig
     if job.method == "dagger":
-        config = make(job.task, expert=str(expert_folder(job.task, job.expert_steps)), seed=job.seed)
+        config = make(job.task, expert=str(expert_file(job.task, job.expert_steps)), seed=job.seed)
     else:
         source = record_expert(job.task, job.expert_steps)
         config = make(job.task, demonstrations=str(source), total_steps=job.total_steps, seed=job.seed)
