@@ -30,12 +30,12 @@ def gail(
         expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
         discriminator=DiscriminatorConfig(
             # smooth while the policy is far from the expert, sharper when it is near
-            gradient_penalty=Schedule(kind="linear", start=10.0, end=1.0),
+            gradient_penalty=Schedule(kind="linear", start=10.0, end=1.0, length=max(total_steps // 2, 1)),
             batch_size=512,
             replay_size=20_000,
         ),
     )
-    return _adversarial("gail", part, env_id, total_steps, seed)
+    return _adversarial("gail", part, env_id, total_steps, seed, min_std=0.2)
 
 
 @recipe
@@ -54,7 +54,8 @@ def airl(
         # f has to be as steep as log pi is, which a strong penalty forbids
         discriminator=DiscriminatorConfig(gradient_penalty=0.1, batch_size=512, disc_update_num=8),
     )
-    return _adversarial("airl", part, env_id, total_steps, seed)
+    # and log pi is the steeper the less the policy scatters: with 0.2 f could not keep up, and a gait was lost again
+    return _adversarial("airl", part, env_id, total_steps, seed, min_std=0.4)
 
 
 @recipe
@@ -75,11 +76,15 @@ def bc_gail(
     )
 
 
-def _adversarial(name: str, part: PartConfig, env_id: str, total_steps: int, seed: int) -> TrainConfig:
-    """The PPO that plain MuJoCo training has, on the part's reward alone."""
+def _adversarial(
+    name: str, part: PartConfig, env_id: str, total_steps: int, seed: int, *, min_std: float
+) -> TrainConfig:
+    """The PPO that plain MuJoCo training has, on the part's reward alone.
+
+    The discriminator punishes noise too: without `min_std` exploration ends long before the policy is the expert.
+    """
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
-    # the discriminator punishes noise too: without a floor exploration ends long before the policy is the expert
-    distribution = dataclasses.replace(config.policy.distribution, min_std=0.2)
+    distribution = dataclasses.replace(config.policy.distribution, min_std=min_std)
     return dataclasses.replace(
         config,
         recipe=name,
