@@ -22,18 +22,16 @@ def gail(
     from understudy.parts.gail import GailConfig
     from understudy.ppo.schedules import Schedule
 
+    # smooth while the policy is far from the expert, sharper when it is near
+    half, late = max(total_steps // 2, 1), max(total_steps * 4 // 5, 2)
+    penalty = Schedule(kind="piecewise", points=((0, 10.0), (half, 1.0), (late, 0.1)))
     part = GailConfig(
         demonstrations=demonstrations,
         # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
         reward_form="logit",
         absorbing_states=True,
         expert_noise=None,  # recorded experts hardly scatter, a policy that learns has to
-        discriminator=DiscriminatorConfig(
-            # smooth while the policy is far from the expert, sharper when it is near
-            gradient_penalty=Schedule(kind="linear", start=10.0, end=1.0, length=max(total_steps // 2, 1)),
-            batch_size=512,
-            replay_size=20_000,
-        ),
+        discriminator=DiscriminatorConfig(gradient_penalty=penalty, batch_size=512, replay_size=20_000),
     )
     return _adversarial("gail", part, env_id, total_steps, seed, min_std=0.2)
 
