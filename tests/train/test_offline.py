@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import os
 import signal
@@ -80,6 +81,20 @@ def test_epochs_flush_denormals(configure: Any, monkeypatch: Any) -> None:
     assert seen
     assert all(seen)
     assert denormal * 2.0 > 0.0
+
+
+def test_an_epoch_keeps_nothing_of_its_steps(configure: Any, monkeypatch: Any) -> None:
+    minibatches, alive = OfflineTraining._minibatches, []
+
+    def count(self: OfflineTraining) -> Any:
+        for leaves in minibatches(self):
+            yield leaves
+            alive.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
+
+    monkeypatch.setattr(OfflineTraining, "_minibatches", count)
+    train(configure(part={"batch_size": 16}, offline={"epochs": 1, "validation_fraction": 0.0}))
+    # the first 32 are views of one gathered block
+    assert alive[31] < alive[5] + 10, "small tensors among large ones break up the memory"
 
 
 def test_it_clones_the_expert_without_an_environment_step(configure: Any) -> None:
