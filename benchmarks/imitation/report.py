@@ -52,6 +52,11 @@ def share(values: Sequence[float], expert: float) -> str:
     return f"{mean:.1f} %" if len(values) < 2 else f"{mean:.1f} % ({lowest:.1f} %)"
 
 
+def duration(seconds: float) -> str:
+    """In the unit that people would say."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 def published(source: str, task: str, method: str) -> str:
     """A published score and what share of its own expert's it is; or a dash."""
     if (task, method) not in PUBLISHED[source]:
@@ -76,7 +81,7 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
             cells = [task, "expert (PPO)" if method == EXPERT else METHODS[method]]
             cells += [", ".join(str(r["seed"]) for r in found) or "-", f"**{spread(returns)}**" if returns else "-"]
             cells += [share(returns, expert[0]) if expert else "-"]
-            cells += [f"{statistics.median(r['seconds'] for r in found) / 60:.0f} min" if found else "-"]
+            cells += [duration(statistics.median(r["seconds"] for r in found)) if found else "-"]
             cells += [published(source, task, method) for source in SOURCES]
             lines.append("| " + " | ".join(cells) + " |")
     sources = [f"- **{name}**: {text}." for name, text in SOURCES.items()]
