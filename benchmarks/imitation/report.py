@@ -99,11 +99,12 @@ def explanation(results: Sequence[Result], args: argparse.Namespace) -> list[str
     return [
         f"Mean ± standard deviation over seeds of the mean return of {args.episodes} episodes (mode of the policy, the "
         f"same initial states for experts and learners, not those of the recording). Experts: the recipe `mujoco`, "
-        f"{experts} steps, one seed. BC, GAIL and AIRL learn from {max(args.trajectories)} episodes of the "
-        f"expert's mode, all steps of them; GAIL and AIRL, which imitate failures in proportion, from those that "
-        f"returned 60 % of the median: {successes}. DAgger asks the expert in rounds{about}. GAIL and AIRL take "
-        f"{args.total_steps:,} environment steps. Every method is its recipe, the same for all tasks. Time: the last "
-        "attempt of a seed, one thread. A dash: not run, or not published.",
+        f"{experts} steps, one seed; the Ant without contact forces among its observations, as in v4. BC, GAIL and "
+        f"AIRL learn from {max(args.trajectories)} episodes of the expert's mode, all steps of them; GAIL and AIRL, "
+        f"which imitate failures in proportion, from those that returned 60 % of the median: {successes}. DAgger "
+        f"asks the expert in rounds{about}. GAIL and AIRL take {args.total_steps:,} environment steps. Every method is "
+        "its recipe, the same for all tasks. Time: the last attempt of a seed, one thread. "
+        "A dash: not run, or not published.",
         "",
         "Published, each with its own experts and versions of the tasks:",
     ]

@@ -22,6 +22,7 @@ RESULT = "result.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True)
+    parser.add_argument("--env-kwargs", type=json.loads, default={}, help="options of the environment, JSON")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--total-steps", type=int, required=True)
     parser.add_argument("--episodes", type=int, default=20, help="deterministic evaluation episodes at the end")
@@ -41,6 +42,7 @@ def main() -> None:
         config = recipes.mujoco(args.env, total_steps=args.total_steps, seed=args.seed)
     config = dataclasses.replace(
         config,
+        env=dataclasses.replace(config.env, kwargs=args.env_kwargs),
         run_dir=str(args.run_dir),
         evaluation=EvaluationConfig(episodes=args.episodes),
         logging=LoggingConfig(console=False, tensorboard=False),
