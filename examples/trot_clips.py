@@ -8,6 +8,7 @@ Run it with `python examples/trot_clips.py`, then look at it with `understudy mo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,17 @@ FRAME_TIME = 0.01  # s
 STANDING = {"FR": (0.1, 0.9, -1.8), "FL": (-0.1, 0.9, -1.8), "RR": (0.1, 0.9, -1.8), "RL": (-0.1, 0.9, -1.8)}
 """MuJoCo Playground's Go1 observes its joints' angles as offsets from this pose (rad)."""
 COMMANDS = (
-    (0.5, 0.0, 0.0),
-    (1.0, 0.0, 0.0),
-    (1.5, 0.0, 0.0),
-    (0.0, 0.3, 0.0),
-    (0.0, -0.3, 0.0),
-    (0.5, 0.0, 0.6),
-    (0.5, 0.0, -0.6),
+    *((forward, 0.0, 0.0) for forward in (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)),
+    *((forward, 0.0, turning) for forward in (-0.8, 0.0, 0.8) for turning in (-0.8, 0.8)),
+    *((forward, sideways, 0.0) for forward in (-0.6, 0.6) for sideways in (-0.5, 0.5)),
 )
-"""Forward and sideways velocity (m/s), turning rate (rad/s)."""
+"""Forward and sideways velocity (m/s), turning rate (rad/s): what the joystick of MuJoCo Playground's Go1 asks for."""
+HELD_OUT = (
+    *((forward, 0.0, 0.0) for forward in (-1.2, -0.7, -0.2, 0.2, 0.7, 1.2)),
+    *((forward, 0.0, turning) for forward in (-0.4, 0.4) for turning in (-0.5, 0.5)),
+    *((forward, sideways, 0.0) for forward in (-0.3, 0.3) for sideways in (-0.3, 0.3)),
+)
+"""Others of the same range, to compare a policy with."""
 
 
 def inverse_kinematics(foot: Array, side: float) -> Array:
@@ -116,9 +119,9 @@ def _root(time: Array, forward: float, sideways: float, turning: float) -> Array
     )
 
 
-def main(output: Path = Path("trot.npz")) -> Path:
+def main(output: Path = Path("trot.npz"), commands: Sequence[tuple[float, float, float]] = COMMANDS) -> Path:
     """Write one clip for each command and return the file."""
-    clips = [trot(*command) for command in COMMANDS]
+    clips = [trot(*command) for command in commands]
     path = write_motions(output, clips)
     print(f"wrote {len(clips)} clips of {PERIOD} s: {path}")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,24 +12,44 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from understudy.data.writing import Episode
+    from understudy.envs.registry import EnvConfig
     from understudy.nn.policy import ActorCritic
+    from understudy.parts import MotionPriorConfig
 
 BINS = 20
 """Parts of the gait cycle in the picture."""
-STEP_TIME = 0.05
-"""Of both robots (s)."""
 SKIP = 20
 """First frames of each episode that are not measured: starting from rest is no gait."""
+CYCLES = 200
+"""Frames that a clip which wraps is repeated for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A robot: where its joints are among the observations, and its feet among the model's geometries."""
+    """A robot: where its joints are among the observations, and how to tell which of its feet touch the ground."""
 
     env_id: str
     recorded: bool  # clips from a PPO run; else from a script
     joints: Mapping[str, int]  # angle -> column of the observation; the first one's swing tells the gait's phase
-    feet: tuple[str, ...]
+    feet: tuple[str, ...]  # geometries of the model, or names
+    step_time: float = 0.05  # s
+    contact: tuple[int, ...] = ()  # columns of the observation that tell contacts; empty: asked of the simulation
+
+    @property
+    def style(self) -> MotionPriorConfig:
+        """The recipe's motion prior: its columns and fields are the style features."""
+        from understudy.parts import MotionPriorConfig
+        from understudy.recipes import appo, go1_trot
+
+        part = (go1_trot if self.contact else appo)(self.env_id).parts["motion"]
+        assert isinstance(part, MotionPriorConfig)
+        return part
+
+    @property
+    def joint_places(self) -> list[int]:
+        """The joints' places among the style features."""
+        return [self.style.columns.index(column) for column in self.joints.values()]
 
 
 TASKS = {
@@ -44,6 +65,18 @@ TASKS = {
         joints={f"{kind}_{leg}": 3 + 2 * leg + (kind == "ankle") for leg in (1, 2, 3, 4) for kind in ("hip", "ankle")},
         feet=("left_ankle_geom", "right_ankle_geom", "third_ankle_geom", "fourth_ankle_geom"),
     ),
+    "go1": Task(
+        env_id="Go1JoystickFlatTerrain-v1",
+        recorded=False,
+        joints={
+            f"{leg} {joint}": 63 + 3 * number + place
+            for place, joint in ((1, "thigh"), (2, "calf"))
+            for number, leg in enumerate(("FR", "FL", "RR", "RL"))
+        },
+        feet=("FR", "FL", "RR", "RL"),
+        step_time=0.02,
+        contact=(99, 100, 101, 102),
+    ),
 }
 
 
@@ -51,18 +84,43 @@ TASKS = {
 class Played:
     """Episodes of one policy, without their first frames."""
 
-    frames: list[np.ndarray]  # [F, D] observations
+    frames: list[np.ndarray]  # [F, D] style features
     contact: list[np.ndarray]  # [F, feet] bool
     scores: list[float]
 
 
-def play(task: Task, policy: ActorCritic, episodes: int, seed: int) -> Played:
-    """Deterministic episodes, one after another, and which feet touch the ground."""
+def play(task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int) -> Played:
+    """Deterministic episodes, and which feet touch the ground."""
+    recorded, contact = (_play_pool if task.contact else _play_simulation)(task, policy, env_config, episodes, seed)
+    columns = list(task.style.columns)
+    return Played(
+        frames=[episode.observations["policy",][SKIP:-1, columns] for episode in recorded],
+        contact=[rows[SKIP:] for rows in contact],
+        scores=[episode.score for episode in recorded],
+    )
+
+
+def _play_pool(
+    task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int
+) -> tuple[list[Episode], list[np.ndarray]]:
+    """All episodes side by side; contacts are among the observations."""
+    from understudy.train import record
+
+    env = dataclasses.replace(env_config, num_envs=episodes).make("cpu", seed)
+    recorded = record.play(policy, env, episodes, seed)
+    env.close()
+    return recorded, [episode.observations["policy",][:-1, list(task.contact)] > 0.5 for episode in recorded]
+
+
+def _play_simulation(
+    task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int
+) -> tuple[list[Episode], list[np.ndarray]]:
+    """One episode after another, in a simulation that can be asked for contacts; none are known of a final frame."""
     from understudy.envs.gymnasium import InProcessVectorEnv
     from understudy.envs.registry import gymnasium_maker
     from understudy.train.record import PolicyActor, record_episodes
 
-    env = InProcessVectorEnv([gymnasium_maker(task.env_id, {})])
+    env = InProcessVectorEnv([gymnasium_maker(env_config.id, env_config.kwargs)])
     act, contact = PolicyActor(policy), []
 
     def act_and_look(obs: Any, is_first: Any) -> Any:
@@ -73,11 +131,7 @@ def play(task: Task, policy: ActorCritic, episodes: int, seed: int) -> Played:
 
     recorded = record_episodes(env, act_and_look, episodes, seed)
     env.close()
-    return Played(
-        frames=[episode.observations["policy",][SKIP:-1] for episode in recorded],  # contacts know no final frame
-        contact=[np.array(rows)[SKIP:] for rows in contact],
-        scores=[episode.score for episode in recorded],
-    )
+    return recorded, [np.array(rows) for rows in contact]
 
 
 def touching(env: Any, feet: Sequence[str]) -> list[bool]:
@@ -90,19 +144,17 @@ def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
     """Returns, distances to the held-out clips, and the gait: one row of the table."""
     from understudy.data.motion_measures import contact_timing, gait_phase, motion_distance
 
-    columns = style_columns(task.env_id)
     episodes = [x for x in zip(played.frames, played.contact) if len(x[0]) > 2 * SKIP]  # a fall at once has no gait
     frames = [x for x, _ in episodes]
-    reference = clip_frames(held_out)
-    distance = motion_distance([x[:, columns] for x in frames], [x[:, columns] for x in reference])
+    distance = motion_distance(frames, clip_frames(task, held_out))
     row = {
         "test_return": statistics.fmean(played.scores),
         "energy": distance.energy,
         "frechet": distance.frechet,
         **gait(task, frames),
     }
-    lead = next(iter(task.joints.values()))
-    phase = [gait_phase(x[:, lead], STEP_TIME, row["frequency"]) for x in frames]
+    lead = task.joint_places[0]
+    phase = [gait_phase(x[:, lead], task.step_time, row["frequency"]) for x in frames]
     timing = contact_timing(np.concatenate([x for _, x in episodes]), np.concatenate(phase))
     return {**row, "duty": timing.duty_factor.round(3).tolist(), "phase": timing.phase.round(3).tolist()}
 
@@ -111,36 +163,33 @@ def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
     """Frequency, and mean and deviation of every joint's angle over the gait cycle."""
     from understudy.data.motion_measures import gait_cycle, gait_frequency, gait_phase
 
-    joints = list(task.joints.values())
+    joints = task.joint_places
     longest = max(frames, key=len)
-    frequency = gait_frequency(longest[:, joints], STEP_TIME)
-    phase = np.concatenate([gait_phase(x[:, joints[0]], STEP_TIME, frequency) for x in frames])
+    frequency = gait_frequency(longest[:, joints], task.step_time)
+    phase = np.concatenate([gait_phase(x[:, joints[0]], task.step_time, frequency) for x in frames])
     mean, deviation = gait_cycle(np.concatenate(frames)[:, joints], phase, BINS)
     return {"frequency": frequency, "cycle": mean.round(4).tolist(), "cycle_deviation": deviation.round(4).tolist()}
 
 
-def clip_frames(path: Path) -> list[np.ndarray]:
-    """The clips' frames, without the first ones."""
+def clip_frames(task: Task, path: Path) -> list[np.ndarray]:
+    """The clips' style features at the task's step time, `[F, D]` each: recorded ones without their first frames,
+    cycles repeated."""
     from understudy.data.motion_formats import read_motions
+    from understudy.data.motions import MotionLibrary
 
-    return [clip.frames[SKIP:-1] for clip in read_motions(path)]
-
-
-def style_columns(env_id: str) -> list[int]:
-    """The style features of the recipe."""
-    from understudy.parts import MotionPriorConfig
-    from understudy.recipes import appo
-
-    part = appo(env_id).parts["motion"]
-    assert isinstance(part, MotionPriorConfig)
-    return list(part.columns)
+    style, clips = task.style, read_motions(path)
+    fields = style.fields or tuple(f"policy[{column}]" for column in style.columns)
+    wraps = clips[0].loop == "wrap"
+    library = MotionLibrary(clips, fields, task.step_time, CYCLES if wraps else 2)
+    rows = zip(library.offsets.tolist(), (library.offsets + library.starts + library.window - 1).tolist())
+    cut = slice(None) if wraps else slice(SKIP, -1)
+    return [library.frames[start:end].double().numpy()[cut] for start, end in rows]
 
 
 def measure_clips(task: Task, clips: Path, held_out: Path) -> dict[str, Any]:
     """The held-out clips' gait, and how far the clips are from them: the least distance that can be expected."""
     from understudy.data.motion_measures import motion_distance
 
-    columns = style_columns(task.env_id)
-    learnt, other = clip_frames(clips), clip_frames(held_out)
-    distance = motion_distance([x[:, columns] for x in learnt], [x[:, columns] for x in other])
+    learnt, other = clip_frames(task, clips), clip_frames(task, held_out)
+    distance = motion_distance(learnt, other)
     return {"energy": distance.energy, "frechet": distance.frechet, **gait(task, other)}

@@ -2,10 +2,12 @@
 
     python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
     python benchmarks/motion/run.py --task ant --seeds 1 2 3 --methods ppo appo-0.5 appo-0.2 appo-0.1
+    python benchmarks/motion/run.py --task go1 --seeds 1 2 3 --methods ppo appo-0.5
     python benchmarks/motion/run.py --task cheetah --seeds 1 --videos
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
-trot of a scripted controller (`examples/ant_trot_clips.py`). appo-L gives the task the share L of the reward; atppo-L
+trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
+trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward; atppo-L
 has the clips' policy as teacher besides.
 
 Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
@@ -43,6 +45,7 @@ from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missin
 SOURCE_SEED = 0
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
+STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 METHODS = ("ppo", "appo-0.5", "appo-0.2", "appo-0.1", "atppo-0.5")
 
 
@@ -67,13 +70,14 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(TASKS), required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all that the task has")
-    parser.add_argument("--total-steps", type=int, default=1_000_000)
+    parser.add_argument("--total-steps", type=int, help=f"default: {STEPS}")
     parser.add_argument("--episodes", type=int, default=10, help="test episodes, deterministic")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
     parser.add_argument("--report-only", action="store_true", help="train nothing, tabulate what there is")
     parser.add_argument("--videos", action="store_true", help="film clips' policy, PPO and APPO side by side")
     args = parser.parse_args()
     one_thread_each()
+    args.total_steps = args.total_steps or STEPS[args.task]
     usable = [m for m in METHODS if TASKS[args.task].recorded or not m.startswith("atppo")]
     args.methods = args.methods or usable
     if not set(args.methods) <= set(usable):
@@ -129,14 +133,14 @@ def train_and_test(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
     train_in(job.folder, method_config(job))
-    policy, _ = read_policy(job.folder)
+    policy, config = read_policy(job.folder)
     folder = RunFolder(job.folder)
     metrics = read_metrics(folder.metrics)
     return {
         "key": job.key,
         **asdict(job),
         "revision": json.loads(folder.provenance.read_text())[-1]["git"]["library"][:7],
-        **measure(play(task, policy, job.episodes, evaluation_seed(job.seed)), task, held_out),
+        **measure(play(task, policy, config.env, job.episodes, evaluation_seed(job.seed)), task, held_out),
         "env_steps": int(metrics[-1]["step"]),
         **{name: curve(metrics, metric) for name, metric in CURVES.items()},
     }
@@ -159,11 +163,12 @@ def curve(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, 
 
 def method_config(job: Job) -> TrainConfig:
     """The recipe of a method."""
-    from understudy.recipes import appo, atppo, mujoco
+    from understudy.recipes import appo, atppo, go1_teacher, go1_trot, mujoco
 
     task, clips = TASKS[job.task], (str(clip_files(job.task, job.total_steps)[0]),)
+    go1 = job.task == "go1"
     if job.method == "ppo":
-        return mujoco(task.env_id, total_steps=job.total_steps, seed=job.seed)
+        return (go1_teacher if go1 else mujoco)(task.env_id, total_steps=job.total_steps, seed=job.seed)
     name, lerp = job.method.split("-")
     options: dict[str, Any] = {
         "motions": clips,
@@ -172,7 +177,7 @@ def method_config(job: Job) -> TrainConfig:
         "seed": job.seed,
     }
     if name == "appo":
-        return appo(task.env_id, **options)
+        return (go1_trot if go1 else appo)(task.env_id, **options)
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
 
 
@@ -215,14 +220,18 @@ def make_clips(task: str, total_steps: int) -> None:
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if TASKS[task].recorded:
+        if task == "go1":
+            import trot_clips
+
+            trot_clips.main(path, trot_clips.HELD_OUT if number else trot_clips.COMMANDS)
+        elif task == "ant":
+            import ant_trot_clips
+
+            ant_trot_clips.main(path, episodes=CLIPS, seed=1_000_000 * (number + 1))
+        else:
             source = source_folder(task, total_steps)
             train_in(source, mujoco(TASKS[task].env_id, total_steps=total_steps, seed=SOURCE_SEED))
             record_motions(path, source, episodes=CLIPS, seed=1_000_000 * (number + 1))
-        else:
-            from ant_trot_clips import main as write_trot
-
-            write_trot(path, episodes=CLIPS, seed=1_000_000 * (number + 1))
 
 
 # ---------------------------------------------------------------------- report
@@ -306,7 +315,7 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:
         "Mean ± standard deviation over seeds.",
         "",
         "- **energy distance**: 2 E|x - y| - E|x - x'| - E|y - y'| (Székely & Rizzo 2013) between windows of two "
-        f"frames of style features in the policy's episodes and in {CLIPS} held-out clips, in the clips' standard "
+        "frames of style features in the policy's episodes and in held-out clips, in the clips' standard "
         'deviations. "other clips" is the distance of the clips learnt from.',
         "- **Fréchet distance**: of normal distributions fitted to the same windows, squared as in FID.",
         "- **duty factor**: share of the time that a foot touches the ground; touch-down in shares of the gait cycle, "

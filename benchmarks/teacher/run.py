@@ -1,7 +1,7 @@
 """Teachers and students: every way to learn without velocities, over several seeds, beside the teacher that has them.
 
     python benchmarks/teacher/run.py --table hidden-velocity --seeds 0 1 2
-    python benchmarks/teacher/run.py --table go1 --seeds 0 --total-steps 5000000
+    python benchmarks/teacher/run.py --table go1 --seeds 0 1 2 --methods estimator-tppo
 
 Each seed has a teacher of its own, trained first; its run stays in runs/teachers/. Trainings run in processes that
 stay, with one thread each. Finished ones (runs/<table>.jsonl, and what results/<table>.json has) are not repeated, so
@@ -40,8 +40,8 @@ METHODS = {
     "estimator-tppo": "TPPO, velocity estimated",
 }
 TASKS = {"hidden-velocity": ("Hopper-v5", "HalfCheetah-v5"), "go1": ("Go1JoystickFlatTerrain-v1",)}
-STEPS = {"hidden-velocity": 500_000, "go1": 10_000_000}
-TEACHER_STEPS = {"hidden-velocity": 1_000_000, "go1": 10_000_000}
+STEPS = {"hidden-velocity": 500_000, "go1": 1_500_000}
+TEACHER_STEPS = {"hidden-velocity": 1_000_000, "go1": 3_000_000}
 SHARE = 0.9
 """Of the teacher's return: what a student is to reach, and how soon."""
 EVALUATIONS = 40

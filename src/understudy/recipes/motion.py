@@ -71,7 +71,7 @@ def go1_trot(
     *,
     motions: tuple[str, ...] = (),
     task_reward_lerp: float = 0.5,
-    total_steps: int = 100_000_000,
+    total_steps: int = 5_000_000,
     seed: int = 0,
 ) -> TrainConfig:
     """APPO on a Go1 that follows a joystick, with the trot of examples/trot_clips.py (--parts.motion.motions.files)."""
