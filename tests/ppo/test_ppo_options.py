@@ -18,6 +18,7 @@ from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.part import Labels, Part, PartContext, Rewards
 from understudy.ppo import update
 from understudy.ppo.config import PPOConfig
+from understudy.ppo.gae import gae
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
 from understudy.ppo.ppo import PPO
 from understudy.ppo.schedules import Scalar, Schedule
@@ -100,6 +101,28 @@ def test_a_scheduled_coefficient_is_the_constant_of_its_iteration(
             ppo.iterate()
     assert torch.equal(scheduled.optimizer.flat, by_hand.optimizer.flat)
     assert not torch.equal(scheduled.optimizer.flat, unchanged.optimizer.flat)
+
+
+def test_a_scheduled_discount_is_the_one_of_its_iteration(scripted_env: Any, make_ppo: Any) -> None:
+    """Advantages and scaled rewards of every iteration follow the schedule, as if somebody had set a constant."""
+    gamma, others = Schedule.parse("step:0it=0.5,1it=0.9"), {"reward_normalization": True, "value_coef": 0.0}
+    scheduled = make_ppo(scripted_env(N), gamma=gamma, **others)
+    by_hand = make_ppo(scripted_env(N), gamma=0.5, **others)
+    for discount in (0.5, 0.9):
+        by_hand.gamma = by_hand.reward_scaler.gamma = discount
+        for ppo in (scheduled, by_hand):
+            ppo.iterate()
+        data = scheduled.collector.data
+        flags = (data["terminated"], data["truncated"])
+        advantage, _ = gae(data["reward"], data["value"], data["next_value"], *flags, gamma=discount)
+        torch.testing.assert_close(data["advantage"], advantage)
+        torch.testing.assert_close(data["reward"], by_hand.collector.data["reward"])
+    wrong, _ = gae(data["reward"], data["value"], data["next_value"], *flags, gamma=0.5)
+    assert (data["advantage"] - wrong).abs().max() > 1e-3
+    assert PPOConfig(gamma=gamma).last_gamma == 0.9
+    assert PPOConfig(gamma=0.5).last_gamma == 0.5
+    with pytest.raises(ValueError, match=r"ppo\.gamma must lie in \[0, 1\], got linear:0\.9:1\.5"):
+        PPOConfig(gamma=Schedule.parse("linear:0.9:1.5"))
 
 
 def test_without_the_surrogate_only_the_critic_learns(scripted_env: Any, make_ppo: Any) -> None:

@@ -96,7 +96,7 @@ def edited(old: str, new: str) -> str:
         ("total_steps: 12345", "", "config lacks total_steps"),
         ("seed: 7", "seed: 7.5", r"config\.seed is 7\.5; expected a whole number"),
         ("seed: 7", "seed: true", r"config\.seed is True; expected a whole number"),
-        ("gamma: 0.99", "gamma: high", r"config\.ppo\.gamma is 'high'; expected a number"),
+        ("gae_lambda: 0.95", "gae_lambda: high", r"config\.ppo\.gae_lambda is 'high'; expected a number"),
         ("surrogate: clip", "surrogate: klip", r"config\.ppo\.surrogate is 'klip'; choose one of 'clip'"),
         ("wandb: true", "wandb: maybe", "expected true or false"),
         ("hidden_sizes: [256, 128]", "hidden_sizes: [256, x]", r"hidden_sizes\[1\] is 'x'"),

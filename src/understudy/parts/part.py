@@ -32,7 +32,7 @@ class PartContext:
     policy: ActorCritic
     num_envs: int
     num_steps: int  # T, steps per environment in a rollout
-    gamma: float
+    gamma: float  # that a training ends with, where it moves
     device: torch.device
     seed: int  # already mixed with the name: two parts never share a stream
     env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with

@@ -50,8 +50,8 @@ class PPOConfig:
     """Weight of the entropy bonus."""
     samples_mc_entropy: int = 1
     """Samples where the entropy has no closed form."""
-    gamma: float = 0.99
-    """Discount."""
+    gamma: Number = 0.99
+    """Discount. A schedule can lengthen the horizon: `step:0=0.97,1500000=0.99`."""
     gae_lambda: float = 0.95
     """Lambda of GAE."""
     advantage_normalization: Literal["minibatch", "rollout", "none"] = "minibatch"
@@ -92,8 +92,9 @@ class PPOConfig:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"ppo.{name} must be a whole number of at least {least}, got {value}")
         for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= vars(self)[name] <= 1.0:
-                raise ValueError(f"ppo.{name} must lie in [0, 1], got {vars(self)[name]}")
+            value = vars(self)[name]
+            if not all(0.0 <= x <= 1.0 for x in (value.extremes() if isinstance(value, Schedule) else (value,))):
+                raise ValueError(f"ppo.{name} must lie in [0, 1], got {value}")
         for name in ("clip_epsilon", "clip_epsilon_high", "value_clip", "surrogate_coef"):
             value = vars(self)[name]
             if isinstance(value, int | float) and not value >= 0.0:
@@ -118,3 +119,8 @@ class PPOConfig:
         ]
         if len(movers) > 1:
             raise ValueError(f"only one thing may move the learning rate, got {' and '.join(movers)}")
+
+    @property
+    def last_gamma(self) -> float:
+        """The discount that a training ends with."""
+        return self.gamma.extremes()[-1] if isinstance(self.gamma, Schedule) else self.gamma

@@ -72,6 +72,12 @@ class PPO:
                 "reward": Scalar(config.reward_weight, device),
             }
         )
+        self.gamma: float | Tensor
+        if isinstance(config.gamma, Schedule):
+            self.coefficients["gamma"] = discount = Scalar(config.gamma, device)
+            self.gamma = discount.value
+        else:  # a number stays one: float64 until it meets the rewards
+            self.gamma = config.gamma
         learned = [p for p in policy.parameters() if p.requires_grad]
         learned += [p for part in self.parts.values() for p in part.core_parameters()]
         self.optimizer = Optimizer(learned, config.optimizer)
@@ -88,7 +94,7 @@ class PPO:
             generator=self.generators["actions"],
             mode=config.capture,
         )
-        self.reward_scaler = RewardScaler(env.num_envs, config.gamma, config.reward_clip, device)
+        self.reward_scaler = RewardScaler(env.num_envs, self.gamma, config.reward_clip, device)
         self.value_normalizer = ValueNormalizer(config.value_normalization, device)
         self.episodes = EpisodeStatistics(env.num_envs, device)
         self.updater = Updater(self)
@@ -231,9 +237,8 @@ class PPO:
         return metrics, seconds
 
     def _advantages(self, rollout: TensorDict, masked: bool) -> Tensor:
-        c = self.config
         with torch.no_grad():
-            return fill_advantages(rollout, self.value_normalizer, c.gamma, c.gae_lambda, masked)
+            return fill_advantages(rollout, self.value_normalizer, self.gamma, self.config.gae_lambda, masked)
 
     def recompute(self, rollout: TensorDict, masked: bool) -> None:
         """Values, advantages and targets again, with the critic as it is now; rewards and log-probs stay."""

@@ -22,7 +22,7 @@ class RewardScaler(nn.Module):
     otherwise the first one would pass unscaled.
     """
 
-    def __init__(self, num_envs: int, gamma: float, clip: float, device: torch.device) -> None:
+    def __init__(self, num_envs: int, gamma: float | Tensor, clip: float, device: torch.device) -> None:
         super().__init__()
         self.gamma, self.clip = gamma, clip
         self.statistics = RunningMeanStd().to(device)
@@ -82,7 +82,7 @@ class ValueNormalizer(nn.Module):
 
 
 def fill_advantages(
-    rollout: TensorDict, normalizer: ValueNormalizer, gamma: float, gae_lambda: float, masked: bool
+    rollout: TensorDict, normalizer: ValueNormalizer, gamma: float | Tensor, gae_lambda: float, masked: bool
 ) -> Tensor:
     """Write `advantage` and `value_target` (critic's units) of a rollout `[T, N]`; returns the returns, reward units.
 

@@ -112,7 +112,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
             policy=policy,
             num_envs=env.num_envs,
             num_steps=config.ppo.num_steps,
-            gamma=config.ppo.gamma,
+            gamma=config.ppo.last_gamma,
             device=env.device,
             seed=randomness.mix(config.seed, f"part/{name}"),
             env_id=config.env.id,

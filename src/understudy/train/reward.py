@@ -24,6 +24,6 @@ def load_reward(run: str | Path, part: str = "airl", device: torch.device | str 
         there = sorted(name for name, each in train_config.parts.items() if isinstance(each, AirlConfig))
         raise ValueError(f"{run} has no AIRL part named {part!r}; AIRL parts in it: {there or 'none'}")
     with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        reward = build_reward(policy, config, train_config.ppo.gamma)
+        reward = build_reward(policy, config, train_config.ppo.last_gamma)
     reward.load_part_state(load_checkpoint(path, CHECKPOINT_KIND)["state"]["parts"][part]["modules"])
     return reward.to(device).eval()
