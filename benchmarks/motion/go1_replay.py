@@ -21,6 +21,7 @@ frame, rad/s), joint angles (offsets from the standing pose, rad)."""
 STEP_TIME = 0.02
 FOOT_RADIUS = 0.023
 SIZE = (480, 360)
+FILM_SEED = 0
 
 
 def poses(frames: Array) -> Array:
@@ -58,6 +59,36 @@ def quaternions(roll: Array, pitch: Array, yaw: Array) -> Array:
         ),
         axis=1,
     )
+
+
+def film_run(run: Path, path: Path, seconds: float) -> None:
+    """Film the policy of a run while the joystick asks for forward speeds."""
+    import dataclasses
+
+    from understudy.train import record
+    from understudy.train.run import read_policy
+
+    policy, config = read_policy(run)
+    straight = {**config.env.kwargs, "command_b0": 1.0, "command_b1": 0.0, "command_b2": 0.0}
+    env = dataclasses.replace(config.env, num_envs=1, kwargs=straight).make("cpu", FILM_SEED)
+    (episode,) = record.play(policy, env, 1, FILM_SEED)
+    env.close()
+    film(episode.observations["policy",][: round(seconds / STEP_TIME)], path)
+
+
+def film_clip(file: Path, name: str, path: Path, seconds: float) -> None:
+    """Film one of the clips of `examples/trot_clips.py`."""
+    from understudy.data.motion_formats import read_motions
+    from understudy.data.motions import MotionLibrary
+
+    (clip,) = (clip for clip in read_motions(file) if clip.name == name)
+    joints = [f"{leg}_{joint}_joint_offset" for leg in LEGS for joint in ("hip", "thigh", "calf")]
+    fields = [*joints, *(f"root_vel_{axis}_b" for axis in "xyz")]
+    length = round(seconds / STEP_TIME)
+    motion = MotionLibrary([clip], fields, STEP_TIME, length).frames[:length].double().numpy()
+    frames = np.zeros((length, 123))
+    frames[:, GRAVITY], frames[:, JOINTS], frames[:, VELOCITY] = (0.0, 0.0, -1.0), motion[:, :12], motion[:, 12:]
+    film(frames, path)
 
 
 def film(frames: Array, path: Path) -> None:

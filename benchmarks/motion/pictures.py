@@ -70,25 +70,26 @@ def _curve(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def film_side_by_side(runs: Mapping[str, Path], path: Path) -> str:
-    """One film of all runs' policies next to each other, in the order given; what was filmed, as a sentence."""
-    import imageio.v2 as imageio
-
+def film_run(run: Path, path: Path) -> None:
+    """Film one episode of a run's policy."""
     from understudy.train.run import read_policy
     from understudy.train.video import film
 
-    films = []
-    for name, run in runs.items():
-        policy, config = read_policy(run)
-        made = film(policy, config.env, run / "video.mp4", seed=0, deterministic=True)
-        if made.error is not None:
-            return f"{name}: no film: {made.error}"
-        films.append(made.path)
-    readers: list[Any] = [imageio.get_reader(file) for file in films]
+    policy, config = read_policy(run)
+    made = film(policy, config.env, path, seed=0, deterministic=True)
+    if made.error is not None:
+        raise SystemExit(f"{run.name}: no film: {made.error}")
+
+
+def side_by_side(films: Mapping[str, Path], path: Path) -> str:
+    """One film of all of them next to each other, in the order given; what it shows, as a sentence."""
+    import imageio.v2 as imageio
+
+    readers: list[Any] = [imageio.get_reader(file) for file in films.values()]
     fps = readers[0].get_meta_data()["fps"]
     with imageio.get_writer(path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2) as writer:  # type: ignore[arg-type]
         for number, frames in enumerate(zip(*readers)):
             if number >= FILM_SECONDS * fps:
                 break
             writer.append_data(np.concatenate(frames, axis=1))
-    return f"{path}, from left to right: {', '.join(runs)}"
+    return f"{path}, from left to right: {', '.join(films)}"

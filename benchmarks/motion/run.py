@@ -260,12 +260,22 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
 
 def film(args: argparse.Namespace) -> str:
     """Films of the clips' policy and of every method's lowest seed, side by side."""
-    from pictures import film_side_by_side
+    import go1_replay
+    import pictures
 
-    source = source_folder(args.task, args.total_steps)
+    go1, source = args.task == "go1", source_folder(args.task, args.total_steps)
     runs = {"clips": source} if source.is_dir() else {}
     runs |= {job.method: job.folder for job in make_jobs(args) if job.seed == args.seeds[0] and job.folder.is_dir()}
-    return film_side_by_side(runs, HERE / "runs" / f"{args.task}.mp4")
+    films = {name: folder / "video.mp4" for name, folder in runs.items()}
+    if go1:  # nobody played its clips
+        films = {"clips": HERE / "runs" / "clips" / "go1.mp4", **films}
+        go1_replay.film_clip(clip_files(args.task, 0)[0], "trot 1 0 0", films["clips"], pictures.FILM_SECONDS)
+    for name, folder in runs.items():
+        if go1:
+            go1_replay.film_run(folder, films[name], pictures.FILM_SECONDS)
+        else:
+            pictures.film_run(folder, films[name])
+    return pictures.side_by_side(films, HERE / "runs" / f"{args.task}.mp4")
 
 
 def table(args: argparse.Namespace, results: Sequence[Result], clips: Result) -> str:
