@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -63,7 +64,7 @@ def run_missing(
         return
     store.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, mp_context=context) as pool, store.open("a") as file:
+    with ProcessPoolExecutor(parallel, context, end_with_parent) as pool, store.open("a") as file:
         futures = {pool.submit(work, job): job for job in missing}
         for count, future in enumerate(as_completed(futures), start=1):
             row = known[futures[future].key] = future.result()
@@ -71,6 +72,18 @@ def run_missing(
             file.flush()
             print(f"{count}/{len(missing)} {describe(row)}", file=sys.stderr, flush=True)
             after()
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that ended: or it trained on, for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def write_report(output: Path, name: str, report: str, results: Sequence[Result]) -> None:

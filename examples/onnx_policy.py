@@ -1,8 +1,10 @@
 """Drive an environment with an exported policy: onnxruntime and gymnasium, no understudy, no torch.
 
-understudy train mujoco --env.id Hopper-v5
-understudy export runs/mujoco-Hopper-v5-... --output hopper.onnx
+understudy train mujoco --env.id Hopper-v5 --run-dir runs/hopper
+understudy export runs/hopper --output hopper.onnx
 python examples/onnx_policy.py hopper.onnx --env Hopper-v5
+
+A policy that was trained on segments of a flat observation (`understudy train tppo`, say) gets the same segments here.
 """
 
 import argparse
@@ -30,13 +32,20 @@ class OnnxPolicy:
         """The action for one observation, groups and components as the policy was trained with."""
         inputs = {}
         for entry in self.about["observations"]:
-            value = observation[entry["group"]]
+            value = self.cut(entry["group"], observation[entry["group"]])
             value = value if entry["component"] is None else value[entry["component"]]
             inputs[entry["name"]] = np.asarray(value, entry["dtype"]).reshape(1, *entry["shape"])
         if not self.about["state_size"]:
             return self.session.run(["action"], inputs)[0][0]
         action, self.state = self.session.run(["action", "state_out"], {**inputs, "state_in": self.state})
         return action[0]
+
+    def cut(self, group: str, value: np.ndarray | dict) -> np.ndarray | dict:
+        """A flat vector's segments by name, where the policy was trained on such."""
+        sizes = self.about["segments"].get(group)
+        if sizes is None:
+            return value
+        return dict(zip(sizes, np.split(value, np.cumsum([*sizes.values()])[:-1])))
 
 
 def main(path: Path, env_id: str, episodes: int = 5, seed: int = 0) -> list[float]:
@@ -48,7 +57,7 @@ def main(path: Path, env_id: str, episodes: int = 5, seed: int = 0) -> list[floa
         policy.reset()
         total, over = 0.0, False
         while not over:
-            # a plain observation is the group "policy"; cut it here if the policy sees named segments of it
+            # a plain observation is the group "policy"
             observation, reward, terminated, truncated, _ = env.step(policy({"policy": observation}))
             total, over = total + float(reward), terminated or truncated
         returns.append(total)

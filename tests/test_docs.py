@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import understudy as us
@@ -418,6 +419,30 @@ def test_example_onnx_policy(elsewhere: Path) -> None:
     returns = run_example("onnx_policy")(path, "CartPole-v1", episodes=2)
     assert len(returns) == 2
     assert min(returns) >= 8
+
+
+def test_example_onnx_policy_cuts_segments(elsewhere: Path) -> None:
+    """The exported policy gets the segments that it was trained with: it plays as the policy itself does."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from understudy.envs.registry import EnvConfig
+    from understudy.train.export import export_policy
+
+    segments = {"policy": {"place": 1, "speed": 1, "angle": 1, "spin": 1}}
+    env = EnvConfig(id="CartPole-v1", num_envs=1, segments=segments).make("cpu", 0)
+    groups = ("policy/angle", "policy/spin")
+    torch.manual_seed(0)
+    policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(actor_groups=groups))
+    with torch.no_grad():
+        policy.head.linear.weight.normal_()
+    path = export_policy(policy, elsewhere / "policy.onnx", segments=segments)
+    (played,) = run_example("onnx_policy")(path, "CartPole-v1", episodes=1, seed=3)
+    obs, total, over = env.reset(3), 0.0, False
+    while not over:
+        step = env.step(policy.act(obs)[0])
+        obs, total, over = step.obs, total + float(step.reward), bool(step.terminated | step.truncated)
+    env.close()
+    assert played == total
 
 
 def test_every_example_is_run_here() -> None:

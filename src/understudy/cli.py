@@ -252,7 +252,8 @@ def _export(words: list[str]) -> int:
     policy, config = read_policy(chosen.run)
     folder = chosen.run if chosen.run.is_dir() else chosen.run.parent
     output = chosen.output or folder / f"policy{SUFFIXES[chosen.format]}"
-    print(f"policy: {export_policy(policy, output, chosen.format, config.env.id)} (acts as the checkpoint does)")
+    path = export_policy(policy, output, chosen.format, config.env.id, config.env.segments)
+    print(f"policy: {path} (acts as the checkpoint does)")
     return 0
 
 

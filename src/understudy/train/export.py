@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from understudy import __version__
+from understudy.envs.segments import Segments
 from understudy.nn import heads
 from understudy.nn.policy import ActorCritic, Key, PolicyConfig
 from understudy.ppo.schedules import check_choice
@@ -72,13 +73,19 @@ class DeployedPolicy(nn.Module):
         return (action,) if new_state is None else (action, new_state)
 
 
-def export_policy(policy: ActorCritic, path: Path | str, format: ExportFormat = "onnx", task: str = "") -> Path:
+def export_policy(
+    policy: ActorCritic,
+    path: Path | str,
+    format: ExportFormat = "onnx",
+    task: str = "",
+    segments: Segments | None = None,
+) -> Path:
     """Write the policy to `path` as one file and compare what it does with the policy, on random inputs.
 
     onnx and torchscript take observations (and state) and give the executed action; safetensors holds all weights,
-    `read_safetensors` makes a policy of it. `task` is the environment's id, for the metadata. Raises ValueError for an
-    unknown format or action distribution, ExportError where the file differs from the policy, ImportError that names
-    the extra to install.
+    `read_safetensors` makes a policy of it. `task` is the environment's id and `segments` how its flat vectors were cut
+    into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format or action
+    distribution, ExportError where the file differs from the policy, ImportError that names the extra to install.
     """
     check_choice("format", format, get_args(ExportFormat))
     if type(policy.head) not in _HEADS:
@@ -95,7 +102,7 @@ def export_policy(policy: ActorCritic, path: Path | str, format: ExportFormat = 
     try:
         policy.cpu().eval()
         with torch.no_grad():
-            act = write(policy, unfinished, json.dumps(describe(policy, task)))
+            act = write(policy, unfinished, json.dumps(describe(policy, task, segments)))
             check_same_actions(policy, act)
         os.replace(unfinished, path)
     finally:
@@ -105,7 +112,7 @@ def export_policy(policy: ActorCritic, path: Path | str, format: ExportFormat = 
     return path
 
 
-def describe(policy: ActorCritic, task: str = "") -> dict[str, Any]:
+def describe(policy: ActorCritic, task: str = "", segments: Segments | None = None) -> dict[str, Any]:
     """The metadata: what goes in, in which order, and what comes out."""
     observations = []
     for key, blank in zip(policy.sensor_keys, _blank(policy)):
@@ -116,6 +123,7 @@ def describe(policy: ActorCritic, task: str = "") -> dict[str, Any]:
         "understudy_version": __version__,
         "task": task,
         "observations": observations,
+        "segments": {group: dict(sizes) for group, sizes in (segments or {}).items()},
         "state_size": policy.actor_state_size,
         "estimators": {name: list(head.targets) for name, head in c.estimators.items()},
         "action_space": space_to_plain(policy.action_space),
