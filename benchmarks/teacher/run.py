@@ -42,6 +42,7 @@ METHODS = {
 TASKS = {"hidden-velocity": ("Hopper-v5", "HalfCheetah-v5"), "go1": ("Go1JoystickFlatTerrain-v1",)}
 STEPS = {"hidden-velocity": 500_000, "go1": 1_500_000}
 TEACHER_STEPS = {"hidden-velocity": 1_000_000, "go1": 3_000_000}
+EPISODES = {"hidden-velocity": 50, "go1": 200}
 SHARE = 0.9
 """Of the teacher's return: what a student is to reach, and how soon."""
 EVALUATIONS = 40
@@ -74,9 +75,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--total-steps", type=int, help=f"of a student; default: {STEPS}")
     parser.add_argument("--teacher-steps", type=int, help=f"of a teacher; default: {TEACHER_STEPS}")
-    parser.add_argument("--episodes", type=int, default=50, help="test episodes of a finished policy")
+    parser.add_argument("--episodes", type=int, help=f"test episodes of a finished policy; default: {EPISODES}")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     args = parser.parse_args()
+    args.episodes = args.episodes or EPISODES[args.table]
     one_thread_each()
     started = time.perf_counter()
     results = run_all(make_jobs(args), args.table, args.parallel)
@@ -130,44 +132,51 @@ def describe(row: Result) -> str:
 
 
 def train_and_test(job: Job) -> dict[str, Any]:
-    """Train one policy, then test its mode on fresh episodes."""
-    import dataclasses
-
+    """Train one policy, unless it is a teacher that is there already; then test its mode on fresh episodes."""
     import tables
     import torch
 
-    import understudy as us
-    from understudy.train.config import EvaluationConfig, LoggingConfig
     from understudy.train.evaluation import evaluate, evaluation_seed
+    from understudy.train.metrics_file import read_metrics
+    from understudy.train.run import RunFolder, read_policy
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "run"
-        if job.method == "teacher":
-            path = job.teacher
-            shutil.rmtree(path, ignore_errors=True)  # what an interrupted training left
-        config = dataclasses.replace(
+        path = job.teacher if job.method == "teacher" else Path(folder) / "run"
+        if not (path / "evaluation.json").is_file():  # which comes last
+            train_in(path, job)
+        policy, config = read_policy(path)
+        metrics = read_metrics(RunFolder(path).metrics)
+    result = evaluate(policy, config.env, job.episodes, seed=evaluation_seed(job.seed + 1_000))
+    return {
+        "key": job.key,
+        **asdict(job),
+        "revision": tables.revision(HERE.parents[1]),
+        "test_return": result.mean_return,
+        "seconds": metrics[-1]["time/elapsed"],
+        "env_steps": int(metrics[-1]["step"]),
+        "curve": [(row["step"], row["evaluation/return"]) for row in metrics if "evaluation/return" in row],
+        "rmse": velocity_rmse(metrics),
+    }
+
+
+def train_in(path: Path, job: Job) -> None:
+    """One training, scored evenly along its way."""
+    import dataclasses
+
+    import understudy as us
+    from understudy.train.config import EvaluationConfig, LoggingConfig
+
+    shutil.rmtree(path, ignore_errors=True)  # what an interrupted training left
+    us.train(
+        dataclasses.replace(
             configuration(job),
             run_dir=str(path),
             torch_threads=1,
             evaluation=EvaluationConfig(interval=max(job.total_steps // EVALUATIONS, 1)),
             logging=LoggingConfig(console=False, tensorboard=False),
         )
-        started = time.perf_counter()
-        run = us.train(config)
-        seconds = time.perf_counter() - started
-        metrics = run.metrics
-    result = evaluate(run.policy, config.env, job.episodes, seed=evaluation_seed(job.seed + 1_000))
-    return {
-        "key": job.key,
-        **asdict(job),
-        "revision": tables.revision(HERE.parents[1]),
-        "test_return": result.mean_return,
-        "seconds": seconds,
-        "env_steps": run.env_steps,
-        "curve": [(row["step"], row["evaluation/return"]) for row in metrics if "evaluation/return" in row],
-        "rmse": velocity_rmse(metrics),
-    }
+    )
 
 
 def configuration(job: Job) -> Any:

@@ -199,7 +199,7 @@ def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     policy = PolicyConfig(
         actor_groups=("policy/proprioception",),
         critic_groups=("teacher",),
-        memory="none" if how.estimates else "gru",
+        memory="gru",  # beside an estimator, too: what is measured is noisy
         critic_memory=False,
         estimators={"velocity": velocity} if how.estimates else {},
     )
