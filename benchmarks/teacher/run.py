@@ -5,8 +5,8 @@
 
 Each seed has a teacher of its own, trained first; its run stays in runs/teachers/. Trainings run in processes that
 stay, with one thread each. Finished ones (runs/<table>.jsonl, and what results/<table>.json has) are not repeated, so
-an interrupted table continues, and a larger one takes over what a smaller one had. Writes results/<table>.md, .json
-and .png.
+an interrupted table continues, and a larger one takes over what a smaller one had (--known-only: the table so far).
+Writes results/<table>.md, .json and .png.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, help=f"of a teacher; default: {TEACHER_STEPS}")
     parser.add_argument("--episodes", type=int, help=f"test episodes of a finished policy; default: {EPISODES}")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--known-only", action="store_true", help="train nothing, tabulate what there is")
     args = parser.parse_args()
     args.episodes = args.episodes or EPISODES[args.table]
     one_thread_each()
     started = time.perf_counter()
-    results = run_all(make_jobs(args), args.table, args.parallel)
+    results = run_all(make_jobs(args), args.table, args.parallel, args.known_only)
     report = table(results) + footer(args, results, time.perf_counter() - started)
     write_report(HERE / "results", args.table, report, results)
     plot(results, HERE / "results" / f"{args.table}.png")
@@ -110,10 +111,12 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def run_all(jobs: Sequence[Job], name: str, parallel: int) -> list[Result]:
-    """The results of all jobs, from earlier runs where they are there."""
+def run_all(jobs: Sequence[Job], name: str, parallel: int, known_only: bool = False) -> list[Result]:
+    """The results of all jobs, from earlier runs where they are there, or of those that have one."""
     store = HERE / "runs" / f"{name}.jsonl"
     known = read_known(HERE / "results" / f"{name}.json", store)
+    if known_only:
+        return [known[job.key] for job in jobs if job.key in known]
     students = [job for job in jobs if job.method != "teacher" and job.key not in known]
     asked = {job.teacher for job in students if "tppo" in job.method or job.method == "distill"}
     # a result alone teaches nobody: where its run is gone, the teacher is trained again
@@ -249,7 +252,7 @@ def table(results: Sequence[Result]) -> str:
             if runs := of(results, method, task):
                 lines.append(row(method, runs, teachers, marks))
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
 
 
 def row(method: str, runs: Sequence[Result], teachers: Mapping[int, float], marks: Sequence[int]) -> str:
