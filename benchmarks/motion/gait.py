@@ -21,6 +21,8 @@ BINS = 20
 """Parts of the gait cycle in the picture."""
 SKIP = 20
 """First frames of each episode that are not measured: starting from rest is no gait."""
+LOWEST = 0.8
+"""Of a gait (Hz): slower changes are those of the joystick."""
 CYCLES = 200
 """Frames that a clip which wraps is repeated for."""
 
@@ -165,7 +167,7 @@ def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
 
     joints = task.joint_places
     longest = max(frames, key=len)
-    frequency = gait_frequency(longest[:, joints], task.step_time)
+    frequency = gait_frequency(longest[:, joints], task.step_time, LOWEST)
     phase = np.concatenate([gait_phase(x[:, joints[0]], task.step_time, frequency) for x in frames])
     mean, deviation = gait_cycle(np.concatenate(frames)[:, joints], phase, BINS)
     return {"frequency": frequency, "cycle": mean.round(4).tolist(), "cycle_deviation": deviation.round(4).tolist()}

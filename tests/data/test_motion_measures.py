@@ -78,6 +78,9 @@ def test_frequency_and_phase_of_a_swing() -> None:
     t = np.arange(1000) * 0.05
     swing = np.stack((2.0 + np.cos(2 * np.pi * 2.5 * t), 0.2 * np.sin(2 * np.pi * 2.5 * t)), axis=1)
     assert gait_frequency(swing, 0.05) == pytest.approx(2.5, abs=0.02)
+    drifts = swing + 3.0 * np.sin(2 * np.pi * 0.1 * t)[:, None]  # a posture that follows the joystick
+    assert gait_frequency(drifts, 0.05) == pytest.approx(0.1, abs=0.02)
+    assert gait_frequency(drifts, 0.05, lowest=0.8) == pytest.approx(2.5, abs=0.02)
     phase = gait_phase(swing[:, 0], 0.05, 2.5)
     assert phase[:4] == pytest.approx([0.0, 0.125, 0.25, 0.375], abs=1e-9)  # 0 at the largest angle
     mean, deviation = gait_cycle(swing[:, :1], (phase + 1e-6) % 1.0, bins=8)  # one frame in every part of the cycle

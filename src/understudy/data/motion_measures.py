@@ -93,10 +93,11 @@ def _check_pair(a: Array, b: Array) -> None:
 # ---------------------------------------------------------------------------------------------------- gaits
 
 
-def gait_frequency(frames: Array, frame_time: float) -> float:
+def gait_frequency(frames: Array, frame_time: float, lowest: float = 0.0) -> float:
     """Frequency (Hz) of the gait in frames `[F, D]`: where the power of all columns together, Hann-windowed, peaks.
 
-    Columns count equally (each divided by its standard deviation). The resolution is 1 / (F frame_time).
+    Columns count equally (each divided by its standard deviation). The resolution is 1 / (F frame_time). Power below
+    `lowest` (Hz) is no gait: a robot that is told to go faster and slower changes its posture with that.
     """
     if frames.ndim != 2 or len(frames) < 8:
         raise ValueError(f"a frequency needs frames [F, D], F at least 8, got {frames.shape}")
@@ -104,6 +105,7 @@ def gait_frequency(frames: Array, frame_time: float) -> float:
     scaled = centred / np.maximum(frames.std(0), 1e-8)
     power = np.square(np.abs(np.fft.rfft(scaled * np.hanning(len(frames))[:, None], axis=0))).sum(1)
     power[:2] = 0.0  # the window spreads the mean over the first bins
+    power[np.fft.rfftfreq(len(frames), frame_time) < lowest] = 0.0
     return float(power.argmax() / (len(frames) * frame_time))
 
 
