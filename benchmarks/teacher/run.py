@@ -46,9 +46,9 @@ EPISODES = {"hidden-velocity": 50, "go1": 200}
 SHARE = 0.9
 """Of the teacher's return: what a student is to reach, and how soon."""
 GO1_CAUTION = (
-    "Episodes of the Go1 differ by 25 in return, as some commands make it fall: 200 episodes leave an error of about 2 in "
-    "each test. Evaluations while training are ten episodes, always with the same commands, and are not comparable with "
-    "the tests: neither curves nor first times say when a share of the teacher's test was reached."
+    "Episodes of the Go1 differ by 25 in return, as some commands make it fall: 200 episodes leave an error of about 2 "
+    "in each test. Evaluations while training are ten episodes, always with the same commands, and are not comparable "
+    "with the tests: neither curves nor first times say when a share of the teacher's test was reached."
 )
 EVALUATIONS = 40
 """How often a training is scored, evenly spread, 10 episodes each."""
