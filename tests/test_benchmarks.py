@@ -25,7 +25,7 @@ class Loader:
         self.monkeypatch = monkeypatch
 
     def __call__(self, folder: str, module: str) -> ModuleType:
-        for path in (BENCHMARKS, BENCHMARKS / folder):
+        for path in (BENCHMARKS.parent / "examples", BENCHMARKS, BENCHMARKS / folder):
             self.monkeypatch.syspath_prepend(str(path))
         return importlib.import_module(module)
 
@@ -442,3 +442,50 @@ def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> No
     assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
     assert run.TASKS["ant"].joints["ankle_4"] == 12
     assert run.curve([{"step": 1, "x": 0.5}, {"step": 2}, {"step": 3, "x": 1.5}], "x") == [(1, 0.5), (3, 1.5)]
+
+
+def test_a_go1_is_posed_by_what_its_observations_tell(load: Loader) -> None:
+    pytest.importorskip("imageio")
+    replay = load("motion", "go1_replay")
+    frames = np.zeros((2, 123))
+    frames[:, replay.GRAVITY], frames[:, replay.VELOCITY] = (0.0, 0.0, -1.0), (1.0, 0.0, 0.0)
+    frames[:, replay.TURNING] = (0.0, 0.0, 0.5 * np.pi / replay.STEP_TIME)  # a quarter turn each step
+    frames[1, replay.JOINTS.start] = 0.25
+    pose = replay.poses(frames)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(pose[:, :3], [[0.0, 0.02, 0.0], [-0.02, 0.02, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(pose[:, 3:7], [[half, 0.0, 0.0, half], [0.0, 0.0, 0.0, 1.0]], atol=1e-12)
+    np.testing.assert_allclose(pose[:, 7:9], [[0.1, 0.9], [0.35, 0.9]])
+    # nose down by 30 degrees, then on its right side by as much: gravity is minus the rotation's last row
+    frames[:, replay.TURNING] = 0.0
+    frames[:, replay.GRAVITY] = [[0.5, 0.0, -np.sqrt(0.75)], [0.0, -0.5, -np.sqrt(0.75)]]
+    angle = np.pi / 12.0
+    expected = [[np.cos(angle), 0.0, np.sin(angle), 0.0], [np.cos(angle), np.sin(angle), 0.0, 0.0]]
+    np.testing.assert_allclose(replay.poses(frames)[:, 3:7], expected, atol=1e-12)
+    turned = replay.rotations(*(np.array([x]) for x in (0.4, -0.3, 2.0)))[0]
+    np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-12)
+    w, x, y, z = replay.quaternions(*(np.array([a]) for a in (0.4, -0.3, 2.0)))[0]
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    np.testing.assert_allclose(turned, rows, atol=1e-12)
+
+
+def test_a_go1_s_gait_is_measured_from_its_observations(load: Loader) -> None:
+    pytest.importorskip("envpool")
+    import understudy as us
+
+    gait = load("motion", "gait")
+    config = us.recipes.go1_trot()
+    env = replace(config.env, num_envs=2)
+    made = env.make("cpu", 0)
+    policy = us.ActorCritic(made.observation_space, made.action_space, config.policy)
+    made.close()
+    played = gait.play(gait.TASKS["go1"], policy, env, 2, 0)
+    assert len(played.scores) == 2
+    for frames, contact in zip(played.frames, played.contact):
+        assert (frames.shape[1], contact.shape[1], contact.dtype) == (24, 4, bool)
+        assert len(frames) == len(contact)
+        assert contact.any()  # it falls, but stands first

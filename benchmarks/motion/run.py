@@ -46,7 +46,7 @@ SOURCE_SEED = 0
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
 STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 3_000_000}
-METHODS = ("ppo", "appo-0.5", "appo-0.2", "appo-0.1", "atppo-0.5")
+METHODS = ("ppo", "appo-0.5", "appo-0.3", "appo-0.2", "appo-0.1", "atppo-0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
