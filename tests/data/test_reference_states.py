@@ -62,7 +62,7 @@ def test_a_share_of_the_episodes_starts_as_ever(motions: MotionsConfig) -> None:
 
 def test_fields_follow_from_the_joints() -> None:
     positions, velocities = joint_fields(gym.make("Ant-v5").unwrapped.model)  # type: ignore[attr-defined]
-    root = "root_pos_x root_pos_y root_pos_z root_rot_w root_rot_x root_rot_y root_rot_z".split()
+    root = ["root_pos_x", "root_pos_y", "root_pos_z", "root_rot_w", "root_rot_x", "root_rot_y", "root_rot_z"]
     assert positions[:9] == (*root, "hip_1_dof_pos", "ankle_1_dof_pos")
     # MuJoCo: a free joint's velocity is the world's, its turning rate the body's own
     assert velocities[2:7] == ("root_vel_z_w", *(f"root_ang_vel_{axis}_b" for axis in "xyz"), "hip_1_dof_vel")

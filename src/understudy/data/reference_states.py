@@ -39,7 +39,7 @@ class ReferenceStateInit(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         inner: Any = env.unwrapped
         if not all(hasattr(inner, name) for name in ("set_state", "_get_obs", "model", "data", "dt")):
-            raise ValueError(f"the state of {inner} cannot be set: clips can start Gymnasium's MuJoCo environments only")
+            raise ValueError(f"the state of {inner} cannot be set: clips start Gymnasium's MuJoCo environments only")
         if env.observation_space != inner.observation_space:
             raise ValueError("wrap the environment before anything that changes its observations")
         if not 0.0 <= probability <= 1.0:
