@@ -422,11 +422,11 @@ def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> Non
     pytest.importorskip("mujoco")
     run = load("motion", "run")
     args = Namespace(task="cheetah", seeds=[1, 2], methods=list(run.METHODS), total_steps=16, episodes=1)
-    results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.1", 1, 95.0, 0.2)]
+    results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.3", 1, 95.0, 0.2)]
     clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
     text = run.table(args, results, clips)
     # of PPO's seed 1 alone: 95 / 100 and 0.2 / 0.8
-    assert "| appo-0.1 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
+    assert "| appo-0.3 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
     assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
     assert "| atppo-0.5 | none | - |" in text
     assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text

@@ -37,6 +37,8 @@ class Task:
     feet: tuple[str, ...]  # geometries of the model, or names
     step_time: float = 0.05  # s
     contact: tuple[int, ...] = ()  # columns of the observation that tell contacts; empty: asked of the simulation
+    commanded: tuple[int, ...] = ()  # columns that hold the velocity that the joystick asks for (m/s)
+    velocity: tuple[int, ...] = ()  # and the one there is
 
     @property
     def style(self) -> MotionPriorConfig:
@@ -78,6 +80,8 @@ TASKS = {
         feet=("FR", "FL", "RR", "RL"),
         step_time=0.02,
         contact=(99, 100, 101, 102),
+        commanded=(45, 46),
+        velocity=(57, 58),
     ),
 }
 
@@ -89,6 +93,7 @@ class Played:
     frames: list[np.ndarray]  # [F, D] style features
     contact: list[np.ndarray]  # [F, feet] bool
     scores: list[float]
+    velocity_error: float | None  # m/s, root mean square over all frames, where something is commanded
 
 
 def play(task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int) -> Played:
@@ -99,7 +104,16 @@ def play(task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, 
         frames=[episode.observations["policy",][SKIP:-1, columns] for episode in recorded],
         contact=[rows[SKIP:] for rows in contact],
         scores=[episode.score for episode in recorded],
+        velocity_error=velocity_error(task, [episode.observations["policy",][SKIP:-1] for episode in recorded]),
     )
+
+
+def velocity_error(task: Task, observations: Sequence[np.ndarray]) -> float | None:
+    """Root mean square of the distance between horizontal velocity and command (m/s), observations `[F, D]`."""
+    if not task.commanded:
+        return None
+    rows = np.concatenate(observations)
+    return float(np.sqrt(np.square(rows[:, list(task.velocity)] - rows[:, list(task.commanded)]).sum(1).mean()))
 
 
 def _play_pool(
@@ -151,6 +165,7 @@ def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
     distance = motion_distance(frames, clip_frames(task, held_out))
     row = {
         "test_return": statistics.fmean(played.scores),
+        "velocity_error": played.velocity_error,
         "energy": distance.energy,
         "frechet": distance.frechet,
         **gait(task, frames),

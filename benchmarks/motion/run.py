@@ -1,7 +1,7 @@
 """Motion priors on tasks that show them: task reward kept, distance to held-out clips, gait; over several seeds.
 
     python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
-    python benchmarks/motion/run.py --task ant --seeds 1 2 3 --methods ppo appo-0.5 appo-0.2 appo-0.1
+    python benchmarks/motion/run.py --task ant --seeds 1 2 3 --methods ppo appo-0.5 appo-0.2
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.2
     python benchmarks/motion/run.py --task cheetah --seeds 1 --videos
 
@@ -45,8 +45,8 @@ from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missin
 SOURCE_SEED = 0
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
-STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 3_000_000}
-METHODS = ("ppo", "appo-0.5", "appo-0.3", "appo-0.2", "appo-0.1", "atppo-0.5")
+STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 4_000_000}
+METHODS = ("ppo", "appo-0.5", "appo-0.3", "appo-0.2", "atppo-0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,23 +280,27 @@ def film(args: argparse.Namespace) -> str:
 
 def table(args: argparse.Namespace, results: Sequence[Result], clips: Result) -> str:
     """One line for each method; shares are of PPO's mean over the same seeds."""
-    feet = len(TASKS[args.task].feet)
+    feet, tracks = len(TASKS[args.task].feet), bool(TASKS[args.task].commanded)
+    error = ("| velocity error (m/s) ", "| ") if tracks else ("", "")
     lines = [
         f"# Motion prior: {TASKS[args.task].env_id}",
         "",
-        "| method | seeds | task return | of PPO's | energy distance | of PPO's | Fréchet distance | of PPO's "
-        "| gait (Hz) | duty factor of each foot | touch-down after the first foot | saturated |",
-        "|---" * 12 + "|",
-        f"| other clips | | | | {clips['energy']:.3f} | | {clips['frechet']:.2f} | | {clips['frequency']:.2f} | | | |",
+        f"| method | seeds | task return | of PPO's {error[0]}| energy distance | of PPO's | Fréchet distance "
+        "| of PPO's | gait (Hz) | duty factor of each foot | touch-down after the first foot | saturated |",
+        "|---" * (12 + tracks) + "|",
+        f"| other clips | | | {error[1]}| {clips['energy']:.3f} | | {clips['frechet']:.2f} | "
+        f"| {clips['frequency']:.2f} | | | |",
     ]
     for method in METHODS:
         found = [r for r in results if r["method"] == method]
         if not found:
-            lines.append(f"| {method} | none" + " | -" * 10 + " |")
+            lines.append(f"| {method} | none" + " | -" * (10 + tracks) + " |")
             continue
         cells = [method, ", ".join(str(r["seed"]) for r in found)]
         for name, digits in (("test_return", 0), ("energy", 3), ("frechet", 2)):
             cells += [cell([r[name] for r in found], digits), share(found, results, name)]
+            if name == "test_return" and tracks:
+                cells.append(cell([r["velocity_error"] for r in found], 2))
         cells.append(cell([r["frequency"] for r in found], 2))
         cells.append(", ".join(f"{statistics.fmean(r['duty'][k] for r in found):.2f}" for k in range(feet)))
         cells.append("; ".join(", ".join(f"{x:.2f}" for x in r["phase"][1:]) for r in found))
@@ -328,6 +332,11 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:
         "frames of style features in the policy's episodes and in held-out clips, in the clips' standard "
         'deviations. "other clips" is the distance of the clips learnt from.',
         "- **Fréchet distance**: of normal distributions fitted to the same windows, squared as in FID.",
+        *(
+            ["- **velocity error**: root mean square of the difference between horizontal velocity and command."]
+            if TASKS[args.task].commanded
+            else []
+        ),
         "- **duty factor**: share of the time that a foot touches the ground; touch-down in shares of the gait cycle, "
         "circular mean, seeds separated by semicolons.",
         "- **saturated**: share of the policy's scores pinned to their label in the last iteration.",

@@ -9,6 +9,7 @@ from understudy.recipes.mujoco_tasks import mujoco
 from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
+    from understudy.parts.discriminator import DiscriminatorConfig
     from understudy.train.config import TrainConfig
 
 _STYLE = {
@@ -20,6 +21,9 @@ _STYLE = {
 _GO1_JOINTS = tuple(f"{leg}_{joint}_joint" for leg in ("FR", "FL", "RR", "RL") for joint in ("hip", "thigh", "calf"))
 _GO1_STYLE = tuple(range(63, 87))
 """Columns of the Go1's `privileged_state` that hold its joints' offsets and rates without noise."""
+_GO1_WALKS = (1_500_000, 2_500_000)
+"""Style comes in between these steps. From the start it leads no further than standing (1.5 and 3 million steps, one
+seed each): noise is punished before there is a gait, and so fades before one is found."""
 
 
 @recipe
@@ -42,6 +46,7 @@ def appo(
         columns=_STYLE.get(env_id, ()),
         step_time=0.05,
         reward_weight=1.0 - task_reward_lerp,
+        discriminator=_discriminator(gradient_penalty=1.0),
     )
     ppo = dataclasses.replace(config.ppo, reward_weight=task_reward_lerp)
     return dataclasses.replace(config, recipe="appo", ppo=ppo, parts={"motion": part})
@@ -59,9 +64,12 @@ def atppo(
 ) -> TrainConfig:
     """ATPPO: APPO and a teacher (--parts.teacher.checkpoints) whose actions are labels beside the rewards."""
     from understudy.parts.teacher import TeacherConfig
+    from understudy.ppo.schedules import Schedule
 
     config = appo(env_id, motions=motions, task_reward_lerp=task_reward_lerp, total_steps=total_steps, seed=seed)
-    parts = {**config.parts, "teacher": TeacherConfig(checkpoints=tuple(teachers))}
+    # as in TPPO's recipes: the deviation is the teacher's too, and the teacher fades where there is a reward
+    coef = Schedule(kind="linear", start=1.0, end=0.5)
+    parts = {**config.parts, "teacher": TeacherConfig(checkpoints=tuple(teachers), target="kl", coef=coef)}
     return dataclasses.replace(config, recipe="atppo", parts=parts)
 
 
@@ -70,27 +78,38 @@ def go1_trot(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,
     motions: tuple[str, ...] = (),
-    task_reward_lerp: float = 0.5,
-    total_steps: int = 5_000_000,
+    task_reward_lerp: float = 0.2,
+    total_steps: int = 4_000_000,
     seed: int = 0,
 ) -> TrainConfig:
     """APPO on a Go1 that follows a joystick, with the trot of examples/trot_clips.py (--parts.motion.motions.files)."""
     from understudy.data.motions import MotionsConfig
     from understudy.parts.motion_prior import MotionPriorConfig
+    from understudy.ppo.schedules import Schedule
     from understudy.recipes.teacher import go1_teacher
 
     _check_lerp(task_reward_lerp)
+    begin, end = _GO1_WALKS
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
         motions=MotionsConfig(files=tuple(motions)),
         columns=_GO1_STYLE,
         fields=(*(f"{joint}_offset" for joint in _GO1_JOINTS), *(f"{joint}_dof_vel" for joint in _GO1_JOINTS)),
         step_time=0.02,
-        reward_weight=1.0 - task_reward_lerp,
+        reward_weight=Schedule(kind="piecewise", points=((begin, 0.0), (end, 1.0 - task_reward_lerp))),
         scale_by_step_time=True,  # as the task's reward is
+        discriminator=_discriminator(gradient_penalty=2.0),
     )
-    ppo = dataclasses.replace(config.ppo, reward_weight=task_reward_lerp)
+    task_weight = Schedule(kind="piecewise", points=((begin, 1.0), (end, task_reward_lerp)))
+    ppo = dataclasses.replace(config.ppo, reward_weight=task_weight)
     return dataclasses.replace(config, recipe="go1-trot", ppo=ppo, parts={"motion": part})
+
+
+def _discriminator(gradient_penalty: float) -> DiscriminatorConfig:
+    """The part's own, but with a smaller penalty: AMP's 10 keeps the scores of both sides close together."""
+    from understudy.parts.motion_prior import MotionPriorConfig
+
+    return dataclasses.replace(MotionPriorConfig().discriminator, gradient_penalty=gradient_penalty)
 
 
 def _check_lerp(lerp: float) -> None:
