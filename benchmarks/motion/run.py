@@ -45,7 +45,9 @@ from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missin
 SOURCE_SEED = 0
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
-STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 4_000_000}
+STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
+WALK = 3_000_000
+"""Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = ("ppo", "appo-0.5", "appo-0.3", "appo-0.2", "atppo-0.5")
 
 
@@ -110,8 +112,11 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
     def write() -> None:
         report(args, finished())
 
-    if not args.report_only and len(finished()) < len(jobs):
+    missing = [job for job in jobs if job.key not in known]
+    if not args.report_only and missing:
         make_clips(args.task, args.total_steps)  # here, where no two processes can make the same
+        if args.task == "go1":
+            walk_first(missing)
         options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe, "after": write}
         run_missing(jobs, known, train_and_test, **options)
     return finished()
@@ -132,10 +137,11 @@ def train_and_test(job: Job) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
+    before = WALK if job.task == "go1" and job.method != "ppo" else 0
     train_in(job.folder, method_config(job))
     policy, config = read_policy(job.folder)
     folder = RunFolder(job.folder)
-    metrics = read_metrics(folder.metrics)
+    metrics = [{**row, "step": row["step"] + before} for row in read_metrics(folder.metrics)]
     return {
         "key": job.key,
         **asdict(job),
@@ -161,6 +167,21 @@ def curve(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, 
     return thin([(row["step"], row[name]) for row in metrics if name in row])
 
 
+def walk_first(jobs: Sequence[Job]) -> None:
+    """Train a Go1 that walks for each seed, which PPO's runs are copies of."""
+    from understudy.recipes import go1_teacher
+
+    for job in jobs:
+        train_in(walker_folder(job), go1_teacher(total_steps=WALK, seed=job.seed))
+        if job.method == "ppo" and not job.folder.exists():
+            shutil.copytree(walker_folder(job), job.folder)
+
+
+def walker_folder(job: Job) -> Path:
+    """The run that has learnt to walk."""
+    return job.folder.with_name(f"walker-seed-{job.seed}-steps-{WALK}")
+
+
 def method_config(job: Job) -> TrainConfig:
     """The recipe of a method."""
     from understudy.recipes import appo, atppo, go1_teacher, go1_trot, mujoco
@@ -176,8 +197,11 @@ def method_config(job: Job) -> TrainConfig:
         "total_steps": job.total_steps,
         "seed": job.seed,
     }
+    if go1:
+        options["total_steps"] -= WALK
+        return dataclasses.replace(go1_trot(task.env_id, **options), start_from=str(walker_folder(job)))
     if name == "appo":
-        return (go1_trot if go1 else appo)(task.env_id, **options)
+        return appo(task.env_id, **options)
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
 
 
@@ -190,7 +214,7 @@ def train_in(folder: Path, config: TrainConfig) -> None:
     if steps and max(steps) >= config.total_steps:
         return
     if steps:
-        resume(folder)
+        resume(folder, total_steps=config.total_steps)
         return
     shutil.rmtree(folder, ignore_errors=True)  # it ended before its first checkpoint
     quiet = LoggingConfig(console=False, tensorboard=False)

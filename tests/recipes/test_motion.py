@@ -14,7 +14,6 @@ from understudy.data.motion_formats import MotionClip, write_motions
 from understudy.data.motions import MotionLibrary, MotionsConfig
 from understudy.envs.registry import EnvConfig
 from understudy.parts import MotionPriorConfig, TeacherConfig
-from understudy.ppo.schedules import Scalar
 from understudy.recipes.basic import ppo
 from understudy.recipes.motion import appo, atppo, go1_trot
 from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
@@ -51,18 +50,6 @@ def test_the_lerp_is_two_weights() -> None:
     assert from_yaml(to_yaml(config)) == config
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         appo(task_reward_lerp=1.5)
-
-
-def test_the_go1_learns_to_walk_before_style_counts() -> None:
-    config = go1_trot(task_reward_lerp=0.25)
-    part = config.parts["motion"]
-    assert isinstance(part, MotionPriorConfig)
-    task, style = Scalar(config.ppo.reward_weight), Scalar(part.reward_weight)
-    expected = {0: (1.0, 0.0), 1_500_000: (1.0, 0.0), 2_000_000: (0.625, 0.375), 9_000_000: (0.25, 0.75)}
-    for steps, weights in expected.items():
-        for scalar in (task, style):
-            scalar.advance(steps, 0, 9_000_000, 1)
-        assert (float(task()), float(style())) == weights
 
 
 def test_appo_runs_from_a_file_and_atppo_with_a_teacher_beside_it(tmp_path: Path) -> None:

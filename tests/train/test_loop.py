@@ -384,3 +384,28 @@ def test_parts_start_from_weights_that_do_not_depend_on_other_parts(tmp_path: Pa
         assert same(first.parts["b"].state_dict(), second.parts["b"].state_dict())
         assert not same(second.parts["a"].state_dict(), second.parts["b"].state_dict())
         assert same(dict(first.policy.state_dict()), dict(second.policy.state_dict()))
+
+
+# ------------------------------------------------------------------------------------- another run's policy
+
+
+def test_a_training_starts_from_another_run_s_policy(tmp_path: Path) -> None:
+    first = train(config(tmp_path / "a"))
+    # no gradient moves it, so what it ends with is what it started from
+    still = PPOConfig(num_steps=16, epochs=1, minibatches=1, surrogate_coef=0.0, value_coef=0.0, entropy_coef=0.0)
+    second = train(config(tmp_path / "b", start_from=str(first.path), total_steps=2 * STEPS, seed=5, ppo=still))
+    before, after = (weights(step_checkpoints(run.path / "checkpoints")[-1]) for run in (first, second))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"normalizers.policy.{name}" for name in ("mean", "var", "count", "shift", "scale")}
+    assert after["normalizers.policy.count"] == before["normalizers.policy.count"] + 2 * STEPS
+    shutil.rmtree(first.path)
+    resume(second.path, total_steps=4 * STEPS)  # it needs the other run no more
+
+
+def test_a_policy_of_another_architecture_is_no_start(tmp_path: Path) -> None:
+    first = train(config(tmp_path / "a"))
+    with pytest.raises(CheckpointError, match="of another shape"):
+        train(config(tmp_path / "b", start_from=str(first.path), policy=PolicyConfig(hidden_sizes=(16,))))
+    with pytest.raises(CheckpointError, match="no run or checkpoint"):
+        train(config(tmp_path / "b", start_from=str(tmp_path / "none")))
+    assert not (tmp_path / "b").exists()

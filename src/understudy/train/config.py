@@ -130,6 +130,9 @@ class TrainConfig:
     """Seed of everything: weights, environments, minibatches, parts, evaluation."""
     run_dir: str | None = None
     """Folder to write; None: runs/<recipe>-<environment>-<time>."""
+    start_from: str | None = None
+    """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
+    new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     """Name of the recipe this came from; only used to name the run."""
     device: str = "auto"

@@ -58,14 +58,17 @@ def train(config: TrainConfig, *, expert: Actor | None = None) -> Run:
     """Train from the start and return the run. `expert` answers DAgger's questions instead of the one in the config.
 
     SIGINT and SIGTERM end it after the running iteration with a checkpoint; `Run.stopped_by` then names the signal.
-    Raises ValueError for a configuration that cannot work (before any work), ImportError for a missing extra,
-    WorkerError and NonFiniteError (after writing a checkpoint), CheckpointError if a checkpoint cannot be written.
+    Raises ValueError for a configuration that cannot work and CheckpointError for a policy to start from that does not
+    fit (before any work), ImportError for a missing extra, WorkerError and NonFiniteError (after writing a checkpoint),
+    CheckpointError if a checkpoint cannot be written.
     """
     _check_extras(config)
     path = choose_run_path(config)
     if config.offline is not None and config.offline.dagger is not None:
         config = first_round(config, path, expert)
     with _building(config) as (env, ppo):  # before the folder: what cannot be built leaves none behind
+        if config.start_from is not None:
+            _start_from(config.start_from, ppo.policy)
         folder = create_run_folder(path, config)
         return _Training(config, folder, env, ppo, expert).run()
 
@@ -303,6 +306,13 @@ def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int |
         return None
     state = checkpoint["offline"]
     return None if state["finished"] else int(state["epochs_done"])
+
+
+def _start_from(source: str, policy: ActorCritic) -> None:
+    """Give the policy the weights and the normaliser of another run's."""
+    weights = load(source).state_dict()
+    check_same_layout(policy.state_dict(), weights, source)
+    policy.load_state_dict(weights)
 
 
 def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
