@@ -24,7 +24,7 @@ HIPS = np.array([[x, y, 0.0] for x in (0.1881, -0.1881) for y in (-0.04675, 0.04
 SIDES = (-1.0, 1.0, -1.0, 1.0)  # right, left
 ABDUCTION_OFFSET, LINK = 0.08, 0.213  # hip axis to leg plane; thigh and calf, m
 HEIGHT, LIFT = 0.27, 0.07  # of the trunk above the feet; of a swinging foot, m
-PERIOD, ON_GROUND = 0.5, 0.55  # of a cycle, s; the share of it that a foot stands
+PERIOD, ON_GROUND = 0.36, 0.55  # of a cycle, s; the share of it that a foot stands
 FRAME_TIME = 0.01  # s
 STANDING = {"FR": (0.1, 0.9, -1.8), "FL": (-0.1, 0.9, -1.8), "RR": (0.1, 0.9, -1.8), "RL": (-0.1, 0.9, -1.8)}
 """MuJoCo Playground's Go1 observes its joints' angles as offsets from this pose (rad)."""

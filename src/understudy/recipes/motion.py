@@ -75,7 +75,7 @@ def go1_trot(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,
     motions: tuple[str, ...] = (),
-    task_reward_lerp: float = 0.2,
+    task_reward_lerp: float = 0.15,
     total_steps: int = 2_000_000,
     seed: int = 0,
 ) -> TrainConfig:
