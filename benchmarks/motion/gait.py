@@ -23,6 +23,8 @@ SKIP = 20
 """First frames of each episode that are not measured: starting from rest is no gait."""
 LOWEST = 0.8
 """Of a gait (Hz): slower changes are those of the joystick."""
+COPIES = 50
+"""Of the pool's environments that play at a time: each of the Go1's takes 52 MB."""
 CYCLES = 200
 """Frames that a clip which wraps is repeated for."""
 
@@ -119,12 +121,15 @@ def velocity_error(task: Task, observations: Sequence[np.ndarray]) -> float | No
 def _play_pool(
     task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int
 ) -> tuple[list[Episode], list[np.ndarray]]:
-    """All episodes side by side; contacts are among the observations."""
+    """Episodes side by side; contacts are among the observations."""
     from understudy.train import record
 
-    env = dataclasses.replace(env_config, num_envs=episodes).make("cpu", seed)
-    recorded = record.play(policy, env, episodes, seed)
-    env.close()
+    recorded: list[Episode] = []
+    while len(recorded) < episodes:
+        count, first = min(COPIES, episodes - len(recorded)), seed + len(recorded)
+        env = dataclasses.replace(env_config, num_envs=count).make("cpu", first)
+        recorded += record.play(policy, env, count, first)
+        env.close()
     return recorded, [episode.observations["policy",][:-1, list(task.contact)] > 0.5 for episode in recorded]
 
 
