@@ -489,3 +489,27 @@ def test_a_go1_s_gait_is_measured_from_its_observations(load: Loader) -> None:
         assert (frames.shape[1], contact.shape[1], contact.dtype) == (24, 4, bool)
         assert len(frames) == len(contact)
         assert contact.any()  # it falls, but stands first
+
+
+def test_films_stand_side_by_side(load: Loader, tmp_path: Path) -> None:
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    image = pytest.importorskip("PIL.Image")
+    pictures = load("motion", "pictures")
+    films = {}
+    for name, shade, length in (("dark", 40, 120), ("light", 200, 100)):
+        films[name] = tmp_path / f"{name}.mp4"
+        with imageio.get_writer(films[name], format="FFMPEG", fps=25, macro_block_size=2) as writer:
+            for k in range(length):
+                frame = np.full((96, 128, 3), shade, np.uint8)
+                frame[40:56, k : k + 16] = 255 - shade  # equal frames would be one in the GIF
+                writer.append_data(frame)
+    text = pictures.side_by_side(films, tmp_path / "both.mp4")
+    assert text.endswith("from left to right: dark, light")
+    frames = list(iter(imageio.get_reader(tmp_path / "both.mp4")))  # the reader itself says it has no end
+    assert (len(frames), frames[0].shape) == (100, (96, 256, 3))  # as long as the shortest
+    assert frames[50][60:, :128].mean() < 60  # below the names
+    assert frames[50][60:, 128:].mean() > 180
+    gif = image.open(pictures.shorten(tmp_path / "both.mp4", tmp_path / "both.gif"))
+    assert gif.size == (480, 180)
+    assert gif.n_frames == 25  # 2 s are left of the 2.4

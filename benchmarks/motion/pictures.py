@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gait import Task
 
 FILM_SECONDS = 10.0
+GIF_START, GIF_SECONDS, GIF_FPS, GIF_HEIGHT = 2.0, 2.4, 12.5, 180
 
 
 def draw(results: Sequence[Mapping[str, Any]], clips: Mapping[str, Any], task: Task, path: Path) -> None:
@@ -82,8 +83,9 @@ def film_run(run: Path, path: Path) -> None:
 
 
 def side_by_side(films: Mapping[str, Path], path: Path) -> str:
-    """One film of all of them next to each other, in the order given; what it shows, as a sentence."""
+    """One film of all of them next to each other, in the order given, named; what it shows, as a sentence."""
     import imageio.v2 as imageio
+    from PIL import Image, ImageDraw
 
     readers: list[Any] = [imageio.get_reader(file) for file in films.values()]
     fps = readers[0].get_meta_data()["fps"]
@@ -91,5 +93,26 @@ def side_by_side(films: Mapping[str, Path], path: Path) -> str:
         for number, frames in enumerate(zip(*readers)):
             if number >= FILM_SECONDS * fps:
                 break
-            writer.append_data(np.concatenate(frames, axis=1))
+            whole = Image.fromarray(np.concatenate(frames, axis=1))
+            for place, name in enumerate(films):
+                corner = (place * whole.width // len(films) + 10, 8)
+                ImageDraw.Draw(whole).text(
+                    corner, name, fill="white", stroke_width=2, stroke_fill="black", font_size=22
+                )
+            writer.append_data(np.asarray(whole))
     return f"{path}, from left to right: {', '.join(films)}"
+
+
+def shorten(film: Path, path: Path) -> str:
+    """A few seconds of a film as a small GIF, for pages that show no films."""
+    import imageio.v2 as imageio
+    from PIL import Image
+
+    reader: Any = imageio.get_reader(film)
+    fps = reader.get_meta_data()["fps"]
+    frames = [Image.fromarray(frame) for frame in reader]
+    times = np.arange(GIF_START, min(GIF_START + GIF_SECONDS, len(frames) / fps), 1.0 / GIF_FPS)
+    chosen = [frames[int(time * fps)] for time in times]
+    small = [x.resize((round(x.width * GIF_HEIGHT / x.height), GIF_HEIGHT)).quantize(64) for x in chosen]
+    small[0].save(path, save_all=True, append_images=small[1:], duration=round(1000 / GIF_FPS), loop=0, optimize=True)
+    return str(path)

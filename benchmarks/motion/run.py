@@ -303,7 +303,10 @@ def film(args: argparse.Namespace) -> str:
             go1_replay.film_run(folder, films[name], pictures.FILM_SECONDS)
         else:
             pictures.film_run(folder, films[name])
-    return pictures.side_by_side(films, HERE / "runs" / f"{args.task}.mp4")
+    whole = HERE / "runs" / f"{args.task}.mp4"
+    text = pictures.side_by_side(films, whole)
+    pictures.shorten(whole, HERE / "results" / f"{args.task}.gif")
+    return text
 
 
 def table(args: argparse.Namespace, results: Sequence[Result], clips: Result) -> str:
