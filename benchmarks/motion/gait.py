@@ -21,8 +21,6 @@ BINS = 20
 """Parts of the gait cycle in the picture."""
 SKIP = 20
 """First frames of each episode that are not measured: starting from rest is no gait."""
-LOWEST = 0.8
-"""Of a gait (Hz): slower changes are those of the joystick."""
 COPIES = 50
 """Of the pool's environments that play at a time: each of the Go1's takes 52 MB."""
 CYCLES = 200
@@ -38,7 +36,9 @@ class Task:
     joints: Mapping[str, int]  # angle -> column of the observation; the first one's swing tells the gait's phase
     feet: tuple[str, ...]  # geometries of the model, or names
     step_time: float = 0.05  # s
+    lowest: float = 0.0  # frequency of a gait (Hz): slower changes are those of the joystick
     contact: tuple[int, ...] = ()  # columns of the observation that tell contacts; empty: asked of the simulation
+    bounce: int = 0  # steps that a foot may be in the air and has not stepped
     commanded: tuple[int, ...] = ()  # columns that hold the velocity that the joystick asks for (m/s)
     velocity: tuple[int, ...] = ()  # and the one there is
 
@@ -81,7 +81,9 @@ TASKS = {
         },
         feet=("FR", "FL", "RR", "RL"),
         step_time=0.02,
+        lowest=1.5,
         contact=(99, 100, 101, 102),
+        bounce=2,
         commanded=(45, 46),
         velocity=(57, 58),
     ),
@@ -163,7 +165,7 @@ def touching(env: Any, feet: Sequence[str]) -> list[bool]:
 
 def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
     """Returns, distances to the held-out clips, and the gait: one row of the table."""
-    from understudy.data.motion_measures import contact_timing, gait_phase, motion_distance
+    from understudy.data.motion_measures import contact_timing, motion_distance
 
     episodes = [x for x in zip(played.frames, played.contact) if len(x[0]) > 2 * SKIP]  # a fall at once has no gait
     frames = [x for x, _ in episodes]
@@ -175,9 +177,7 @@ def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
         "frechet": distance.frechet,
         **gait(task, frames),
     }
-    lead = task.joint_places[0]
-    phase = [gait_phase(x[:, lead], task.step_time, row["frequency"]) for x in frames]
-    timing = contact_timing(np.concatenate([x for _, x in episodes]), np.concatenate(phase))
+    timing = contact_timing([x for _, x in episodes], task.bounce)
     return {**row, "duty": timing.duty_factor.round(3).tolist(), "phase": timing.phase.round(3).tolist()}
 
 
@@ -187,7 +187,7 @@ def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
 
     joints = task.joint_places
     longest = max(frames, key=len)
-    frequency = gait_frequency(longest[:, joints], task.step_time, LOWEST)
+    frequency = gait_frequency(longest[:, joints], task.step_time, task.lowest)
     phase = np.concatenate([gait_phase(x[:, joints[0]], task.step_time, frequency) for x in frames])
     mean, deviation = gait_cycle(np.concatenate(frames)[:, joints], phase, BINS)
     return {"frequency": frequency, "cycle": mean.round(4).tolist(), "cycle_deviation": deviation.round(4).tolist()}

@@ -368,8 +368,9 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:
             if TASKS[args.task].commanded
             else []
         ),
-        "- **duty factor**: share of the time that a foot touches the ground; touch-down in shares of the gait cycle, "
-        "circular mean, seeds separated by semicolons.",
+        "- **duty factor**: share of the time that a foot touches the ground; touch-down in shares of the first foot's "
+        "stride (Hildebrand 1965), circular mean, seeds separated by semicolons; a trot has half a stride between the "
+        "feet of one end.",
         "- **saturated**: share of the policy's scores pinned to their label in the last iteration.",
         "",
         f"![joint angles over the gait cycle, health of the discriminator]({args.task}.png)",

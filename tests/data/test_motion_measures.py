@@ -89,16 +89,36 @@ def test_frequency_and_phase_of_a_swing() -> None:
     assert np.isnan(gait_cycle(swing[:2], phase[:2], bins=8)[0][5]).all()
 
 
+def test_a_movement_at_twice_the_gait_s_frequency_is_no_gait() -> None:
+    t = np.arange(1000) * 0.05
+    step, double = np.sin(2 * np.pi * 2.33 * t), np.sin(2 * np.pi * 4.66 * t)
+    for share, expected in ((1.1, 2.33), (2.0, 4.66)):  # powers 1.21 and 4 times the gait's own: P(f) + P(2 f) / 2
+        assert gait_frequency((step + share * double)[:, None], 0.05) == pytest.approx(expected, abs=0.02)
+    assert gait_frequency(double[:, None], 0.05) == pytest.approx(4.66, abs=0.02)
+
+
 def test_contact_timing_of_a_trot() -> None:
     cycle = np.arange(20) / 20.0
-    phase = np.tile(cycle, 3)
     stands = [np.tile((cycle - start) % 1.0 < duty - 1e-9, 3) for start, duty in ((0.1, 0.6), (0.6, 0.6), (0.95, 0.5))]
-    timing = contact_timing(np.stack(stands, axis=1), phase)
+    contact = np.stack(stands, axis=1)
+    timing = contact_timing([contact])
     assert timing.duty_factor == pytest.approx([0.6, 0.6, 0.5])
     assert timing.phase == pytest.approx([0.0, 0.5, 0.85])
-    never = contact_timing(np.stack((stands[0], np.zeros(60, dtype=bool)), axis=1), phase)
+    slower = contact.repeat(2, axis=0)  # the same gait at half the speed
+    assert contact_timing([contact, slower]).phase == pytest.approx([0.0, 0.5, 0.85])
+    # a pause, in which foot 1 lands late, is no stride
+    pause = np.concatenate((contact[:50], np.ones((60, 3), dtype=bool), contact[50:], contact))
+    pause[70:90, 1] = False
+    assert contact_timing([pause]).phase == pytest.approx([0.0, 0.5, 0.85])
+    # foot 0 leaves the ground for two frames in each stance
+    bounces = contact.copy()
+    bounces[[6, 7, 26, 27, 46, 47], 0] = False
+    assert contact_timing([bounces], bounce=2).phase == pytest.approx([0.0, 0.5, 0.85])
+    assert contact_timing([bounces], bounce=1).phase[1] != pytest.approx(0.5)
+    never = contact_timing([np.stack((stands[0], np.zeros(60, dtype=bool)), axis=1)])
     assert never.duty_factor[1] == 0.0
     assert np.isnan(never.phase[1])
+    assert np.isnan(contact_timing([np.ones((9, 2), dtype=bool)]).phase).all()
 
 
 def test_what_cannot_be_measured() -> None:
@@ -116,5 +136,6 @@ def test_what_cannot_be_measured() -> None:
         gait_phase(a, 0.05, 1.0)
     with pytest.raises(ValueError, match="one phase for each frame"):
         gait_cycle(a, np.zeros(3))
-    with pytest.raises(ValueError, match=r"contacts must be \[F, feet\]"):
-        contact_timing(np.zeros(4, dtype=bool), np.zeros(4))
+    for wrong in ([], [np.zeros(4, dtype=bool)], [np.zeros((4, 2), dtype=bool), np.zeros((4, 3), dtype=bool)]):
+        with pytest.raises(ValueError, match=r"contacts must be \[F, feet\]"):
+            contact_timing(wrong)

@@ -94,10 +94,12 @@ def _check_pair(a: Array, b: Array) -> None:
 
 
 def gait_frequency(frames: Array, frame_time: float, lowest: float = 0.0) -> float:
-    """Frequency (Hz) of the gait in frames `[F, D]`: where the power of all columns together, Hann-windowed, peaks.
+    """Frequency (Hz) of the gait in frames `[F, D]`: where the power P of all columns together, Hann-windowed, is most.
 
-    Columns count equally (each divided by its standard deviation). The resolution is 1 / (F frame_time). Power below
-    `lowest` (Hz) is no gait: a robot that is told to go faster and slower changes its posture with that.
+    The frequency f with the largest P(f) + P(2 f) / 2, as the legs of one cycle often move a body twice (subharmonic
+    summation, Hermes 1988). Columns count equally (each divided by its standard deviation). The resolution is
+    1 / (F frame_time). Power below `lowest` (Hz) is no gait: a robot that is told to go faster and slower changes its
+    posture with that.
     """
     if frames.ndim != 2 or len(frames) < 8:
         raise ValueError(f"a frequency needs frames [F, D], F at least 8, got {frames.shape}")
@@ -106,7 +108,10 @@ def gait_frequency(frames: Array, frame_time: float, lowest: float = 0.0) -> flo
     power = np.square(np.abs(np.fft.rfft(scaled * np.hanning(len(frames))[:, None], axis=0))).sum(1)
     power[:2] = 0.0  # the window spreads the mean over the first bins
     power[np.fft.rfftfreq(len(frames), frame_time) < lowest] = 0.0
-    return float(power.argmax() / (len(frames) * frame_time))
+    twice = np.pad(power, (1, len(power) + 2))  # bins 2 k - 1 to 2 k + 1, as 2 f may lie beside twice the bin of f
+    octave = np.maximum.reduce([twice[k : k + 2 * len(power) : 2] for k in range(3)])
+    score = np.where(power > 0.0, power + 0.5 * octave, 0.0)
+    return float(score.argmax() / (len(frames) * frame_time))
 
 
 def gait_phase(signal: Array, frame_time: float, frequency: float) -> Array:
@@ -139,22 +144,46 @@ def gait_cycle(frames: Array, phase: Array, bins: int = 20) -> tuple[Array, Arra
 
 
 class ContactTiming(NamedTuple):
-    """When feet stand (Hildebrand 1965, Science 150): of each foot, in shares of a cycle."""
+    """When feet stand (Hildebrand 1965, Science 150): of each foot, in shares of a stride."""
 
     duty_factor: Array  # [feet], share of the time on the ground
-    phase: Array  # [feet], touch-down after that of foot 0, in [0, 1); NaN for a foot that never lands
+    phase: Array  # [feet], touch-down after that of foot 0, in [0, 1); NaN for a foot that never lands in a stride
 
 
-def contact_timing(contact: NDArray[np.bool_], phase: Array) -> ContactTiming:
-    """Duty factor and phase of each foot from contacts `[F, feet]` and the phase `[F]` of each frame in the cycle.
+def contact_timing(episodes: Sequence[NDArray[np.bool_]], bounce: int = 0) -> ContactTiming:
+    """Duty factor and phase of each foot from the contacts `[F, feet]` of every episode.
 
-    A foot's phase is the circular mean of the phases at its touch-downs. Raises ValueError for other shapes.
+    A foot that leaves the ground for up to `bounce` frames bounces and has not stepped. A stride goes from one
+    touch-down of foot 0 to its next; those more than twice as long as the median are pauses and left out. A foot's
+    phase is the circular mean of the shares of a stride at which it lands. Raises ValueError for other shapes.
     """
-    if contact.ndim != 2 or phase.shape != contact.shape[:1]:
-        raise ValueError(f"contacts must be [F, feet] and phases [F], got {contact.shape} and {phase.shape}")
-    lands = contact[1:] & ~contact[:-1]
-    means = [_circular_mean(phase[1:][foot]) for foot in lands.T]
-    return ContactTiming(contact.mean(0), (np.array(means) - means[0]) % 1.0)
+    if not episodes or any(x.ndim != 2 or x.shape[1] != episodes[0].shape[-1] for x in episodes):
+        raise ValueError(f"contacts must be [F, feet] in every episode, got {[x.shape for x in episodes]}")
+    landings = [[_landings(foot, bounce) for foot in x.T] for x in episodes]  # [episodes][feet]
+    strides = np.concatenate([np.diff(feet[0]) for feet in landings])
+    longest = 2.0 * np.median(strides) if len(strides) else 0.0
+    shares = [
+        np.concatenate([_shares_of_stride(feet[0], feet[k], longest) for feet in landings])
+        for k in range(episodes[0].shape[1])
+    ]
+    phase = np.array([_circular_mean(x) % 1.0 for x in shares])
+    return ContactTiming(np.concatenate(list(episodes)).mean(0), phase)
+
+
+def _landings(contact: NDArray[np.bool_], bounce: int) -> NDArray[np.int64]:
+    """Frames before which a foot `[F]` lands, after more than `bounce` frames in the air."""
+    lands, lifts = (np.flatnonzero(x) for x in (contact[1:] & ~contact[:-1], contact[:-1] & ~contact[1:]))
+    lifts = np.concatenate(([-1 - bounce], lifts))  # one that begins in the air steps
+    return lands[lands - lifts[np.searchsorted(lifts, lands) - 1] > bounce]
+
+
+def _shares_of_stride(first: NDArray[np.int64], other: NDArray[np.int64], longest: float) -> Array:
+    """Where in the strides between the frames `first` the frames `other` lie, in [0, 1)."""
+    place = np.searchsorted(first, other, side="right") - 1
+    inside = (place >= 0) & (place < len(first) - 1)
+    place, other = place[inside], other[inside]
+    stride = first[place + 1] - first[place]
+    return np.asarray((other - first[place]) / stride)[stride <= longest]
 
 
 def _circular_mean(phase: Array) -> float:
