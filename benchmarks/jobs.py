@@ -54,17 +54,22 @@ def run_missing(
     parallel: int,
     describe: Callable[[Result], str],
     after: Callable[[], None] = lambda: None,
+    jobs_per_process: int | None = None,
 ) -> None:
     """Do the jobs without a result, several at a time, in processes that stay; then call `after`, each time.
 
-    Each result goes into `known` and, at once, into the file `store`.
+    Each result goes into `known` and, at once, into the file `store`. `jobs_per_process` 1 gives the memory of each
+    job back before the next one.
     """
     missing = [job for job in jobs if job.key not in known]
     if not missing:
         return
     store.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(parallel, context, end_with_parent) as pool, store.open("a") as file:
+    with (
+        ProcessPoolExecutor(parallel, context, end_with_parent, max_tasks_per_child=jobs_per_process) as pool,
+        store.open("a") as file,
+    ):
         futures = {pool.submit(work, job): job for job in missing}
         for count, future in enumerate(as_completed(futures), start=1):
             row = known[futures[future].key] = future.result()

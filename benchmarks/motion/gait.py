@@ -126,12 +126,15 @@ def _play_pool(
     """Episodes side by side; contacts are among the observations."""
     from understudy.train import record
 
+    def some(count: int, first: int) -> list[Episode]:  # its memory is free again at its end
+        env = dataclasses.replace(env_config, num_envs=count).make("cpu", first)
+        played = record.play(policy, env, count, first)
+        env.close()
+        return played
+
     recorded: list[Episode] = []
     while len(recorded) < episodes:
-        count, first = min(COPIES, episodes - len(recorded)), seed + len(recorded)
-        env = dataclasses.replace(env_config, num_envs=count).make("cpu", first)
-        recorded += record.play(policy, env, count, first)
-        env.close()
+        recorded += some(min(COPIES, episodes - len(recorded)), seed + len(recorded))
     return recorded, [episode.observations["policy",][:-1, list(task.contact)] > 0.5 for episode in recorded]
 
 

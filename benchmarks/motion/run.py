@@ -122,6 +122,7 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
         if args.task == "go1":
             walk_first(missing)
         options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe, "after": write}
+        options["jobs_per_process"] = 1 if args.task == "go1" else None  # the pool of a Go1's takes 7 GB
         run_missing(jobs, known, train_and_test, **options)
     return finished()
 
