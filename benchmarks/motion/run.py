@@ -3,7 +3,7 @@
     python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
     python benchmarks/motion/run.py --task ant --seeds 1 2 3
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.15 --episodes 200
-    python benchmarks/motion/run.py --task cheetah --seeds 1 --videos
+    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3 --report-only --videos ppo appo-0.4
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10, help="test episodes, deterministic")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time")
     parser.add_argument("--report-only", action="store_true", help="train nothing, tabulate what there is")
-    parser.add_argument("--videos", action="store_true", help="film clips' policy, PPO and APPO side by side")
+    parser.add_argument("--videos", nargs="*", metavar="METHOD", help="film the clips and these (all) side by side")
     args = parser.parse_args()
     one_thread_each()
     args.total_steps = args.total_steps or STEPS[args.task]
@@ -89,8 +89,8 @@ def main() -> None:
     if not set(args.methods) <= set(METHODS[args.task]):
         parser.error(f"choose the methods of {args.task} among {', '.join(METHODS[args.task])}")
     print(report(args, run_all(make_jobs(args), args)))
-    if args.videos:
-        print(film(args))
+    if args.videos is not None:
+        print(film(args, args.videos or args.methods))
 
 
 def make_jobs(args: argparse.Namespace) -> list[Job]:
@@ -287,14 +287,15 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
     return text
 
 
-def film(args: argparse.Namespace) -> str:
-    """Films of the clips' policy and of every method's lowest seed, side by side."""
+def film(args: argparse.Namespace, methods: Sequence[str]) -> str:
+    """Films of the clips' policy and of some methods' first seed, side by side."""
     import go1_replay
     import pictures
 
     go1, source = args.task == "go1", source_folder(args.task, args.total_steps)
     runs = {"clips": source} if source.is_dir() else {}
-    runs |= {job.method: job.folder for job in make_jobs(args) if job.seed == args.seeds[0] and job.folder.is_dir()}
+    jobs = {job.method: job for job in make_jobs(args) if job.seed == args.seeds[0] and job.folder.is_dir()}
+    runs |= {method: jobs[method].folder for method in methods if method in jobs}
     films = {name: folder / "video.mp4" for name, folder in runs.items()}
     if go1:  # nobody played its clips
         films = {"clips": HERE / "runs" / "clips" / "go1.mp4", **films}
@@ -356,6 +357,7 @@ def footer(args: argparse.Namespace, results: Sequence[Result]) -> list[str]:
 
     machine = tables.machine()
     words = ["--task", args.task, "--seeds", *map(str, args.seeds), "--methods", *args.methods]
+    words += ["--episodes", str(args.episodes)]
     return [
         f"After {args.total_steps:,} environment steps, {args.episodes} deterministic test episodes. Dashes: not run. "
         "Mean ± standard deviation over seeds.",
