@@ -3,12 +3,12 @@
     python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
     python benchmarks/motion/run.py --task ant --seeds 1 2 3
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.15 --episodes 200
-    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3 --report-only --videos ppo appo-0.4
+    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3 --report-only --videos ppo appo-0.3
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
-trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward, appo-L:M
-from L to M over the training; atppo-L has the clips' policy as teacher besides.
+trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward,
+appo-L-M from L to M over the training; atppo-L has the clips' policy as teacher besides.
 
 Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
 ones (runs/<task>.jsonl, and what results/<task>.json has) are not repeated and interrupted ones go on. Writes
@@ -49,7 +49,7 @@ STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": ("ppo", "appo-0.5", "appo-0.3:0.5", "appo-0.3", "appo-0.2", "atppo-0.5"),
+    "cheetah": ("ppo", "appo-0.5", "appo-0.3-0.5", "appo-0.3", "appo-0.2", "atppo-0.5"),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
@@ -195,8 +195,7 @@ def method_config(job: Job) -> TrainConfig:
     go1 = job.task == "go1"
     if job.method == "ppo":
         return (go1_teacher if go1 else mujoco)(task.env_id, total_steps=job.total_steps, seed=job.seed)
-    name, lerp = job.method.split("-")
-    first, _, last = lerp.partition(":")
+    name, first, *last = job.method.split("-")
     options: dict[str, Any] = {
         "motions": clips,
         "task_reward_lerp": float(first),
@@ -208,7 +207,7 @@ def method_config(job: Job) -> TrainConfig:
         return dataclasses.replace(go1_trot(task.env_id, **options), start_from=str(walker_folder(job)))
     if name == "appo":
         config = appo(task.env_id, **options)
-        return blend_over_time(config, float(first), float(last)) if last else config
+        return blend_over_time(config, float(first), float(last[0])) if last else config
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
 
 
