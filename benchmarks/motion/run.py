@@ -8,7 +8,7 @@
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
 trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward,
-appo-L-M from L to M over the training; atppo-L has the clips' policy as teacher besides.
+appo-L-M the share M in the second half of the training; atppo-L has the clips' policy as teacher besides.
 
 Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
 ones (runs/<task>.jsonl, and what results/<task>.json has) are not repeated and interrupted ones go on. Writes
@@ -49,7 +49,7 @@ STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": ("ppo", "appo-0.5", "appo-0.35", "appo-0.3", "appo-0.3-0.5", "appo-0.3-0.7", "appo-0.2", "atppo-0.5"),
+    "cheetah": ("ppo", "appo-0.5", "appo-0.35", "appo-0.3", "appo-0.3-0.6", "appo-0.2", "atppo-0.5"),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
@@ -207,19 +207,21 @@ def method_config(job: Job) -> TrainConfig:
         return dataclasses.replace(go1_trot(task.env_id, **options), start_from=str(walker_folder(job)))
     if name == "appo":
         config = appo(task.env_id, **options)
-        return blend_over_time(config, float(first), float(last[0])) if last else config
+        return second_blend(config, float(first), float(last[0])) if last else config
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
 
 
-def blend_over_time(config: TrainConfig, first: float, last: float) -> TrainConfig:
-    """The task's share of the reward goes from `first` to `last` over the training."""
+def second_blend(config: TrainConfig, first: float, second: float) -> TrainConfig:
+    """The task's share of the reward is `first` while the gait forms, and `second` from half of the training on."""
     from understudy.parts import MotionPriorConfig
     from understudy.ppo.schedules import Schedule
 
-    part = config.parts["motion"]
+    part, half = config.parts["motion"], config.total_steps // 2
     assert isinstance(part, MotionPriorConfig)
-    style = Schedule(kind="linear", start=1.0 - first, end=1.0 - last)
-    ppo = dataclasses.replace(config.ppo, reward_weight=Schedule(kind="linear", start=first, end=last))
+    task, style = (
+        Schedule(kind="step", points=((0, a), (half, b))) for a, b in ((first, second), (1.0 - first, 1.0 - second))
+    )
+    ppo = dataclasses.replace(config.ppo, reward_weight=task)
     return dataclasses.replace(config, ppo=ppo, parts={"motion": dataclasses.replace(part, reward_weight=style)})
 
 
