@@ -8,7 +8,8 @@
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
 trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward,
-appo-L-M the share M in the second half of the training; atppo-L has the clips' policy as teacher besides.
+appo-L-M the share M in the second half of the training, appo-L-rsi starts half of the episodes in states of the clips
+(reference-state initialisation); atppo-L has the clips' policy as teacher besides.
 
 Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
 ones (runs/<task>.jsonl, and what results/<task>.json has) are not repeated and interrupted ones go on. Writes
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from understudy.envs.registry import EnvConfig
     from understudy.train.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
@@ -49,11 +51,12 @@ STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": ("ppo", "appo-0.5", "appo-0.35", "appo-0.3", "appo-0.3-0.6", "appo-0.2", "atppo-0.5"),
+    "cheetah": ("ppo", "appo-0.5", "appo-0.35", "appo-0.3", "appo-0.3-rsi", "appo-0.3-0.6", "appo-0.2", "atppo-0.5"),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
 """ATPPO needs a policy that could teach: clips from a script have none."""
+FROM_CLIPS = "HalfCheetahFromClips-v0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,7 @@ def describe(row: Result) -> str:
 
 def train_and_test(job: Job) -> dict[str, Any]:
     """Train, or take over or continue the training in the job's folder; then measure its gait."""
+    import gymnasium
     import torch
 
     from understudy.train.evaluation import evaluation_seed
@@ -143,15 +147,19 @@ def train_and_test(job: Job) -> dict[str, Any]:
     torch.set_num_threads(1)
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
     before = WALK if job.task == "go1" and job.method != "ppo" else 0
-    train_in(job.folder, method_config(job))
+    config = method_config(job)
+    if config.env.id == FROM_CLIPS:
+        gymnasium.register(FROM_CLIPS, entry_point=cheetah_from_clips)
+    train_in(job.folder, config)
     policy, config = read_policy(job.folder)
+    test_env = dataclasses.replace(config.env, id=task.env_id, kwargs=config.env.kwargs if task.contact else {})
     folder = RunFolder(job.folder)
     metrics = [{**row, "step": row["step"] + before} for row in read_metrics(folder.metrics)]
     return {
         "key": job.key,
         **asdict(job),
         "revision": json.loads(folder.provenance.read_text())[-1]["git"]["library"][:7],
-        **measure(play(task, policy, config.env, job.episodes, evaluation_seed(job.seed)), task, held_out),
+        **measure(play(task, policy, test_env, job.episodes, evaluation_seed(job.seed)), task, held_out),
         "env_steps": int(metrics[-1]["step"]),
         **{name: curve(metrics, metric) for name, metric in CURVES.items()},
     }
@@ -207,8 +215,28 @@ def method_config(job: Job) -> TrainConfig:
         return dataclasses.replace(go1_trot(task.env_id, **options), start_from=str(walker_folder(job)))
     if name == "appo":
         config = appo(task.env_id, **options)
+        if last == ["rsi"]:
+            return dataclasses.replace(config, env=reference_starts(config.env, clips[0]))
         return second_blend(config, float(first), float(last[0])) if last else config
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
+
+
+def reference_starts(env: EnvConfig, clips: str) -> EnvConfig:
+    """HalfCheetah, half of whose episodes start in states of the clips."""
+    return dataclasses.replace(env, id=FROM_CLIPS, kwargs={"clips": clips})
+
+
+def cheetah_from_clips(clips: str, **options: Any) -> Any:
+    """HalfCheetah-v5, whose observations, the clips' fields, are its positions but the first and its velocities."""
+    import gymnasium as gym
+
+    from understudy.data.motions import MotionsConfig
+    from understudy.data.reference_states import ReferenceStateInit
+
+    observed = tuple(f"policy[{column}]" for column in range(17))
+    places = {"positions": (None, *observed[:8]), "velocities": observed[8:]}
+    env = gym.make("HalfCheetah-v5", **options)
+    return ReferenceStateInit(env, MotionsConfig(files=(clips,)), probability=0.5, **places)
 
 
 def second_blend(config: TrainConfig, first: float, second: float) -> TrainConfig:
