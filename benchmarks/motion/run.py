@@ -51,7 +51,17 @@ STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": ("ppo", "appo-0.5", "appo-0.35", "appo-0.3", "appo-0.3-rsi", "appo-0.3-0.6", "appo-0.2", "atppo-0.5"),
+    "cheetah": (
+        "ppo",
+        "appo-0.5",
+        "appo-0.35",
+        "appo-0.3",
+        "appo-0.3-rsi",
+        "appo-0.3-0.6",
+        "appo-0.2",
+        "appo-0.2-rsi",
+        "atppo-0.5",
+    ),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
