@@ -59,7 +59,6 @@ METHODS = {
         "appo-0.3-rsi",
         "appo-0.3-0.6",
         "appo-0.2",
-        "appo-0.2-rsi",
         "atppo-0.5",
     ),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
