@@ -58,6 +58,7 @@ METHODS = {
         "appo-0.3",
         "appo-0.3-rsi",
         "appo-0.3-0.6",
+        "appo-0.3-0.9",
         "appo-0.2",
         "atppo-0.5",
     ),
