@@ -53,8 +53,11 @@ def _draw_joint(axes: Any, k: int, results: Sequence[Mapping[str, Any]], clips: 
     mean, deviation = (np.array(clips[name], dtype=float)[:, k] for name in ("cycle", "cycle_deviation"))
     axes.fill_between(phase, mean - deviation, mean + deviation, color="0.85")
     axes.plot(phase, mean, color="0.2", lw=2.0, label=f"clips, {clips['frequency']:.2f} Hz")
+    many = len({r["method"] for r in results}) > 4  # then only one seed of each
     for result in results:
         wide = _width(result, results)
+        if many and wide < 1.0:
+            continue
         label = f"{result['method']}, {result['frequency']:.2f} Hz" if wide > 1.0 else None
         cycle = np.array(result["cycle"], dtype=float)[:, k]
         axes.plot(phase, cycle, color=colors[result["method"]], lw=wide, label=label)
