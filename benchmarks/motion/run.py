@@ -55,7 +55,6 @@ METHODS = {
         "ppo",
         "appo-0.5",
         "appo-0.35",
-        "appo-0.32",
         "appo-0.3",
         "appo-0.3-rsi",
         "appo-0.3-0.6",
