@@ -147,7 +147,6 @@ def describe(row: Result) -> str:
 
 def train_and_test(job: Job) -> dict[str, Any]:
     """Train, or take over or continue the training in the job's folder; then measure its gait."""
-    import gymnasium
     import torch
 
     from understudy.train.evaluation import evaluation_seed
@@ -158,8 +157,6 @@ def train_and_test(job: Job) -> dict[str, Any]:
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
     before = WALK if job.task == "go1" and job.method != "ppo" else 0
     config = method_config(job)
-    if config.env.id == FROM_CLIPS:
-        gymnasium.register(FROM_CLIPS, entry_point=cheetah_from_clips)
     train_in(job.folder, config)
     policy, config = read_policy(job.folder)
     test_env = dataclasses.replace(config.env, id=task.env_id, kwargs=config.env.kwargs if task.contact else {})
@@ -233,6 +230,10 @@ def method_config(job: Job) -> TrainConfig:
 
 def reference_starts(env: EnvConfig, clips: str) -> EnvConfig:
     """HalfCheetah, half of whose episodes start in states of the clips."""
+    import gymnasium
+
+    if FROM_CLIPS not in gymnasium.registry:
+        gymnasium.register(FROM_CLIPS, entry_point=cheetah_from_clips)
     return dataclasses.replace(env, id=FROM_CLIPS, kwargs={"clips": clips})
 
 
