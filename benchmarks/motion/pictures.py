@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,14 @@ def _curve(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def film_run(run: Path, path: Path) -> None:
-    """Film one episode of a run's policy."""
+def film_run(run: Path, path: Path, env_id: str) -> None:
+    """Film one episode of a run's policy, in the environment as it is, wherever the run started its episodes."""
     from understudy.train.run import read_policy
     from understudy.train.video import film
 
     policy, config = read_policy(run)
-    made = film(policy, config.env, path, seed=0, deterministic=True)
+    env = dataclasses.replace(config.env, id=env_id, kwargs={})
+    made = film(policy, env, path, seed=0, deterministic=True)
     if made.error is not None:
         raise SystemExit(f"{run.name}: no film: {made.error}")
 

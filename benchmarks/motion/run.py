@@ -1,15 +1,15 @@
 """Motion priors on tasks that show them: task reward kept, distance to held-out clips, gait; over several seeds.
 
-    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3
-    python benchmarks/motion/run.py --task ant --seeds 1 2 3
+    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2
+    python benchmarks/motion/run.py --task ant --seeds 0 1 2
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.15 --episodes 200
-    python benchmarks/motion/run.py --task cheetah --seeds 1 2 3 --report-only --videos ppo appo-0.3
+    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.4
 
-cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (0), which found another gait. ant: Ant-v5, a
+cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (3), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
 trajectories and inverse kinematics (`examples/trot_clips.py`). appo-L gives the task the share L of the reward,
-appo-L-M the share M in the second half of the training, appo-L-rsi starts half of the episodes in states of the clips
-(reference-state initialisation); atppo-L has the clips' policy as teacher besides.
+appo-L-rsi starts half of the episodes in states of the clips besides (reference-state initialisation), atppo-L has the
+clips' policy as teacher.
 
 Trainings run in processes that stay, with one thread each. Their folders are runs/<task>/<method>-seed-<n>, finished
 ones (runs/<task>.jsonl, and what results/<task>.json has) are not repeated and interrupted ones go on. Writes
@@ -44,24 +44,15 @@ sys.path.append(str(HERE.parents[1] / "examples"))
 from gait import TASKS, measure, measure_clips, play  # noqa: E402
 from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin  # noqa: E402
 
-SOURCE_SEED = 0
+SOURCE_SEED = 3
+"""The fastest of four PPO runs: nobody is faster than the gait that it takes over."""
 CLIPS = 5
 """Episodes that are clips, and as many that are held out."""
 STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": (
-        "ppo",
-        "appo-0.5",
-        "appo-0.35",
-        "appo-0.3",
-        "appo-0.3-rsi",
-        "appo-0.3-0.6",
-        "appo-0.3-0.9",
-        "appo-0.2",
-        "atppo-0.5",
-    ),
+    "cheetah": ("ppo", "appo-0.5", "appo-0.4", "appo-0.4-rsi", "appo-0.3", "atppo-0.5"),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
@@ -88,7 +79,7 @@ class Job(KeyedJob):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=tuple(TASKS), required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help=f"default: all that the task has, {METHODS}")
     parser.add_argument("--total-steps", type=int, help=f"default: {STEPS}")
     parser.add_argument("--episodes", type=int, default=10, help="test episodes, deterministic")
@@ -210,10 +201,10 @@ def method_config(job: Job) -> TrainConfig:
     go1 = job.task == "go1"
     if job.method == "ppo":
         return (go1_teacher if go1 else mujoco)(task.env_id, total_steps=job.total_steps, seed=job.seed)
-    name, first, *last = job.method.split("-")
+    name, lerp, *starts = job.method.split("-")
     options: dict[str, Any] = {
         "motions": clips,
-        "task_reward_lerp": float(first),
+        "task_reward_lerp": float(lerp),
         "total_steps": job.total_steps,
         "seed": job.seed,
     }
@@ -222,9 +213,7 @@ def method_config(job: Job) -> TrainConfig:
         return dataclasses.replace(go1_trot(task.env_id, **options), start_from=str(walker_folder(job)))
     if name == "appo":
         config = appo(task.env_id, **options)
-        if last == ["rsi"]:
-            return dataclasses.replace(config, env=reference_starts(config.env, clips[0]))
-        return second_blend(config, float(first), float(last[0])) if last else config
+        return dataclasses.replace(config, env=reference_starts(config.env, clips[0])) if starts else config
     return atppo(task.env_id, teachers=(str(source_folder(job.task, job.total_steps)),), **options)
 
 
@@ -248,20 +237,6 @@ def cheetah_from_clips(clips: str, **options: Any) -> Any:
     places = {"positions": (None, *observed[:8]), "velocities": observed[8:]}
     env = gym.make("HalfCheetah-v5", **options)
     return ReferenceStateInit(env, MotionsConfig(files=(clips,)), probability=0.5, **places)
-
-
-def second_blend(config: TrainConfig, first: float, second: float) -> TrainConfig:
-    """The task's share of the reward is `first` while the gait forms, and `second` from half of the training on."""
-    from understudy.parts import MotionPriorConfig
-    from understudy.ppo.schedules import Schedule
-
-    part, half = config.parts["motion"], config.total_steps // 2
-    assert isinstance(part, MotionPriorConfig)
-    task, style = (
-        Schedule(kind="step", points=((0, a), (half, b))) for a, b in ((first, second), (1.0 - first, 1.0 - second))
-    )
-    ppo = dataclasses.replace(config.ppo, reward_weight=task)
-    return dataclasses.replace(config, ppo=ppo, parts={"motion": dataclasses.replace(part, reward_weight=style)})
 
 
 def train_in(folder: Path, config: TrainConfig) -> None:
@@ -290,7 +265,7 @@ def source_folder(task: str, total_steps: int) -> Path:
 
 def clip_files(task: str, total_steps: int) -> tuple[Path, Path]:
     """The clips to learn from, and those held out."""
-    name = f"{task}-{total_steps}" if TASKS[task].recorded else task
+    name = f"{task}-seed-{SOURCE_SEED}-steps-{total_steps}" if TASKS[task].recorded else task
     return HERE / "runs" / "clips" / f"{name}.npz", HERE / "runs" / "clips" / f"{name}-held-out.npz"
 
 
@@ -358,7 +333,7 @@ def film(args: argparse.Namespace, methods: Sequence[str]) -> str:
         if go1:
             go1_replay.film_run(folder, films[name], pictures.FILM_SECONDS)
         else:
-            pictures.film_run(folder, films[name])
+            pictures.film_run(folder, films[name], TASKS[args.task].env_id)
     whole = HERE / "runs" / f"{args.task}.mp4"
     text = pictures.side_by_side(films, whole)
     pictures.shorten(whole, HERE / "results" / f"{args.task}.gif")
