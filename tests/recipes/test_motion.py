@@ -96,9 +96,9 @@ def test_the_go1_s_clips_have_the_fields_and_order_of_its_observations(tmp_path:
 
 
 def test_style_features_fit_the_robot() -> None:
-    for env_id, joints in (("HalfCheetah-v5", 14), ("Ant-v5", 16), ("Walker2d-v5", 0)):
+    for env_id, columns in (("HalfCheetah-v5", 13), ("Ant-v5", 16), ("Walker2d-v5", 0)):
         part = appo(env_id).parts["motion"]
         assert isinstance(part, MotionPriorConfig)
-        assert len(part.columns) == joints  # none: all columns
+        assert len(part.columns) == columns  # none: all columns
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         go1_trot(task_reward_lerp=-0.1)
