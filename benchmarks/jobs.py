@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from understudy.train.run import Run
 
 Result = Mapping[str, Any]
 
@@ -89,6 +92,13 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def completed(run: Run) -> Run:
+    """The run, unless a signal ended its training early: then SystemExit, for its score would be taken for a result."""
+    if run.stopped_by is not None:
+        raise SystemExit(f"{run.path.name} was stopped by {run.stopped_by}; start the benchmark again to continue")
+    return run
 
 
 def write_report(output: Path, name: str, report: str, results: Sequence[Result]) -> None:

@@ -302,6 +302,14 @@ def test_finished_jobs_are_not_repeated(load: Loader, tmp_path: Path) -> None:
     assert [jobs.cell(x, 1) for x in ([], [1.0], [1.0, 3.0])] == ["-", "1.0", "2.0 ± 1.4"]
 
 
+def test_a_training_that_a_signal_ended_has_no_result(load: Loader) -> None:
+    completed = load(".", "jobs").completed
+    whole = Namespace(path=Path("runs/x"), stopped_by=None)
+    assert completed(whole) is whole
+    with pytest.raises(SystemExit, match="x was stopped by SIGTERM; start the benchmark again to continue"):
+        completed(Namespace(path=Path("runs/x"), stopped_by="SIGTERM"))
+
+
 # ---------------------------------------------------------------------- teachers and students
 
 

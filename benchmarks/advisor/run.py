@@ -30,7 +30,7 @@ sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 
-from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
+from jobs import KeyedJob, Result, cell, completed, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
 
 CROSSINGS = tuple(task for task in COLUMNS if "Crossing" in task)
 RADII = tuple(LIGHT_HOUSE["advisor"])
@@ -156,7 +156,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
             checkpoint=dataclasses.replace(config.checkpoint, interval=None),
         )
         started = time.perf_counter()
-        run = us.train(config)
+        run = completed(us.train(config))
         seconds = time.perf_counter() - started
         metrics = run.metrics
     result = evaluate(run.policy, config.env, job.episodes, seed=evaluation_seed(job.seed), deterministic=False)

@@ -34,7 +34,7 @@ sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parent / "learning"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 
-from jobs import KeyedJob, Result, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
+from jobs import KeyedJob, Result, completed, one_thread_each, read_known, run_missing, thin, write_report  # noqa: E402
 from published import METHODS  # noqa: E402
 from report import ADVERSARIAL, EXPERT, RECORDED, footer, main_table, picture_path, plot, sweep_table  # noqa: E402
 
@@ -231,12 +231,10 @@ def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
 
     folder, started = HERE / "runs" / "trainings" / job.name, time.perf_counter()
     if any(folder.glob("checkpoints/*.pt")):
-        run = resume(folder)
+        completed(resume(folder))
     else:
         shutil.rmtree(folder, ignore_errors=True)  # stopped before its first checkpoint
-        run = us.train(learner_config(job, folder))
-    if run.stopped_by is not None:
-        raise SystemExit(f"{job.name} was stopped by {run.stopped_by}; start the benchmark again to continue")
+        completed(us.train(learner_config(job, folder)))
     metrics = read_metrics(RunFolder(folder).metrics)
     return folder, {
         "revision": tables.revision(HERE.parents[1]),

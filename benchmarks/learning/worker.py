@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     args = parser.parse_args()
     import tables
-    from jobs import thin
+    from jobs import completed, thin
 
     import understudy as us
     from understudy import recipes
@@ -48,9 +48,7 @@ def main() -> None:
         logging=LoggingConfig(console=False, tensorboard=False),
     )
     revision, started = tables.revision(ROOT), time.perf_counter()
-    run = resume(str(args.run_dir)) if any(args.run_dir.glob("checkpoints/*.pt")) else us.train(config)
-    if run.stopped_by is not None:
-        sys.exit(f"stopped by {run.stopped_by}; start the benchmark again to continue")
+    run = completed(resume(str(args.run_dir)) if any(args.run_dir.glob("checkpoints/*.pt")) else us.train(config))
     assert run.evaluation is not None
     metrics = run.metrics
     result = {

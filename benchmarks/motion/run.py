@@ -42,7 +42,7 @@ sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not i
 sys.path.append(str(HERE.parents[1] / "examples"))
 
 from gait import TASKS, measure, measure_clips, play  # noqa: E402
-from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, thin  # noqa: E402
+from jobs import KeyedJob, Result, cell, completed, one_thread_each, read_known, run_missing, thin  # noqa: E402
 
 SOURCE_SEED = 3
 """The fastest of four PPO runs: nobody is faster than the gait that it takes over."""
@@ -248,11 +248,12 @@ def train_in(folder: Path, config: TrainConfig) -> None:
     if steps and max(steps) >= config.total_steps:
         return
     if steps:
-        resume(folder, total_steps=config.total_steps)
+        completed(resume(folder, total_steps=config.total_steps))
         return
     shutil.rmtree(folder, ignore_errors=True)  # it ended before its first checkpoint
     quiet = LoggingConfig(console=False, tensorboard=False)
-    train(dataclasses.replace(config, run_dir=str(folder), logging=quiet, evaluation=EvaluationConfig(episodes=0)))
+    config = dataclasses.replace(config, run_dir=str(folder), logging=quiet, evaluation=EvaluationConfig(episodes=0))
+    completed(train(config))
 
 
 # ---------------------------------------------------------------------- clips

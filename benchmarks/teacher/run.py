@@ -29,7 +29,7 @@ sys.path.append(str(HERE.parent))
 sys.path.append(str(HERE.parent / "speed"))
 sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
 
-from jobs import KeyedJob, Result, cell, one_thread_each, read_known, run_missing, write_report  # noqa: E402
+from jobs import KeyedJob, Result, cell, completed, one_thread_each, read_known, run_missing, write_report  # noqa: E402
 
 METHODS = {
     "teacher": "teacher, sees everything",
@@ -176,15 +176,14 @@ def train_in(path: Path, job: Job) -> None:
     from understudy.train.config import EvaluationConfig, LoggingConfig
 
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted training left
-    us.train(
-        dataclasses.replace(
-            configuration(job),
-            run_dir=str(path),
-            torch_threads=1,
-            evaluation=EvaluationConfig(interval=max(job.total_steps // EVALUATIONS, 1)),
-            logging=LoggingConfig(console=False, tensorboard=False),
-        )
+    config = dataclasses.replace(
+        configuration(job),
+        run_dir=str(path),
+        torch_threads=1,
+        evaluation=EvaluationConfig(interval=max(job.total_steps // EVALUATIONS, 1)),
+        logging=LoggingConfig(console=False, tensorboard=False),
     )
+    completed(us.train(config))
 
 
 def configuration(job: Job) -> Any:
