@@ -3,7 +3,7 @@
     python benchmarks/motion/run.py --task cheetah --seeds 0 1 2
     python benchmarks/motion/run.py --task ant --seeds 0 1 2
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.15 --episodes 200
-    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.4
+    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.5
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (3), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot
@@ -52,7 +52,7 @@ STEPS = {"cheetah": 1_000_000, "ant": 1_000_000, "go1": 5_000_000}
 WALK = 3_000_000
 """Of the Go1's steps those that teach it to walk, by PPO: then PPO goes on, and APPO starts from that policy."""
 METHODS = {
-    "cheetah": ("ppo", "appo-0.5", "appo-0.4", "appo-0.4-rsi", "appo-0.3", "atppo-0.5"),
+    "cheetah": ("ppo", "appo-0.7", "appo-0.5", "appo-0.4", "appo-0.4-rsi", "appo-0.3", "atppo-0.5"),
     "ant": ("ppo", "appo-0.5", "appo-0.3", "appo-0.2"),
     "go1": ("ppo", "appo-0.3", "appo-0.15"),
 }
