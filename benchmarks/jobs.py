@@ -68,11 +68,7 @@ def run_missing(
     if not missing:
         return
     store.parent.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(parallel, context, end_with_parent, max_tasks_per_child=jobs_per_process) as pool,
-        store.open("a") as file,
-    ):
+    with processes(parallel, jobs_per_process) as pool, store.open("a") as file:
         futures = {pool.submit(work, job): job for job in missing}
         for count, future in enumerate(as_completed(futures), start=1):
             row = known[futures[future].key] = future.result()
@@ -80,6 +76,12 @@ def run_missing(
             file.flush()
             print(f"{count}/{len(missing)} {describe(row)}", file=sys.stderr, flush=True)
             after()
+
+
+def processes(parallel: int, jobs_per_process: int | None = None) -> ProcessPoolExecutor:
+    """Processes that do jobs; they end with this one, and after so many jobs (None: all that there are)."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(parallel, context, end_with_parent, max_tasks_per_child=jobs_per_process)
 
 
 def end_with_parent() -> None:

@@ -42,7 +42,7 @@ sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not i
 sys.path.append(str(HERE.parents[1] / "examples"))
 
 from gait import TASKS, measure, measure_clips, play  # noqa: E402
-from jobs import KeyedJob, Result, cell, completed, one_thread_each, read_known, run_missing, thin  # noqa: E402
+from jobs import KeyedJob, Result, cell, completed, one_thread_each, processes, read_known, run_missing, thin  # noqa: E402
 
 SOURCE_SEED = 3
 """The fastest of four PPO runs: nobody is faster than the gait that it takes over."""
@@ -124,7 +124,7 @@ def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
     if not args.report_only and missing:
         make_clips(args.task, args.total_steps)  # here, where no two processes can make the same
         if args.task == "go1":
-            walk_first(missing)
+            walk_first(missing, args.parallel)
         options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe, "after": write}
         options["jobs_per_process"] = 1 if args.task == "go1" else None  # the pool of a Go1's takes 7 GB
         run_missing(jobs, known, train_and_test, **options)
@@ -178,14 +178,21 @@ def curve(metrics: Sequence[Mapping[str, float]], name: str) -> list[tuple[int, 
     return thin([(row["step"], row[name]) for row in metrics if name in row])
 
 
-def walk_first(jobs: Sequence[Job]) -> None:
+def walk_first(jobs: Sequence[Job], parallel: int) -> None:
     """Train a Go1 that walks for each seed, which PPO's runs are copies of."""
-    from understudy.recipes import go1_teacher
-
+    walkers = {job.seed: job for job in jobs}
+    with processes(parallel, jobs_per_process=1) as pool:
+        list(pool.map(train_walker, walkers.values()))
     for job in jobs:
-        train_in(walker_folder(job), go1_teacher(total_steps=WALK, seed=job.seed))
         if job.method == "ppo" and not job.folder.exists():
             shutil.copytree(walker_folder(job), job.folder)
+
+
+def train_walker(job: Job) -> None:
+    """The Go1 that walks of the job's seed, where it is missing."""
+    from understudy.recipes import go1_teacher
+
+    train_in(walker_folder(job), go1_teacher(total_steps=WALK, seed=job.seed))
 
 
 def walker_folder(job: Job) -> Path:
