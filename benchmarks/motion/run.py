@@ -2,7 +2,7 @@
 
     python benchmarks/motion/run.py --task cheetah --seeds 0 1 2
     python benchmarks/motion/run.py --task ant --seeds 0 1 2
-    python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --methods ppo appo-0.15 --episodes 200
+    python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --episodes 200
     python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.5
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (3), which found another gait. ant: Ant-v5, a
