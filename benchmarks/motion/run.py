@@ -3,7 +3,7 @@
     python benchmarks/motion/run.py --task cheetah --seeds 0 1 2
     python benchmarks/motion/run.py --task ant --seeds 0 1 2
     python benchmarks/motion/run.py --task go1 --seeds 0 1 2 --episodes 200
-    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.5
+    python benchmarks/motion/run.py --task cheetah --seeds 0 1 2 --report-only --videos ppo appo-0.4
 
 cheetah: HalfCheetah-v5, clips recorded from a PPO run with another seed (3), which found another gait. ant: Ant-v5, a
 trot of a scripted controller (`examples/ant_trot_clips.py`). go1: a Go1 that follows a joystick, a trot made of foot

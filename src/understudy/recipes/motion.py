@@ -29,11 +29,11 @@ def appo(
     env_id: str = "HalfCheetah-v5",
     *,
     motions: tuple[str, ...] = (),
-    task_reward_lerp: float = 0.5,
+    task_reward_lerp: float = 0.4,
     total_steps: int = 1_000_000,
     seed: int = 0,
 ) -> TrainConfig:
-    """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); half task, half style."""
+    """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); 0.4 x task, 0.6 x style."""
     from understudy.data.motions import MotionsConfig
     from understudy.parts.motion_prior import MotionPriorConfig
 
