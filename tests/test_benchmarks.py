@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -438,6 +439,24 @@ def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> Non
     assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
     assert "| atppo-0.5 | none | - |" in text
     assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text
+
+
+def test_a_smaller_motion_table_keeps_the_numbers_of_a_larger_one(
+    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mujoco")
+    run = load("motion", "run")
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr(load("motion", "pictures"), "draw", lambda *_: None)
+    args = Namespace(task="cheetah", seeds=[1, 2], methods=["ppo"], total_steps=16, episodes=1, report_only=True)
+    rows = [{"key": job.key, **moved("ppo", job.seed, 100.0, 0.5)} for job in run.make_jobs(args)]
+    (tmp_path / "results").mkdir()
+    stored = tmp_path / "results" / "cheetah.json"
+    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
+    stored.write_text(json.dumps({"clips": clips, "runs": rows}))
+    args.seeds = [2]
+    assert "| ppo | 2 | 100 |" in run.report(args, run.run_all(run.make_jobs(args), args))
+    assert json.loads(stored.read_text()) == {"clips": clips, "runs": rows}
 
 
 def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> None:

@@ -109,26 +109,20 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 # ---------------------------------------------------------------------- running
 
 
-def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> list[Result]:
-    """The results of all jobs, from earlier runs where they are there; the table is written after each of them."""
+def run_all(jobs: Sequence[Job], args: argparse.Namespace) -> dict[str, Result]:
+    """All results by key, earlier tables' too; jobs without one are done, and the table is written after each."""
     store = HERE / "runs" / f"{args.task}.jsonl"
     known = read_known(HERE / "results" / f"{args.task}.json", store)
-
-    def finished() -> list[Result]:
-        return [known[job.key] for job in jobs if job.key in known]
-
-    def write() -> None:
-        report(args, finished())
-
     missing = [job for job in jobs if job.key not in known]
     if not args.report_only and missing:
         make_clips(args.task, args.total_steps)  # here, where no two processes can make the same
         if args.task == "go1":
             walk_first(missing, args.parallel)
-        options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe, "after": write}
+        options: dict[str, Any] = {"store": store, "parallel": args.parallel, "describe": describe}
+        options["after"] = lambda: report(args, known)
         options["jobs_per_process"] = 1 if args.task == "go1" else None  # the pool of a Go1's takes 7 GB
         run_missing(jobs, known, train_and_test, **options)
-    return finished()
+    return known
 
 
 def describe(row: Result) -> str:
@@ -303,10 +297,11 @@ def make_clips(task: str, total_steps: int) -> None:
 # ---------------------------------------------------------------------- report
 
 
-def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
-    """Write the table, the numbers and the picture of what there is; returns the table."""
+def report(args: argparse.Namespace, known: Mapping[str, Result]) -> str:
+    """Write table and picture of what was asked for, and the numbers of all that is known; returns the table."""
     from pictures import draw
 
+    results = [known[job.key] for job in make_jobs(args) if job.key in known]
     output = HERE / "results"
     output.mkdir(parents=True, exist_ok=True)
     committed = output / f"{args.task}.json"
@@ -319,7 +314,7 @@ def report(args: argparse.Namespace, results: Sequence[Result]) -> str:
         raise SystemExit("nothing was run yet")
     text = table(args, results, clips)
     (output / f"{args.task}.md").write_text(text)
-    committed.write_text(json.dumps({"clips": clips, "runs": results}) + "\n")
+    committed.write_text(json.dumps({"clips": clips, "runs": list(known.values())}) + "\n")
     draw(results, clips, TASKS[args.task], output / f"{args.task}.png")
     return text
 
