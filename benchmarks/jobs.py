@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from understudy.train.run import Run
+    from understudy.runs.folder import Run
 
 Result = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.data.motion_formats import MotionClip, write_motions
+from understudy.data.motions.files import MotionClip, write_motions
 
 Array = NDArray[np.float64]
 

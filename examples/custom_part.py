@@ -18,8 +18,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import understudy as us
-from understudy.ppo.schedules import Number, Scalar
-from understudy.types import Metrics, PolicyOutput
+from understudy.core.schedules import Number, Scalar
+from understudy.nn.policy import PolicyOutput
+from understudy.types import Metrics
 
 FADE = us.Schedule(kind="linear", start=1.0, end=0.0)  # over the whole training; as text, "linear:1:0"
 

@@ -25,11 +25,11 @@ import understudy as us
 from understudy.nn.networks import EncoderConfig
 from understudy.parts.advisor import AdvisorConfig
 from understudy.parts.scripted_expert import ScriptedExpertConfig
-from understudy.train.config import CheckpointConfig, EvaluationConfig, LoggingConfig
-from understudy.train.loop import train
-from understudy.train.metrics_file import read_metrics
-from understudy.train.plot import plot_learning_curves
-from understudy.train.run import RunFolder
+from understudy.runs.config import CheckpointConfig, EvaluationConfig, LoggingConfig
+from understudy.runs.folder import RunFolder
+from understudy.runs.metrics import read_metrics
+from understudy.tools.plot import plot_learning_curves
+from understudy.training.loop import train
 
 METHODS = {"behaviour cloning": "bc", "PPO": "ppo", "ADVISOR": "advisor"}
 """What the picture calls it -> the name of its run's folder."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 
 import understudy as us
-from understudy.train.loop import resume
+from understudy.training.loop import resume
 
 
 def make_config(total_steps: int, run_dir: Path | None = None) -> us.TrainConfig:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from understudy.envs.base import Step
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.part import Part
 from understudy.ppo.config import PPOConfig
+from understudy.ppo.part import Part
 from understudy.ppo.ppo import PPO
 
 Ends = Callable[[int, int], str]

@@ -408,7 +408,7 @@ def test_imitation_sweep_has_a_column_for_each_number_of_episodes(load: Loader, 
 
 
 def test_few_episodes_get_as_many_gradient_steps(load: Loader) -> None:
-    from understudy.train.config import OfflineConfig
+    from understudy.runs.config import OfflineConfig
 
     run = load("imitation", "run")
     few = run.as_many_steps(OfflineConfig(epochs=100, patience=20), 5)

@@ -13,7 +13,7 @@ import torch
 
 from understudy import cli
 from understudy.recipes import RECIPES
-from understudy.train.plain import to_plain
+from understudy.runs.codec import to_plain
 
 TINY = [
     *("--total-steps", "64", "--seed", "3", "--device", "cpu", "--env.num-envs", "2", "--policy.hidden-sizes", "8"),
@@ -69,7 +69,7 @@ def test_evaluate_repeats_the_training_evaluation(trained: Path, capsys: pytest.
 
 
 def test_export(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from understudy.train.run import load
+    from understudy.runs.folder import load
 
     assert cli.main(["export", str(trained), "--format", "torchscript"]) == 0
     assert str(trained / "policy.pt") in capsys.readouterr().out

@@ -26,12 +26,13 @@ import yaml
 
 import understudy as us
 from understudy import cli
-from understudy.data.motion_fields import FieldTable
-from understudy.data.motion_formats import read_motions
-from understudy.parts import PARTS, discriminator
+from understudy.data.motions.fields import FieldTable
+from understudy.data.motions.files import read_motions
+from understudy.parts import PARTS
+from understudy.parts.shared import discriminator
 from understudy.recipes import RECIPES
-from understudy.train.config import TrainConfig
-from understudy.train.plain import from_plain
+from understudy.runs.codec import from_plain
+from understudy.runs.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -411,7 +412,7 @@ def test_example_ant_trot_clips(elsewhere: Path) -> None:
 def test_example_onnx_policy(elsewhere: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from understudy.train.export import export_policy
+    from understudy.tools.export import export_policy
 
     env = us.make_env("CartPole-v1", 1)
     policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(memory="gru", memory_size=4))
@@ -426,7 +427,7 @@ def test_example_onnx_policy_cuts_segments(elsewhere: Path) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     from understudy.envs.registry import EnvConfig
-    from understudy.train.export import export_policy
+    from understudy.tools.export import export_policy
 
     segments = {"policy": {"place": 1, "speed": 1, "angle": 1, "spin": 1}}
     env = EnvConfig(id="CartPole-v1", num_envs=1, segments=segments).make("cpu", 0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,27 +14,22 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "understudy"
 ALLOWED = {  # room -> rooms it may import from, besides itself
     "types": set(),
-    "envs": {"types"},
-    "nn": {"types", "envs"},
-    "ppo": {"types", "envs", "nn", "parts.part"},
-    "data": {"types", "envs", "nn", "ppo"},
-    "parts": {"types", "envs", "nn", "ppo", "data"},
-    "train": {"types", "envs", "nn", "ppo", "data", "parts", "recipes.registry"},
-    "recipes": {"types", "envs", "nn", "ppo", "data", "parts", "train"},
+    "version": set(),
+    "core": set(),
+    "envs": {"types", "core", "tasks"},
+    "tasks": {"types", "core", "envs"},
+    "nn": {"types", "core", "envs"},
+    "ppo": {"types", "core", "envs", "nn"},
+    "data": {"types", "core", "envs"},
+    "parts": {"types", "core", "envs", "nn", "ppo", "data"},
+    "runs": {"types", "version", "core", "envs", "nn", "ppo", "parts"},
+    "tools": {"types", "version", "core", "envs", "nn", "ppo", "parts", "data", "runs"},
+    "training": {"types", "version", "core", "envs", "nn", "ppo", "parts", "data", "runs", "tools"},
+    "recipes": {"types", "core", "envs", "nn", "ppo", "parts", "data", "runs", "tasks"},
+    "interop": {"types", "version", "core", "envs", "nn", "ppo", "parts", "data", "runs", "tools", "training"},
 }
-SHARED_BY_PARTS = {
-    "part",
-    "adversarial",
-    "features",
-    "discriminator",
-    "demonstrated",
-    "transitions",
-    "teacher_forcing",
-    "expert_labels",
-    "distillation",
-    "loaded_teacher",
-}
-"""Modules of `parts` that several parts are built from; a part imports these and no other part."""
+LOADED_BY_PPO = {"types", "version", "core", "envs", "nn", "ppo", "tasks"}
+"""Rooms that `us.PPO` may load at run time."""
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -48,7 +46,7 @@ def imports(path: Path) -> Iterator[str]:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("understudy"):
             module = node.module.removeprefix("understudy").removeprefix(".")
-            if (SOURCE / module.replace(".", "/")).is_dir():  # `from understudy.ppo import randomness`
+            if (SOURCE / module.replace(".", "/")).is_dir():  # `from understudy.core import randomness`
                 names = (f"{module}.{alias.name}".removeprefix(".") for alias in node.names)
                 yield from (name for name in names if name != "__version__")
             else:
@@ -76,10 +74,11 @@ def test_a_room_imports_only_what_the_design_allows(room: str) -> None:
     assert not wrong
 
 
-def test_the_core_knows_no_concrete_part() -> None:
-    found = [module for path in files("ppo") for module in imports(path) if module.startswith("parts")]
-    assert found  # the contract itself
-    assert set(found) == {"parts.part"}
+def test_the_core_loads_no_part_no_data_and_no_trainer() -> None:
+    code = "import sys, understudy; understudy.PPO; print(*(m for m in sys.modules if m.startswith('understudy.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "understudy.ppo.ppo" in loaded
+    assert {module.split(".")[1] for module in loaded} <= LOADED_BY_PPO
 
 
 def test_a_part_knows_no_other_part() -> None:
@@ -87,14 +86,23 @@ def test_a_part_knows_no_other_part() -> None:
         if path.name == "__init__.py":
             continue
         others = {module.split(".")[1] for module in imports(path) if module.startswith("parts.")}
-        assert others <= SHARED_BY_PARTS, f"{path.name} imports {others - SHARED_BY_PARTS}"
+        assert others <= {"shared"}, f"{path.name} imports {others - {'shared'}}"
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    graph = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): set(imports(path)) for path in SOURCE.rglob("*.py")
+    }
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text(
-        "from typing import TYPE_CHECKING\nimport understudy.cli\nfrom understudy.ppo import randomness\n"
-        "def f():\n    from understudy.train.loop import train\n"
+        "from typing import TYPE_CHECKING\nimport understudy.cli\nfrom understudy.core import randomness\n"
+        "def f():\n    from understudy.training.loop import train\n"
         "if TYPE_CHECKING:\n    from understudy.nn.policy import ActorCritic\n"
     )
-    assert list(imports(file)) == ["cli", "ppo.randomness", "train.loop"]
+    assert list(imports(file)) == ["cli", "core.randomness", "training.loop"]

@@ -139,8 +139,8 @@ def train_and_test(job: Job) -> dict[str, Any]:
 
     import understudy as us
     from understudy.recipes.advisor import FROM_DEMONSTRATIONS, pipeline
-    from understudy.train.config import EvaluationConfig, LoggingConfig
-    from understudy.train.evaluation import evaluate, evaluation_seed
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
+    from understudy.tools.evaluate import evaluate, evaluation_seed
 
     torch.set_num_threads(1)
     demonstrations = record_expert(job) if job.method in FROM_DEMONSTRATIONS else ""
@@ -176,7 +176,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
 def record_expert(job: Job) -> str:
     """A file of the scripted expert's episodes, recorded once for each task."""
     from understudy.envs.registry import EnvConfig
-    from understudy.train.record import record
+    from understudy.tools.record import record
 
     name = "-".join([job.task, *(f"{key}-{value}" for key, value in job.options)])
     path = HERE / "runs" / "demonstrations" / f"{name}.npz"

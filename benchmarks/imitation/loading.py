@@ -81,7 +81,7 @@ def load(path: Path) -> Any:
     """The demonstrations of a file."""
     import gymnasium
 
-    from understudy.data.demonstrations import Demonstrations
+    from understudy.data.demonstrations.demonstrations import Demonstrations
     from understudy.envs.observations import leaves_space, observation_leaves
 
     env = gymnasium.make(ENV)
@@ -94,7 +94,7 @@ def clone(path: Path, run_dir: Path) -> None:
     import dataclasses
 
     import understudy as us
-    from understudy.train.config import EvaluationConfig, LoggingConfig
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
 
     config = us.recipes.bc(ENV, demonstrations=str(path))
     assert config.offline is not None

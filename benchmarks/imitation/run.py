@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from understudy.train.config import OfflineConfig, TrainConfig
+    from understudy.runs.config import OfflineConfig, TrainConfig
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
@@ -163,8 +163,8 @@ def run_job(job: Job) -> dict[str, Any]:
     """Train, then score the mode of the policy on episodes of its own, the same ones for everyone."""
     import torch
 
-    from understudy.train.evaluation import evaluate
-    from understudy.train.run import read_policy
+    from understudy.runs.folder import read_policy
+    from understudy.tools.evaluate import evaluate
 
     torch.set_num_threads(1)
     expert = job.method == EXPERT
@@ -190,7 +190,7 @@ def train_expert(task: str, steps: int) -> tuple[Path, dict[str, Any]]:
     checkpoint = expert_file(task, steps)
     about = checkpoint.with_suffix(".json")
     if not about.is_file():
-        from understudy.train.run import find_checkpoint
+        from understudy.runs.folder import find_checkpoint
 
         folder = HERE / "runs" / "experts" / f"{task}-{steps}-seed-0"
         command = [sys.executable, str(WORKER), "--env", task, "--env-kwargs", json.dumps(ENV_KWARGS.get(task, {}))]
@@ -210,7 +210,7 @@ def expert_file(task: str, steps: int) -> Path:
 
 def record_expert(task: str, steps: int) -> Path:
     """A file of the expert's episodes, recorded once."""
-    from understudy.train.record import record
+    from understudy.tools.record import record
 
     path = HERE / "runs" / "demonstrations" / f"{task}-{steps}.npz"
     if not path.exists():
@@ -225,9 +225,9 @@ def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
     import tables
 
     import understudy as us
-    from understudy.train.loop import resume
-    from understudy.train.metrics_file import read_metrics
-    from understudy.train.run import RunFolder
+    from understudy.runs.folder import RunFolder
+    from understudy.runs.metrics import read_metrics
+    from understudy.training.loop import resume
 
     folder, started = HERE / "runs" / "trainings" / job.name, time.perf_counter()
     if any(folder.glob("checkpoints/*.pt")):
@@ -247,7 +247,7 @@ def train_learner(job: Job) -> tuple[Path, dict[str, Any]]:
 def learner_config(job: Job, folder: Path) -> TrainConfig:
     """The method's recipe as it is; only what is written along the way is switched off."""
     from understudy import recipes
-    from understudy.train.config import EvaluationConfig, LoggingConfig
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
 
     make: Any = recipes.find_recipe(job.method)  # each takes what its method needs
     config: TrainConfig

@@ -33,8 +33,8 @@ def main() -> None:
 
     import understudy as us
     from understudy import recipes
-    from understudy.train.config import EvaluationConfig, LoggingConfig
-    from understudy.train.loop import resume
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
+    from understudy.training.loop import resume
 
     if args.env == "CartPole-v1":
         config = recipes.cartpole(total_steps=args.total_steps, seed=args.seed)

@@ -2,7 +2,7 @@
 
     python benchmarks/memory/run.py --iterations 1000
 
-A whole training (`understudy.train`: PPO, observation normaliser, metrics file, TensorBoard, evaluation, checkpoints)
+A whole training (`us.train`: PPO, observation normaliser, metrics file, TensorBoard, evaluation, checkpoints)
 runs in this process; a thread reads /proc/self/statm. Growth is what memory gained after the first fifth, as the
 difference of two medians, so that one transient does not decide. Exits with 1 if it exceeds --limit MiB.
 Writes results/memory.md and results/memory.json. Linux only.
@@ -95,7 +95,7 @@ def train(args: argparse.Namespace) -> list[int]:
     import understudy as us
     from understudy.envs.registry import EnvConfig
     from understudy.ppo.config import PPOConfig
-    from understudy.train.config import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainConfig
+    from understudy.runs.config import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainConfig
 
     total = args.iterations * args.num_envs * args.num_steps
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from understudy.data.writing import Episode
+    from understudy.data.demonstrations.write import Episode
     from understudy.envs.registry import EnvConfig
     from understudy.nn.policy import ActorCritic
     from understudy.parts import MotionPriorConfig
@@ -124,7 +124,7 @@ def _play_pool(
     task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int
 ) -> tuple[list[Episode], list[np.ndarray]]:
     """Episodes side by side; contacts are among the observations."""
-    from understudy.train import record
+    from understudy.tools import record
 
     def some(count: int, first: int) -> list[Episode]:  # its memory is free again at its end
         env = dataclasses.replace(env_config, num_envs=count).make("cpu", first)
@@ -144,7 +144,7 @@ def _play_simulation(
     """One episode after another, in a simulation that can be asked for contacts; none are known of a final frame."""
     from understudy.envs.gymnasium import InProcessVectorEnv
     from understudy.envs.registry import gymnasium_maker
-    from understudy.train.record import PolicyActor, record_episodes
+    from understudy.tools.record import PolicyActor, record_episodes
 
     env = InProcessVectorEnv([gymnasium_maker(env_config.id, env_config.kwargs)])
     act, contact = PolicyActor(policy), []
@@ -199,8 +199,8 @@ def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
 def clip_frames(task: Task, path: Path) -> list[np.ndarray]:
     """The clips' style features at the task's step time, `[F, D]` each: recorded ones without their first frames,
     cycles repeated."""
-    from understudy.data.motion_formats import read_motions
-    from understudy.data.motions import MotionLibrary
+    from understudy.data.motions.files import read_motions
+    from understudy.data.motions.library import MotionLibrary
 
     style, clips = task.style, read_motions(path)
     fields = style.fields or tuple(f"policy[{column}]" for column in style.columns)

@@ -66,8 +66,8 @@ def film_run(run: Path, path: Path, seconds: float) -> None:
     """Film the policy of a run while the joystick asks for forward speeds."""
     import dataclasses
 
-    from understudy.train import record
-    from understudy.train.run import read_policy
+    from understudy.runs.folder import read_policy
+    from understudy.tools import record
 
     policy, config = read_policy(run)
     straight = {**config.env.kwargs, "command_b0": 1.0, "command_b1": 0.0, "command_b2": 0.0}
@@ -79,8 +79,8 @@ def film_run(run: Path, path: Path, seconds: float) -> None:
 
 def film_clip(file: Path, name: str, path: Path, seconds: float) -> None:
     """Film one of the clips of `examples/trot_clips.py`."""
-    from understudy.data.motion_formats import read_motions
-    from understudy.data.motions import MotionLibrary
+    from understudy.data.motions.files import read_motions
+    from understudy.data.motions.library import MotionLibrary
 
     (clip,) = (clip for clip in read_motions(file) if clip.name == name)
     joints = [f"{leg}_{joint}_joint_offset" for leg in LEGS for joint in ("hip", "thigh", "calf")]

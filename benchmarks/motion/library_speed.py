@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from understudy.data.motion_formats import MotionClip, write_motions
-from understudy.data.motions import MotionLibrary, MotionsConfig
+from understudy.data.motions.files import MotionClip, write_motions
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
 
 CLIPS, SECONDS, RATE, JOINTS = 120, 30, 60, 24
 ROOT = ("root_pos_x", "root_pos_y", "root_pos_z", "root_rot_w", "root_rot_x", "root_rot_y", "root_rot_z")

@@ -77,8 +77,8 @@ def _curve(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]
 
 def film_run(run: Path, path: Path, env_id: str) -> None:
     """Film one episode of a run's policy, in the environment as it is, wherever the run started its episodes."""
-    from understudy.train.run import read_policy
-    from understudy.train.video import film
+    from understudy.runs.folder import read_policy
+    from understudy.tools.film import film
 
     policy, config = read_policy(run)
     env = dataclasses.replace(config.env, id=env_id, kwargs={})

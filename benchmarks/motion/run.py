@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from understudy.envs.registry import EnvConfig
-    from understudy.train.config import TrainConfig
+    from understudy.runs.config import TrainConfig
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
@@ -134,9 +134,9 @@ def train_and_test(job: Job) -> dict[str, Any]:
     """Train, or take over or continue the training in the job's folder; then measure its gait."""
     import torch
 
-    from understudy.train.evaluation import evaluation_seed
-    from understudy.train.metrics_file import read_metrics
-    from understudy.train.run import RunFolder, read_policy
+    from understudy.runs.folder import RunFolder, read_policy
+    from understudy.runs.metrics import read_metrics
+    from understudy.tools.evaluate import evaluation_seed
 
     torch.set_num_threads(1)
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
@@ -231,7 +231,7 @@ def cheetah_from_clips(clips: str, **options: Any) -> Any:
     """HalfCheetah-v5, whose observations, the clips' fields, are its positions but the first and its velocities."""
     import gymnasium as gym
 
-    from understudy.data.motions import MotionsConfig
+    from understudy.data.motions.library import MotionsConfig
     from understudy.data.reference_states import ReferenceStateInit
 
     observed = tuple(f"policy[{column}]" for column in range(17))
@@ -242,8 +242,8 @@ def cheetah_from_clips(clips: str, **options: Any) -> Any:
 
 def train_in(folder: Path, config: TrainConfig) -> None:
     """Train in a folder, unless it holds the finished training; one that was interrupted goes on."""
-    from understudy.train.config import EvaluationConfig, LoggingConfig
-    from understudy.train.loop import resume, train
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
+    from understudy.training.loop import resume, train
 
     steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("checkpoints/step_*.pt")]
     if steps and max(steps) >= config.total_steps:
@@ -274,7 +274,7 @@ def clip_files(task: str, total_steps: int) -> tuple[Path, Path]:
 def make_clips(task: str, total_steps: int) -> None:
     """Make both files of clips, where they are missing; the held-out ones are other episodes."""
     from understudy.recipes import mujoco
-    from understudy.train.record_motions import record_motions
+    from understudy.tools.record_motions import record_motions
 
     for number, path in enumerate(clip_files(task, total_steps)):
         if path.exists():

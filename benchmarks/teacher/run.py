@@ -144,9 +144,9 @@ def train_and_test(job: Job) -> dict[str, Any]:
     import tables
     import torch
 
-    from understudy.train.evaluation import evaluate, evaluation_seed
-    from understudy.train.metrics_file import read_metrics
-    from understudy.train.run import RunFolder, read_policy
+    from understudy.runs.folder import RunFolder, read_policy
+    from understudy.runs.metrics import read_metrics
+    from understudy.tools.evaluate import evaluate, evaluation_seed
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,7 +173,7 @@ def train_in(path: Path, job: Job) -> None:
     import dataclasses
 
     import understudy as us
-    from understudy.train.config import EvaluationConfig, LoggingConfig
+    from understudy.runs.config import EvaluationConfig, LoggingConfig
 
     shutil.rmtree(path, ignore_errors=True)  # what an interrupted training left
     config = dataclasses.replace(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from understudy.version import __version__
+
 if TYPE_CHECKING:
-    from understudy import parts, recipes
+    from understudy import data, envs, interop, nn, parts, ppo, recipes, runs, tools, training
+    from understudy.core.schedules import Schedule
     from understudy.envs.registry import EnvConfig, make_env
+    from understudy.interop.clip_ppo_loss import ClipPPOLoss
     from understudy.nn.policy import ActorCritic, PolicyConfig
-    from understudy.parts.part import (
+    from understudy.ppo.config import PPOConfig
+    from understudy.ppo.optim import OptimizerConfig, gradient_step
+    from understudy.ppo.part import (
         Labels,
         Losses,
         Overrides,
@@ -21,49 +26,44 @@ if TYPE_CHECKING:
         Updates,
         Weights,
     )
-    from understudy.ppo.clip_ppo_loss import ClipPPOLoss
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.gae import gae
-    from understudy.ppo.optim import OptimizerConfig, gradient_step
     from understudy.ppo.ppo import PPO
-    from understudy.ppo.schedules import Schedule
-    from understudy.train.config import TrainConfig
-    from understudy.train.loop import train
-    from understudy.train.run import Run, load
-
-try:
-    __version__ = version("understudy")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+    from understudy.ppo.returns import gae
+    from understudy.runs.config import TrainConfig
+    from understudy.runs.folder import Run, load
+    from understudy.tools.evaluate import evaluate
+    from understudy.training.loop import resume, train
 
 _HOMES = {
     "ActorCritic": "nn.policy",
-    "ClipPPOLoss": "ppo.clip_ppo_loss",
+    "ClipPPOLoss": "interop.clip_ppo_loss",
     "EnvConfig": "envs.registry",
-    "Labels": "parts.part",
-    "Losses": "parts.part",
+    "Labels": "ppo.part",
+    "Losses": "ppo.part",
     "OptimizerConfig": "ppo.optim",
-    "Overrides": "parts.part",
+    "Overrides": "ppo.part",
     "PPO": "ppo.ppo",
-    "PPOConfig": "ppo.ppo",
-    "Part": "parts.part",
-    "PartConfig": "parts.part",
-    "PartContext": "parts.part",
+    "PPOConfig": "ppo.config",
+    "Part": "ppo.part",
+    "PartConfig": "ppo.part",
+    "PartContext": "ppo.part",
     "PolicyConfig": "nn.policy",
-    "Rewards": "parts.part",
-    "Run": "train.run",
-    "Schedule": "ppo.schedules",
-    "TrainConfig": "train.config",
-    "Updates": "parts.part",
-    "Weights": "parts.part",
-    "gae": "ppo.gae",
+    "Rewards": "ppo.part",
+    "Run": "runs.folder",
+    "Schedule": "core.schedules",
+    "TrainConfig": "runs.config",
+    "Updates": "ppo.part",
+    "Weights": "ppo.part",
+    "evaluate": "tools.evaluate",
+    "gae": "ppo.returns",
     "gradient_step": "ppo.optim",
-    "load": "train.run",
+    "load": "runs.folder",
     "make_env": "envs.registry",
+    "resume": "training.loop",
+    "train": "training.loop",
 }
 """Public name -> module. Loaded on first use: `understudy --help` should not wait for torch."""
 
-_ROOMS = ("data", "envs", "nn", "parts", "ppo", "recipes", "train")
+_ROOMS = ("data", "envs", "interop", "nn", "parts", "ppo", "recipes", "runs", "tools", "training")
 
 __all__ = [
     "PPO",
@@ -86,13 +86,23 @@ __all__ = [
     "Updates",
     "Weights",
     "__version__",
+    "data",
+    "envs",
+    "evaluate",
     "gae",
     "gradient_step",
+    "interop",
     "load",
     "make_env",
+    "nn",
     "parts",
+    "ppo",
     "recipes",
+    "resume",
+    "runs",
+    "tools",
     "train",
+    "training",
 ]
 
 
@@ -105,4 +115,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted((*__all__, *_ROOMS))
+    return list(__all__)

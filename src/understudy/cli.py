@@ -12,10 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_type_hints
 
-from understudy import __version__
+from understudy.version import __version__
 
 if TYPE_CHECKING:
-    from understudy.train.run import Run
+    from understudy.runs.folder import Run
 
 USAGE = """\
 usage: understudy COMMAND ...
@@ -120,7 +120,7 @@ def _train(words: list[str]) -> int:
     import tyro
 
     from understudy.recipes.imitation import takes_demonstrations, with_demonstrations
-    from understudy.train.config import TrainConfig
+    from understudy.runs.config import TrainConfig
 
     default, description = recipe(), recipe.__doc__ or ""
     source, options = _take_option("--demonstrations", options)
@@ -136,7 +136,7 @@ def _train(words: list[str]) -> int:
         description=description,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    from understudy.train.loop import train
+    from understudy.training.loop import train
 
     _show_notes()
     return _report(train(config))
@@ -173,7 +173,7 @@ def _train_without_recipe(words: list[str]) -> int:
         from understudy.recipes import RECIPES
 
         raise UsageError(f"train what? Name a recipe ({', '.join(sorted(RECIPES))}), or --resume RUN")
-    from understudy.train.loop import resume
+    from understudy.training.loop import resume
 
     return _report(resume(chosen.resume, total_steps=chosen.total_steps))
 
@@ -205,8 +205,8 @@ def _evaluate(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     chosen = parser.parse_args(words)
-    from understudy.train.evaluation import evaluate, evaluation_seed
-    from understudy.train.run import read_policy
+    from understudy.runs.folder import read_policy
+    from understudy.tools.evaluate import evaluate, evaluation_seed
 
     policy, config = read_policy(chosen.run)
     video = chosen.video
@@ -246,8 +246,8 @@ def _export(words: list[str]) -> int:
     )
     parser.add_argument("--output", metavar="PATH", type=Path, help="file to write (default: RUN/policy.onnx, say)")
     chosen = parser.parse_args(words)
-    from understudy.train.export import SUFFIXES, export_policy
-    from understudy.train.run import read_policy
+    from understudy.runs.folder import read_policy
+    from understudy.tools.export import SUFFIXES, export_policy
 
     policy, config = read_policy(chosen.run)
     folder = chosen.run if chosen.run.is_dir() else chosen.run.parent
@@ -280,7 +280,7 @@ def _record(words: list[str]) -> int:
     if chosen.step_time is not None:
         raise UsageError("--step-time is the time between frames of motion clips: it goes with --motion")
     from understudy.envs.registry import EnvConfig
-    from understudy.train.record import record
+    from understudy.tools.record import record
 
     recorded = record(
         chosen.output,
@@ -299,7 +299,7 @@ def _record(words: list[str]) -> int:
 def _record_motions(chosen: argparse.Namespace) -> int:
     if chosen.run is None or chosen.expert is not None or chosen.format is not None:
         raise UsageError("--motion plays a run: understudy record RUN --motion --output clips.npz")
-    from understudy.train.record_motions import record_motions
+    from understudy.tools.record_motions import record_motions
 
     recorded = record_motions(
         chosen.output,
@@ -324,8 +324,8 @@ def _plot(words: list[str]) -> int:
     parser.add_argument("--metric", default="episode/return", help="what to draw (default: episode/return)")
     parser.add_argument("--title", help="title (default: the environment)")
     chosen = parser.parse_args(words)
-    from understudy.train.plot import plot_learning_curves
-    from understudy.train.run import RunFolder
+    from understudy.runs.folder import RunFolder
+    from understudy.tools.plot import plot_learning_curves
 
     short = len({path.name for path in chosen.runs}) == len(chosen.runs)
     folders = {path.name if short else str(path): RunFolder(path) for path in chosen.runs}
@@ -357,8 +357,8 @@ def _inspect_motions(words: list[str]) -> int:
     parser.add_argument("--text-fields", nargs="+", default=(), help="names of the columns of text that has none")
     parser.add_argument("--picture", metavar="PATH", type=Path, help="PNG to write (default: FILE.png)")
     chosen = parser.parse_args(words)
-    from understudy.data.motion_formats import read_motions
-    from understudy.data.motion_report import describe, draw_clips
+    from understudy.data.motions.files import read_motions
+    from understudy.data.motions.report import describe, draw_clips
 
     clips = read_motions(chosen.file, chosen.text_fields)
     print(describe(clips))
@@ -377,8 +377,8 @@ def _convert_motions(words: list[str]) -> int:
     parser.add_argument("output", metavar="OUTPUT", type=Path, help=".npz to write")
     parser.add_argument("--text-fields", nargs="+", default=(), help="names of the columns of text that has none")
     chosen = parser.parse_args(words)
-    from understudy.data.motion_formats import is_pickle, read_motions, write_motions
-    from understudy.data.pickled_motions import read_pickled_motions
+    from understudy.data.motions.files import is_pickle, read_motions, write_motions
+    from understudy.data.motions.pickled import read_pickled_motions
 
     pickled = is_pickle(chosen.file)
     clips = read_pickled_motions(chosen.file) if pickled else read_motions(chosen.file, chosen.text_fields)

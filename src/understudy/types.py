@@ -1,27 +1,13 @@
-"""The words shared by every room: policy output, metrics, and the table of rollout keys."""
+"""The words shared by every room: metrics, the table of rollout keys, and the errors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from understudy.nn.distributions import Distribution
-
 Metrics = dict[str, Tensor]
 """Named 0-D tensors on the device; read once per iteration, by the logger only."""
-
-
-@dataclass
-class PolicyOutput:
-    """One forward pass of a policy over a batch with leading shape `[...]` (`[B]`, or `[T, B]` for sequences)."""
-
-    distribution: Distribution
-    value: Tensor  # [...], in the critic's own (possibly normalised) units
-    state: Tensor | None = None  # [B, S] packed recurrent state after the last step; None if feed-forward
-    latents: dict[str, Tensor] = field(default_factory=dict)  # name -> [..., H]; "actor" and "critic" are always there
 
 
 class RolloutKey(NamedTuple):

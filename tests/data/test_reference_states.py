@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from understudy.data.motion_formats import MotionClip, write_motions
-from understudy.data.motions import MotionsConfig
+from understudy.data.motions.files import MotionClip, write_motions
+from understudy.data.motions.library import MotionsConfig
 from understudy.data.reference_states import ReferenceStateInit, joint_fields
 
 pytest.importorskip("mujoco")

@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from tensordict import TensorDict
 
 from understudy.envs import EnvPoolAdapter, GymnasiumVectorAdapter, InProcessVectorEnv, SimulatorAdapter, Step, VecEnv
-from understudy.ppo.gae import gae
+from understudy.ppo.returns import gae
 
 # Three episodes as (states, rewards, how it ends): terminates at t=1, truncates at t=3, the rollout ends at t=5.
 EPISODES = (((0, 1, 2), (1.0, 0.5), "terminated"), ((3, 4, 5), (-0.2, 0.3), "truncated"), ((6, 7, 8), (0.8, 0.1), ""))

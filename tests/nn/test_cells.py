@@ -8,10 +8,11 @@ import torch
 from gymnasium import spaces
 from torch.nn import functional as F
 
+from understudy.core.capture import capture
+from understudy.core.spaces import Key
 from understudy.nn.cells import MIN_ROWS, cell_linear, worthwhile
 from understudy.nn.networks import EmbeddingEncoder, EncoderConfig, make_encoder
-from understudy.nn.trunk import Key, MemoryKind, Precision, Trunk
-from understudy.ppo.capture import capture
+from understudy.nn.trunk import MemoryKind, Precision, Trunk
 
 GRID = np.broadcast_to([11, 6, 3], (4, 4, 3)).copy()
 """Kinds of objects, colours and states at every position, as in MiniGrid."""

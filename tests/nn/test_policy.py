@@ -11,8 +11,9 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import find_components
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import ActorCritic, PolicyConfig, find_components
+from understudy.nn.policy import ActorCritic, PolicyConfig
 
 
 def box(*shape: int) -> spaces.Box:

@@ -10,8 +10,8 @@ import pytest
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.writing import write_npz
-from understudy.train.record import record_episodes
+from understudy.data.demonstrations.write import write_npz
+from understudy.tools.record import record_episodes
 
 
 def steer(obs: TensorDict) -> Tensor:

@@ -13,21 +13,20 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.writing import write_npz
-from understudy.envs.tasks.poisoned_doors import PoisonedDoors
+from understudy.core.schedules import Schedule, advance_all
+from understudy.data.demonstrations.write import write_npz
 from understudy.nn.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
-from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.nn.policy import ActorCritic, PolicyConfig, PolicyOutput
 from understudy.parts import Advisor, AdvisorConfig
 from understudy.parts.advisor import expert_weight, imitation_loss, smooth_over_time, smoothing_steps
-from understudy.parts.expert_labels import ExpertLabelsConfig, masked_mean
-from understudy.parts.part import PartContext
+from understudy.parts.shared.expert_labels import ExpertLabelsConfig, masked_mean
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import clipped_surrogate, value_loss
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.ppo.schedules import Schedule, advance_all
-from understudy.train.record import record_episodes
-from understudy.types import PolicyOutput
+from understudy.tasks.poisoned_doors import PoisonedDoors
+from understudy.tools.record import record_episodes
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 EXACT = {"rel": 1e-9, "abs": 1e-12}

@@ -11,15 +11,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.registry import EnvConfig
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward
-from understudy.parts.discriminator import DiscriminatorConfig
-from understudy.parts.part import PartContext
+from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
+from understudy.tasks.point_mass import PointMass
 
 T, N = 8, 4
 SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)
@@ -207,9 +207,9 @@ def test_a_reward_of_the_next_state_asks_for_it(point_mass: Any) -> None:
 
 
 def test_the_reward_is_saved_in_the_run(point_mass: Any, tmp_path: Any) -> None:
-    from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig
-    from understudy.train.loop import train
-    from understudy.train.reward import load_reward
+    from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig
+    from understudy.tools.reward import load_reward
+    from understudy.training.loop import train
 
     config = TrainConfig(
         total_steps=2 * T * N,
@@ -261,7 +261,7 @@ def test_every_option_trains(options: dict[str, Any], point_mass: Any) -> None:
 
 
 def test_a_reward_of_the_state_alone_sees_nothing_else() -> None:
-    from understudy.parts.transitions import TransitionFeatures
+    from understudy.parts.shared.transitions import TransitionFeatures
 
     env = PointMass(1)
     features = TransitionFeatures(env.observation_space, env.action_space, ("policy",), "state-next-state")

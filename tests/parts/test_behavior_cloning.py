@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from understudy.envs.tasks.point_mass import PointMass
+from understudy.core.schedules import Schedule
 from understudy.nn.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.behavior_cloning import (
@@ -23,11 +23,11 @@ from understudy.parts.behavior_cloning import (
     smoothed_log_prob,
     squared_error,
 )
-from understudy.parts.part import PartContext
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.ppo.schedules import Schedule
+from understudy.tasks.point_mass import PointMass
 
 N, T = 8, 16
 

@@ -12,18 +12,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import understudy as us
+from understudy.core.schedules import Schedule
 from understudy.envs import EnvConfig, with_segments
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.estimator import EstimatorHeadConfig
-from understudy.nn.policy import REPLACED, ActorCritic, PolicyConfig
+from understudy.nn.policy import REPLACED, ActorCritic, PolicyConfig, PolicyOutput
 from understudy.parts import EstimatorConfig
 from understudy.parts.estimator import elementwise_loss
-from understudy.parts.part import PartContext
 from understudy.ppo.config import PPOConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.ppo.schedules import Schedule
-from understudy.train.config import EvaluationConfig
-from understudy.types import PolicyOutput
+from understudy.runs.config import EvaluationConfig
+from understudy.tasks.point_mass import PointMass
 
 SEGMENTS = {"policy": {"offset": 2, "speed": 2}}
 STILL = {"surrogate_coef": 0.0, "value_coef": 0.0}  # only the estimator learns

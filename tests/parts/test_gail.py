@@ -14,15 +14,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import VecEnv
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.discriminator import DiscriminatorConfig, discriminator_reward
 from understudy.parts.gail import Gail, GailConfig
-from understudy.parts.part import PartContext
+from understudy.parts.shared.discriminator import DiscriminatorConfig, discriminator_reward
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
+from understudy.tasks.point_mass import PointMass
 
 T, N = 8, 4
 SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)

@@ -14,16 +14,16 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.motion_formats import MotionClip, write_motions
-from understudy.data.motions import MotionsConfig
+from understudy.data.motions.files import MotionClip, write_motions
+from understudy.data.motions.library import MotionsConfig
 from understudy.envs.base import Step
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.discriminator import DiscriminatorConfig, discriminator_loss
 from understudy.parts.motion_prior import MotionPrior, MotionPriorConfig, frame_windows, tracking_reward
-from understudy.parts.part import PartContext
+from understudy.parts.shared.discriminator import DiscriminatorConfig, discriminator_loss
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
 
 T, N = 6, 2

@@ -12,9 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.part import PartContext
 from understudy.parts.random_network_distillation import RandomNetworkDistillation, RandomNetworkDistillationConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 
 SPACE = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (2,), np.float32)})
 ACTIONS = spaces.Box(-1.0, 1.0, (1,), np.float32)

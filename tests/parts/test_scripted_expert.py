@@ -11,15 +11,14 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.envs.tasks.poisoned_doors import PoisonedDoors
 from understudy.nn.distributions import Categorical
-from understudy.nn.policy import ActorCritic
+from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.parts import ScriptedExpert, ScriptedExpertConfig
-from understudy.parts.expert_labels import ExpertLabelsConfig
-from understudy.parts.part import PartContext
+from understudy.parts.shared.expert_labels import ExpertLabelsConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.types import PolicyOutput
+from understudy.tasks.poisoned_doors import PoisonedDoors
 
 WIDE = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0]))
 

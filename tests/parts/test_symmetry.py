@@ -11,8 +11,8 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.part import PartContext
 from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
+from understudy.ppo.part import PartContext
 
 SPACE = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (2,), np.float32)})
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)

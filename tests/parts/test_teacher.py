@@ -15,19 +15,19 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import understudy as us
+from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.nn.policy import ActorCritic, PolicyConfig, PolicyOutput
 from understudy.parts import Teacher, TeacherConfig
-from understudy.parts.distillation import ActionTarget
-from understudy.parts.part import PartContext
+from understudy.parts.shared.distillation import ActionTarget
 from understudy.ppo.config import PPOConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.ppo.schedules import Schedule
-from understudy.train.config import EvaluationConfig
-from understudy.train.loop import resume
-from understudy.types import CheckpointError, PolicyOutput
+from understudy.runs.config import EvaluationConfig
+from understudy.tasks.point_mass import PointMass
+from understudy.training.loop import resume
+from understudy.types import CheckpointError
 
 N, T = 4, 6
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)

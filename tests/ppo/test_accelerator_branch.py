@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from understudy.core import devices
 from understudy.envs.base import Step
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.parts import MirrorSpec, RandomNetworkDistillationConfig, SymmetryConfig
-from understudy.parts.part import Part, PartContext, Rewards
-from understudy.ppo import devices
 from understudy.ppo.optim import OptimizerConfig, gradient_step
+from understudy.ppo.part import Part, PartContext, Rewards
+from understudy.tasks.point_mass import PointMass
 
 aten = torch.ops.aten
 N = 8

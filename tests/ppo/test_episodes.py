@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from understudy.ppo.episodes import EpisodeStatistics
+from understudy.ppo.metrics import EpisodeStatistics
 
 CPU = torch.device("cpu")
 

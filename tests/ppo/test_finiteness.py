@@ -15,11 +15,12 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.envs.base import Step
-from understudy.envs.tasks.point_mass import PointMass
+from understudy.nn.policy import PolicyOutput
 from understudy.parts import RandomNetworkDistillationConfig
-from understudy.parts.part import Labels, Losses, Part, PartContext, Rewards
 from understudy.ppo.finiteness import all_finite
-from understudy.types import Metrics, NonFiniteError, PolicyOutput
+from understudy.ppo.part import Labels, Losses, Part, PartContext, Rewards
+from understudy.tasks.point_mass import PointMass
+from understudy.types import Metrics, NonFiniteError
 
 T, N = 8, 3
 NAN, INF = math.nan, math.inf

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from understudy.ppo.gae import gae
+from understudy.ppo.returns import gae
 
 F64 = torch.float64
 

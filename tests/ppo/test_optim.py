@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import understudy
+from understudy.core.schedules import Schedule
 from understudy.ppo.optim import (
     LearningRateScheduler,
     LRSchedulerConfig,
@@ -21,7 +22,6 @@ from understudy.ppo.optim import (
     average_over_ranks,
     gradient_step,
 )
-from understudy.ppo.schedules import Schedule
 
 
 def network(seed: int = 0) -> nn.Sequential:

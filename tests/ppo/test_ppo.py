@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from understudy.core import randomness
 from understudy.envs.base import Step
 from understudy.nn.policy import ActorCritic
-from understudy.ppo import randomness
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import clipped_surrogate, normalize, value_loss
 from understudy.ppo.optim import OptimizerConfig

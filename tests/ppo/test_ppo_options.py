@@ -12,16 +12,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.schedules import Scalar, Schedule
 from understudy.envs.registry import make_env
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.parts.part import Labels, Part, PartContext, Rewards
 from understudy.ppo import update
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.gae import gae
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
+from understudy.ppo.part import Labels, Part, PartContext, Rewards
 from understudy.ppo.ppo import PPO
-from understudy.ppo.schedules import Scalar, Schedule
+from understudy.ppo.returns import gae
+from understudy.tasks.point_mass import PointMass
 
 T, N = 8, 4
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from understudy.envs.base import Step
 from understudy.nn.heads import DistributionConfig
-from understudy.parts.part import Labels, Overrides, Part
+from understudy.ppo.part import Labels, Overrides, Part
 
 T, N = 8, 3
 

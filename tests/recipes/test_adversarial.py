@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from understudy.data.writing import write_npz
+from understudy.data.demonstrations.write import write_npz
 from understudy.envs.registry import EnvConfig
-from understudy.envs.tasks.point_mass import PointMass
 from understudy.recipes.adversarial import airl, bc_gail, gail
-from understudy.train.config import EvaluationConfig, LoggingConfig
-from understudy.train.loop import train
-from understudy.train.record import record_episodes
+from understudy.runs.config import EvaluationConfig, LoggingConfig
+from understudy.tasks.point_mass import PointMass
+from understudy.tools.record import record_episodes
+from understudy.training.loop import train
 
 
 @pytest.mark.parametrize("recipe", [gail, airl, bc_gail])

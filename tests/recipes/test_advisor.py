@@ -11,14 +11,14 @@ import torch
 
 import understudy as us
 from understudy import cli
-from understudy.data.writing import write_npz
+from understudy.data.demonstrations.write import write_npz
 from understudy.envs.registry import EnvConfig
-from understudy.envs.tasks.poisoned_doors import PoisonedDoors
 from understudy.parts import AdvisorConfig, ScriptedExpertConfig
 from understudy.recipes.advisor import METHODS, pipeline
 from understudy.recipes.imitation import with_demonstrations
-from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
-from understudy.train.record import record, record_episodes
+from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
+from understudy.tasks.poisoned_doors import PoisonedDoors
+from understudy.tools.record import record, record_episodes
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from understudy.data.motion_formats import MotionClip, write_motions
-from understudy.data.motions import MotionLibrary, MotionsConfig
+from understudy.data.motions.files import MotionClip, write_motions
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.envs.registry import EnvConfig
 from understudy.parts import MotionPriorConfig, TeacherConfig
 from understudy.recipes.basic import ppo
 from understudy.recipes.motion import appo, atppo, go1_trot
-from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
-from understudy.train.loop import train
+from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
+from understudy.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 import understudy as us
 from understudy.recipes import RECIPES
 from understudy.recipes.teacher import STUDENTS, student
-from understudy.train.config import EvaluationConfig, LoggingConfig, TrainConfig
-from understudy.train.export import export_policy
+from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig
+from understudy.tools.export import export_policy
 
 NAMES = ("tppo", "distill", "estimator-ppo", "estimator-tppo")
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")

@@ -23,11 +23,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from workloads import Workload
 
+from understudy.core.capture import CaptureMode
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.registry import Backend, make_env
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.ppo.capture import CaptureMode
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
 from understudy.ppo.ppo import PPO

@@ -17,16 +17,16 @@ import torch
 from harness import Clock, Demonstrations, Job, Trainer, make_demonstrations
 
 from peers.understudy import policy_config
-from understudy.data.writing import Episode, write_npz
+from understudy.data.demonstrations.write import Episode, write_npz
 from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
-from understudy.parts.part import PartContext
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
-from understudy.train.config import OfflineConfig
-from understudy.train.offline import OfflineTraining
+from understudy.runs.config import OfflineConfig
+from understudy.training.offline import OfflineTraining
 
 
 class UnderstudyBC(Trainer):

@@ -16,10 +16,10 @@ from peers.understudy import Understudy, policy_config, ppo_config
 from peers.understudy_bc import written
 from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic
-from understudy.parts.discriminator import DiscriminatorConfig
 from understudy.parts.gail import Gail, GailConfig
-from understudy.parts.part import PartContext
+from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.data.motion_fields import Array
+from understudy.data.motions.fields import Array
 
 _MOST_ROWS = 2000  # of each side; the error of the energy distance falls with the root of it, the work grows squared
 

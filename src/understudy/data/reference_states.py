@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from understudy.data.motions import MotionLibrary, MotionsConfig
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
 
 _ROOT_POSITION = (*(f"root_pos_{axis}" for axis in "xyz"), *(f"root_rot_{axis}" for axis in "wxyz"))
 _ROOT_VELOCITY = (*(f"root_vel_{axis}_w" for axis in "xyz"), *(f"root_ang_vel_{axis}_b" for axis in "xyz"))

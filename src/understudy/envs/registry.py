@@ -21,11 +21,11 @@ from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gymnasium import InProcessVectorEnv
 from understudy.envs.observations import Groups, nearest
 from understudy.envs.segments import with_segments
-from understudy.envs.tasks.crossings import CROSSINGS, Crossings
-from understudy.envs.tasks.light_house import LightHouse
-from understudy.envs.tasks.point_mass import PointMass
-from understudy.envs.tasks.poisoned_doors import PoisonedDoors
-from understudy.envs.tasks.registration import SingleEnv, register_tasks
+from understudy.tasks.crossings import CROSSINGS, Crossings
+from understudy.tasks.light_house import LightHouse
+from understudy.tasks.point_mass import PointMass
+from understudy.tasks.poisoned_doors import PoisonedDoors
+from understudy.tasks.registration import SingleEnv, register_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ OWN_TASKS: dict[str, Task] = {
     ),
     **{name: _crossings(name) for name in CROSSINGS},
 }
-"""Our own environments by id; a task is one file in `envs/tasks/` and one entry here."""
+"""Our own environments by id; a task is one file in `tasks/` and one entry here."""
 
 register_tasks(OWN_TASKS)
 

@@ -12,8 +12,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.spaces import Key
 from understudy.nn.networks import MLP, EncoderConfig
-from understudy.nn.trunk import Key, Precision, Trunk
+from understudy.nn.trunk import Precision, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -13,14 +12,14 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from understudy.core.spaces import Key, find_components, lookup
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
 from understudy.nn.heads import DistributionConfig, make_head
 from understudy.nn.networks import EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.trunk import Key, MemoryKind, Trunk
-from understudy.types import PolicyOutput
+from understudy.nn.trunk import MemoryKind, Trunk
 
 Observations = TensorDictBase | Mapping[Key, Tensor]
 
@@ -72,6 +71,16 @@ class PolicyConfig:
     """Matrix products of encoders and hidden layers; bfloat16 pays where the processor or GPU has it."""
     estimators: dict[str, EstimatorHeadConfig] = field(default_factory=dict)
     """Estimators by name, in the order in which they run; each learns from a part `Estimator` that names it."""
+
+
+@dataclass
+class PolicyOutput:
+    """One forward pass of a policy over a batch with leading shape `[...]` (`[B]`, or `[T, B]` for sequences)."""
+
+    distribution: Distribution
+    value: Tensor  # [...], in the critic's own (possibly normalised) units
+    state: Tensor | None = None  # [B, S] packed recurrent state after the last step; None if feed-forward
+    latents: dict[str, Tensor] = field(default_factory=dict)  # name -> [..., H]; "actor" and "critic" are always there
 
 
 class ActorCritic(nn.Module):
@@ -336,7 +345,7 @@ class ActorCritic(nn.Module):
         for key in self.sensor_keys:
             space, value = self.component(key), tree
             for name in key:
-                value = _lookup(value, name, "observation")
+                value = lookup(value, name, "observation")
             as_numpy = not isinstance(value, Tensor)
             tensor = torch.as_tensor(np.asarray(value) if as_numpy else value, device=self.device)
             if tensor.is_floating_point():
@@ -373,7 +382,7 @@ class ActorCritic(nn.Module):
         """The space of one component. Raises ValueError with the nearest name if there is none."""
         space: spaces.Space[Any] = self.observation_space
         for name in key:
-            space = _lookup(space.spaces if isinstance(space, spaces.Dict) else {}, name, "observation")
+            space = lookup(space.spaces if isinstance(space, spaces.Dict) else {}, name, "observation")
         return space
 
     def _components(self, groups: tuple[str, ...]) -> dict[Key, spaces.Space[Any]]:
@@ -385,17 +394,6 @@ class ActorCritic(nn.Module):
         return components
 
 
-def find_components(space: spaces.Dict, name: str) -> dict[Key, spaces.Space[Any]]:
-    """The components of a group ("policy") or one of them ("policy/height"), by key; ValueError if there is none."""
-    key = tuple(name.split("/"))
-    found: spaces.Space[Any] = space
-    for part in key:
-        found = _lookup(found.spaces if isinstance(found, spaces.Dict) else {}, part, "observation group")
-    if isinstance(found, spaces.Dict):
-        return {(*key, child): component for child, component in found.spaces.items()}
-    return {key: found}
-
-
 def _join(*states: Tensor | None) -> Tensor | None:
     """States `[B, S]` of those that have one, side by side; None if none has."""
     there = [state for state in states if state is not None]
@@ -404,11 +402,3 @@ def _join(*states: Tensor | None) -> Tensor | None:
 
 def _is_vector(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype != np.uint8
-
-
-def _lookup(mapping: Mapping[str, Any], name: str, what: str) -> Any:
-    if name not in mapping:
-        near = difflib.get_close_matches(name, mapping.keys(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} {name!r} does not exist: there is {sorted(mapping)}{hint}")
-    return mapping[name]

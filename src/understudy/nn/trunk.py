@@ -10,12 +10,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.spaces import Key
 from understudy.nn.interactions import ActiveLinear
 from understudy.nn.memory import Changes, Memory
 from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, make_encoder
-
-Key = tuple[str, ...]
-"""Where a component lies in the observation TensorDict: `(group,)` or `(group, component)`."""
 
 MemoryKind = Literal["none", "lstm", "gru"]
 Precision = Literal["float32", "bfloat16"]

@@ -17,15 +17,22 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.data.demonstrations import Demonstrations
+from understudy.core.check import check_choice, check_range
+from understudy.core.schedules import Number, Scalar
+from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.heads import make_head
-from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import DemonstratedConfig, check_windows
-from understudy.parts.expert_labels import ExpertLabel, ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
-from understudy.parts.part import Losses, Part, PartContext, Weights
-from understudy.ppo.schedules import Number, Scalar, check_choice, check_range
-from understudy.types import Metrics, PolicyOutput
+from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.parts.shared.demonstrated import DemonstratedConfig, check_windows
+from understudy.parts.shared.expert_labels import (
+    ExpertLabel,
+    ExpertLabels,
+    ExpertLabelsConfig,
+    cross_entropy,
+    masked_mean,
+)
+from understudy.ppo.part import Losses, Part, PartContext, Weights
+from understudy.types import Metrics
 
 Distance = Literal["auto", "log_prob", "squared"]
 AuxInit = Literal["same", "orthogonal"]

@@ -11,13 +11,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from understudy.core.check import check_choice
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
-from understudy.parts.adversarial import AdversarialConfig, AdversarialPart
-from understudy.parts.discriminator import discriminator_reward, make_mlp
-from understudy.parts.part import PartContext
-from understudy.parts.transitions import Inputs, SharedNormalizer, TransitionFeatures
-from understudy.ppo.schedules import check_choice
+from understudy.parts.shared.adversarial import AdversarialConfig, AdversarialPart
+from understudy.parts.shared.discriminator import discriminator_reward, make_mlp
+from understudy.parts.shared.transitions import Inputs, SharedNormalizer, TransitionFeatures
+from understudy.ppo.part import PartContext
 from understudy.types import Metrics
 
 AirlRewardForm = Literal["logit", "shaped", "softplus"]

@@ -12,13 +12,14 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from understudy.data.demonstrations import Demonstrations
+from understudy.core.check import check_choice
+from understudy.core.schedules import Number, Scalar
+from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
-from understudy.nn.policy import ActorCritic
-from understudy.parts.demonstrated import DemonstratedConfig, check_windows
-from understudy.parts.part import Losses, Part, PartContext
-from understudy.ppo.schedules import Number, Scalar, check_choice
-from understudy.types import Metrics, PolicyOutput
+from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.parts.shared.demonstrated import DemonstratedConfig, check_windows
+from understudy.ppo.part import Losses, Part, PartContext
+from understudy.types import Metrics
 
 Loss = Literal["auto", "nll", "mse"]
 

@@ -11,12 +11,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from understudy.core.schedules import Number, Scalar
 from understudy.envs.observations import nearest
 from understudy.nn.estimator import EstimatorHead
-from understudy.nn.policy import ActorCritic
-from understudy.parts.part import Losses, Part, PartConfig, PartContext
-from understudy.ppo.schedules import Number, Scalar
-from understudy.types import Metrics, PolicyOutput
+from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.ppo.part import Losses, Part, PartConfig, PartContext
+from understudy.types import Metrics
 
 Loss = Callable[..., Tensor]
 

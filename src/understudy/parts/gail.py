@@ -8,12 +8,12 @@ from typing import get_args
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.check import check_choice
 from understudy.nn.policy import ActorCritic
-from understudy.parts.adversarial import AdversarialConfig, AdversarialPart
-from understudy.parts.discriminator import DiscriminatorNetwork, RewardForm, discriminator_reward
-from understudy.parts.part import PartContext
-from understudy.parts.transitions import SharedNormalizer, TransitionFeatures
-from understudy.ppo.schedules import check_choice
+from understudy.parts.shared.adversarial import AdversarialConfig, AdversarialPart
+from understudy.parts.shared.discriminator import DiscriminatorNetwork, RewardForm, discriminator_reward
+from understudy.parts.shared.transitions import SharedNormalizer, TransitionFeatures
+from understudy.ppo.part import PartContext
 from understudy.types import Metrics
 
 

@@ -10,10 +10,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.motions import MotionLibrary, MotionsConfig
+from understudy.core.check import check_choice
+from understudy.core.schedules import Number, Scalar
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.policy import ActorCritic
-from understudy.parts.discriminator import (
+from understudy.parts.shared.discriminator import (
     Discriminator,
     DiscriminatorConfig,
     DiscriminatorLoss,
@@ -22,11 +24,10 @@ from understudy.parts.discriminator import (
     discriminator_reward,
     weighted_mean,
 )
-from understudy.parts.features import FeatureReader
-from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
-from understudy.parts.transitions import policy_weight
+from understudy.parts.shared.features import FeatureReader
+from understudy.parts.shared.transitions import policy_weight
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.ppo.part import Part, PartConfig, PartContext, Rewards, Updates
 from understudy.types import Metrics
 
 logger = logging.getLogger(__name__)

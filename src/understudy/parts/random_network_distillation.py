@@ -8,13 +8,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
 from understudy.nn.policy import ActorCritic
-from understudy.parts.features import FeatureReader
-from understudy.parts.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.parts.shared.features import FeatureReader
 from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
-from understudy.ppo.schedules import Number, Scalar
+from understudy.ppo.part import Part, PartConfig, PartContext, Rewards, Updates
 from understudy.types import Metrics
 
 

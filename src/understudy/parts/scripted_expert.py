@@ -12,12 +12,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.nn.policy import ActorCritic
-from understudy.parts.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
-from understudy.parts.part import Labels, Losses, Overrides, Part, PartConfig, PartContext
-from understudy.parts.teacher_forcing import ForcingUnit, TeacherForcing
-from understudy.ppo.schedules import Number, Scalar, check_range
-from understudy.types import Metrics, PolicyOutput
+from understudy.core.check import check_range
+from understudy.core.schedules import Number, Scalar
+from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.parts.shared.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
+from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing
+from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext
+from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.nn.policy import ActorCritic, find_components
-from understudy.parts.part import Losses, Part, PartConfig, PartContext
+from understudy.core.schedules import Number, Scalar
+from understudy.core.spaces import find_components
+from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.ppo.losses import clipped_surrogate, value_loss
-from understudy.ppo.schedules import Number, Scalar
-from understudy.types import Metrics, PolicyOutput
+from understudy.ppo.part import Losses, Part, PartConfig, PartContext
+from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)

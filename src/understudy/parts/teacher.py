@@ -13,21 +13,22 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.data.rollout_memory import RolloutMemory
+from understudy.core.check import check_choice
+from understudy.core.ring import RolloutMemory
+from understudy.core.schedules import Number, Scalar
 from understudy.nn.distributions import Distribution
-from understudy.nn.policy import ActorCritic
-from understudy.parts.distillation import ActionTarget, MeanTarget, action_distance, before_tanh, vector_distance
-from understudy.parts.loaded_teacher import (
+from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.parts.shared.distillation import ActionTarget, MeanTarget, action_distance, before_tanh, vector_distance
+from understudy.parts.shared.loaded_teacher import (
     LoadedTeacher,
     check_latents,
     check_target,
     load_teachers,
     make_selector,
 )
-from understudy.parts.part import Labels, Losses, Overrides, Part, PartConfig, PartContext, Updates
-from understudy.parts.teacher_forcing import ForcingUnit, TeacherForcing
-from understudy.ppo.schedules import Number, Scalar, check_choice
-from understudy.types import Metrics, PolicyOutput
+from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing
+from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext, Updates
+from understudy.types import Metrics
 
 Label = Literal["mean", "sample"]
 

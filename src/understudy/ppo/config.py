@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from understudy.ppo.capture import CaptureMode
+from understudy.core.capture import CaptureMode
+from understudy.core.check import check_choice
+from understudy.core.schedules import Number, OptionalNumber, Schedule
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
 from understudy.ppo.returns import ValueNormalization
-from understudy.ppo.schedules import Number, OptionalNumber, Schedule, check_choice
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "surrogate": ("clip", "a2c"),

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.nn.policy import Key
+from understudy.core.spaces import Key
 from understudy.ppo.rollout import Finals
 
 

@@ -13,8 +13,9 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from understudy.ppo import devices
-from understudy.ppo.schedules import Number, Scalar, check_choice
+from understudy.core import devices
+from understudy.core.check import check_choice
+from understudy.core.schedules import Number, Scalar
 
 OptimizerKind = Literal["adam", "adamw", "sgd", "rmsprop"]
 

@@ -12,19 +12,18 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core import randomness
+from understudy.core.devices import denormals_flushed
+from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
 from understudy.nn.policy import ActorCritic
-from understudy.parts.part import Part, Rewards, Updates
-from understudy.ppo import randomness
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.denormals import denormals_flushed
-from understudy.ppo.episodes import EpisodeStatistics
 from understudy.ppo.finiteness import FinitenessCheck
+from understudy.ppo.metrics import EpisodeStatistics, explained_variance
 from understudy.ppo.optim import LearningRateScheduler, Optimizer
+from understudy.ppo.part import Part, Rewards, Updates
 from understudy.ppo.returns import RewardScaler, ValueNormalizer, fill_advantages
 from understudy.ppo.rollout import Collector
-from understudy.ppo.schedules import Scalar, Schedule, advance_all
-from understudy.ppo.statistics import explained_variance
 from understudy.ppo.update import Updater
 from understudy.types import ROLLOUT_KEYS, NonFiniteError
 

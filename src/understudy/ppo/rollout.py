@@ -11,12 +11,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core import devices
+from understudy.core.capture import CaptureMode, capture
+from understudy.core.spaces import Key, find_components
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.observations import component_keys, unflatten
-from understudy.nn.policy import REPLACED, ActorCritic, Key, find_components
-from understudy.parts.part import Labels, Overrides, Part
-from understudy.ppo import devices
-from understudy.ppo.capture import CaptureMode, capture
+from understudy.nn.policy import REPLACED, ActorCritic
+from understudy.ppo.part import Labels, Overrides, Part
 
 
 class Finals(NamedTuple):

@@ -9,10 +9,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core import devices
+from understudy.core.capture import capture
 from understudy.envs.observations import unflatten
-from understudy.parts.part import Losses, Weights
-from understudy.ppo import devices
-from understudy.ppo.capture import capture
 from understudy.ppo.losses import (
     bounded_surrogate,
     bounded_value_loss,
@@ -23,8 +22,9 @@ from understudy.ppo.losses import (
     value_floor,
     value_loss,
 )
+from understudy.ppo.metrics import ratio_statistics
 from understudy.ppo.optim import average_over_ranks, gradient_step
-from understudy.ppo.statistics import ratio_statistics
+from understudy.ppo.part import Losses, Weights
 from understudy.types import Metrics
 
 if TYPE_CHECKING:

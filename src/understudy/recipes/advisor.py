@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
+    from understudy.core.schedules import Schedule
     from understudy.nn.policy import PolicyConfig
-    from understudy.parts.part import PartConfig
     from understudy.ppo.config import PPOConfig
-    from understudy.ppo.schedules import Schedule
-    from understudy.train.config import TrainConfig
+    from understudy.ppo.part import PartConfig
+    from understudy.runs.config import TrainConfig
 
 
 class Pipeline(NamedTuple):
@@ -86,7 +86,7 @@ def pipeline(
 
     Raises ValueError for an unknown method, and for one that learns from demonstrations if none are given.
     """
-    from understudy.ppo.schedules import check_choice
+    from understudy.core.check import check_choice
 
     check_choice("method", method, METHODS)
     if method in FROM_DEMONSTRATIONS and not demonstrations:
@@ -96,8 +96,8 @@ def pipeline(
 
 def _pipeline(method: str, env_id: str, total_steps: int, seed: int, demonstrations: str) -> TrainConfig:
     from understudy.envs.registry import EnvConfig
-    from understudy.envs.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
-    from understudy.train.config import EvaluationConfig, TrainConfig
+    from understudy.runs.config import EvaluationConfig, TrainConfig
+    from understudy.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
 
     repeats = env_id in TRAINED_WITH_REPEATS
     return TrainConfig(
@@ -117,10 +117,10 @@ def _pipeline(method: str, env_id: str, total_steps: int, seed: int, demonstrati
 
 def _policy(env_id: str) -> PolicyConfig:
     """The paper's networks: embeddings and an LSTM; on LightHouse one linear layer on the interaction design."""
-    from understudy.envs.tasks.crossings import CROSSINGS
     from understudy.nn.heads import DistributionConfig
     from understudy.nn.networks import EncoderConfig
     from understudy.nn.policy import PolicyConfig
+    from understudy.tasks.crossings import CROSSINGS
 
     if env_id == "LightHouse-v0":
         encoder, memory = EncoderConfig(interactions=True), "none"
@@ -138,9 +138,9 @@ def _policy(env_id: str) -> PolicyConfig:
 
 
 def _ppo(method: str, env_id: str, total_steps: int) -> PPOConfig:
+    from understudy.core.schedules import Schedule
     from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.schedules import Schedule
 
     how = PIPELINES.get(method, Pipeline())
     clip = Schedule(kind="linear", start=0.1)
@@ -204,7 +204,7 @@ def _after(how: Pipeline, total_steps: int, value: float) -> float | Schedule:
 
 
 def _step(how: Pipeline, total_steps: int, first: float, then: float) -> float | Schedule:
-    from understudy.ppo.schedules import Schedule
+    from understudy.core.schedules import Schedule
 
     if how.imitation in (0.0, 1.0):
         return first if how.imitation else then
@@ -219,6 +219,6 @@ def _acts(how: Pipeline, total_steps: int) -> float | Schedule:
 
 
 def _fading(steps: float, start: float) -> Schedule:
-    from understudy.ppo.schedules import Schedule
+    from understudy.core.schedules import Schedule
 
     return Schedule(kind="linear", start=start, length=max(round(steps), 1))

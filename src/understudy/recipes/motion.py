@@ -9,8 +9,8 @@ from understudy.recipes.mujoco_tasks import mujoco
 from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
-    from understudy.parts.discriminator import DiscriminatorConfig
-    from understudy.train.config import TrainConfig
+    from understudy.parts.shared.discriminator import DiscriminatorConfig
+    from understudy.runs.config import TrainConfig
 
 _STYLE = {
     # joint angles, rates of pitch and joints; the pitch itself would be off by 2 pi after a somersault
@@ -34,7 +34,7 @@ def appo(
     seed: int = 0,
 ) -> TrainConfig:
     """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); 0.4 x task, 0.6 x style."""
-    from understudy.data.motions import MotionsConfig
+    from understudy.data.motions.library import MotionsConfig
     from understudy.parts.motion_prior import MotionPriorConfig
 
     _check_lerp(task_reward_lerp)
@@ -61,8 +61,8 @@ def atppo(
     seed: int = 0,
 ) -> TrainConfig:
     """ATPPO: APPO and a teacher (--parts.teacher.checkpoints) whose actions are labels beside the rewards."""
+    from understudy.core.schedules import Schedule
     from understudy.parts.teacher import TeacherConfig
-    from understudy.ppo.schedules import Schedule
 
     config = appo(env_id, motions=motions, task_reward_lerp=task_reward_lerp, total_steps=total_steps, seed=seed)
     # as in TPPO's recipes: the deviation is the teacher's too, and the teacher fades where there is a reward
@@ -85,7 +85,7 @@ def go1_trot(
     From fresh weights it leads no further than standing (1.5 and 3 million steps, one seed each): noise is punished
     before there is a gait, and so fades before one is found.
     """
-    from understudy.data.motions import MotionsConfig
+    from understudy.data.motions.library import MotionsConfig
     from understudy.parts.motion_prior import MotionPriorConfig
     from understudy.recipes.teacher import go1_teacher
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from understudy.train.config import TrainConfig
+    from understudy.runs.config import TrainConfig
 
 Recipe = Callable[[], "TrainConfig"]
 F = TypeVar("F", bound=Callable[..., "TrainConfig"])

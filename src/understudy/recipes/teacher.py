@@ -13,9 +13,9 @@ from understudy.recipes.registry import recipe
 
 if TYPE_CHECKING:
     from understudy.nn.policy import PolicyConfig
-    from understudy.parts.part import PartConfig
     from understudy.ppo.config import PPOConfig
-    from understudy.train.config import TrainConfig
+    from understudy.ppo.part import PartConfig
+    from understudy.runs.config import TrainConfig
 
 
 class Student(NamedTuple):
@@ -90,7 +90,7 @@ def go1_teacher(
     """A Go1 that follows a joystick, with everything that the simulator knows: the teacher of go1-student."""
     from understudy.envs.registry import EnvConfig
     from understudy.nn.policy import PolicyConfig
-    from understudy.train.config import TrainConfig
+    from understudy.runs.config import TrainConfig
 
     return TrainConfig(
         recipe="go1-teacher",
@@ -126,7 +126,7 @@ def student(
     Critic and teacher see the whole observation, group "teacher". Raises ValueError for an unknown method and for a
     task whose velocities are not known here.
     """
-    from understudy.ppo.schedules import check_choice
+    from understudy.core.check import check_choice
 
     check_choice("method", method, tuple(STUDENTS))
     how = STUDENTS[method]
@@ -140,9 +140,9 @@ def student(
 
 def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     """A MuJoCo task whose actor sees positions only."""
+    from understudy.core.schedules import Schedule
     from understudy.nn.estimator import EstimatorHeadConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.schedules import Schedule
 
     if env_id not in _SIZES:
         raise ValueError(f"this recipe knows where the velocities are in {', '.join(_SIZES)}, not in {env_id}")
@@ -181,9 +181,9 @@ def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> 
 
 def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     """A Go1 that acts on its proprioception."""
+    from understudy.core.schedules import Schedule
     from understudy.nn.estimator import EstimatorHeadConfig
     from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.schedules import Schedule
 
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     ppo = config.ppo
@@ -218,9 +218,9 @@ def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
 
 def _locomotion_ppo() -> PPOConfig:
     """For millions of steps instead of the hundreds of millions of a GPU simulator: small rollouts, many iterations."""
+    from understudy.core.schedules import Schedule
     from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig
-    from understudy.ppo.schedules import Schedule
 
     return PPOConfig(
         num_steps=32,
@@ -236,9 +236,9 @@ def _locomotion_ppo() -> PPOConfig:
 
 def _parts(how: Student, teachers: tuple[str, ...]) -> dict[str, PartConfig]:
     """The estimator's loss; a teacher that sees the group "teacher" as its own and fades where there is a reward."""
+    from understudy.core.schedules import Schedule
     from understudy.parts.estimator import EstimatorConfig
     from understudy.parts.teacher import TeacherConfig
-    from understudy.ppo.schedules import Schedule
 
     parts: dict[str, PartConfig] = {"estimator": EstimatorConfig(estimator="velocity")} if how.estimates else {}
     if how.teacher:

@@ -1,0 +1,1 @@
+"""What PPO, environments and files build on: capture, schedules, checks, random streams. No reinforcement learning."""

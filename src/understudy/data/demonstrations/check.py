@@ -1,0 +1,282 @@
+"""From a file of trajectories to checked arrays that fit an environment's spaces: one copy, in memory or mapped."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+
+from understudy.core.spaces import find_components
+from understudy.data.demonstrations.read import Key, Recording, open_recording
+from understudy.envs.observations import DEFAULT_GROUP, component_keys, unflatten
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 22  # entries looked at together by a check: a few megabytes
+_EDGE = 1e-5  # of the range: how far outside its bounds an action may lie through rounding
+
+
+class Loaded(NamedTuple):
+    """K trajectories of M transitions."""
+
+    observations: TensorDict  # [M + K], by the environment's keys
+    signals: TensorDict  # [M]: executed_action, reward (NaN if unknown), terminated, truncated
+    lengths: torch.Tensor  # [K] int64
+    metadata: dict[str, Any]
+    mapped: bool  # True if the observations lie in a file
+
+
+def load_trajectories(
+    source: str | Path,
+    observation_space: spaces.Dict,
+    action_space: spaces.Space[Any],
+    *,
+    keys: Sequence[Key] | None,
+    num_trajectories: int | None,
+    env_id: str | None,
+    memory_map_above: int,
+) -> Loaded:
+    """Read, convert and check what `Demonstrations.load` describes; raises as it does."""
+    with open_recording(source) as recording:
+        count = _count(recording, num_trajectories)
+        lengths = np.asarray(recording.lengths[:count], dtype=np.int64)
+        targets = _match(recording, observation_space, component_keys(observation_space) if keys is None else keys)
+        _warn(recording, lengths, env_id)
+        reader = _Reader(recording, lengths)
+        mapped = reader.bytes(targets) > memory_map_above
+        observations = {target.key: reader.observations(target, mapped) for target in targets}
+        signals = reader.signals(action_space)
+    tensors = [torch.from_numpy(array) for array in observations.values()]
+    return Loaded(
+        unflatten(tuple(observations), tensors, [len(tensors[0])]),
+        TensorDict({name: torch.from_numpy(array) for name, array in signals.items()}, [int(lengths.sum())]),
+        torch.from_numpy(lengths),
+        recording.metadata,
+        mapped,
+    )
+
+
+class _Target(NamedTuple):
+    """One observation component: the environment's key and space, and where the file has it."""
+
+    key: Key
+    source: Key
+    space: spaces.Space[Any]
+    dtype: np.dtype[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.space.shape or ())
+
+    @property
+    def name(self) -> str:
+        return "/".join(("observations", *self.key))
+
+
+class _Reader:
+    """Copies trajectories into one array per key and names trajectory, step and key of what is wrong."""
+
+    def __init__(self, recording: Recording, lengths: np.ndarray) -> None:
+        self.recording, self.lengths = recording, lengths
+        self.starts = np.cumsum(lengths) - lengths
+        self.total = int(lengths.sum())
+
+    def bytes(self, targets: Sequence[_Target]) -> int:
+        """Size of the observations."""
+        rows = self.total + len(self.lengths)
+        return sum(rows * math.prod(target.shape) * target.dtype.itemsize for target in targets)
+
+    def observations(self, target: _Target, mapped: bool) -> np.ndarray:
+        """One component, `[M + K, ...]`."""
+        array = self._allocate((self.total + len(self.lengths), *target.shape), target.dtype, mapped)
+        for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
+            values = self.recording.read_observations(k, target.source)
+            array[start + k : start + k + length + 1] = _fitting(values, (length + 1, *target.shape), target, k)
+        self._check(array, target.space, target.name, final_rows=1)
+        return array
+
+    def signals(self, action_space: spaces.Space[Any]) -> dict[str, np.ndarray]:
+        """Executed actions, rewards and ends, `[M, ...]`."""
+        dtype = np.dtype(np.float32 if isinstance(action_space, spaces.Box) else np.int64)
+        target = _Target(("actions",), (), action_space, dtype)
+        arrays = {
+            "executed_action": np.empty((self.total, *target.shape), dtype),
+            "reward": np.full(self.total, np.nan, np.float32),
+            "terminated": np.zeros(self.total, np.bool_),
+            "truncated": np.zeros(self.total, np.bool_),
+        }
+        names = {"reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
+        for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
+            rows = slice(start, start + length)
+            actions = self.recording.read(k, "actions")
+            arrays["executed_action"][rows] = _fitting(actions, (length, *target.shape), target, k)
+            for ours, theirs in names.items():
+                if self.recording.has(theirs):
+                    arrays[ours][rows] = self.recording.read(k, theirs).reshape(length)
+        self._check(arrays["executed_action"], action_space, "actions", bounded=True)
+        if self.recording.has("rewards"):
+            self._check(arrays["reward"], None, "rewards")
+        self._end(arrays["terminated"], arrays["truncated"])
+        return arrays
+
+    def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: bool) -> np.ndarray:
+        if not mapped:
+            return np.empty(shape, dtype)
+        # beside the data: the system's own temporary folder is often memory. The file has no name and needs no care
+        folder = Path(self.recording.source).parent
+        with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
+
+    def _end(self, terminated: np.ndarray, truncated: np.ndarray) -> None:
+        """Ends lie at the last step of each trajectory; where there is none, the recording stopped: truncated."""
+        last = self.starts + self.lengths - 1
+        inner = terminated | truncated
+        inner[last] = False
+        if inner.any():
+            k, step = self._place(int(np.flatnonzero(inner)[0]), 0)
+            raise ValueError(
+                f"{self.recording.source}: trajectory {k} goes on after step {step}, where it ended (terminations or "
+                "truncations): cut it there, each trajectory is one episode"
+            )
+        truncated[last] |= ~terminated[last]
+
+    def _check(
+        self,
+        array: np.ndarray,
+        space: spaces.Space[Any] | None,
+        name: str,
+        *,
+        final_rows: int = 0,
+        bounded: bool = False,
+    ) -> None:
+        """Finite, and inside a discrete space (a Box too if `bounded`); block by block, to need no second array."""
+        block = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+        for first in range(0, len(array), block):
+            rows = array[first : first + block]
+            wrong, complaint = ~np.isfinite(rows), "is not finite"
+            if not wrong.any():
+                wrong, complaint = _outside(rows, space, bounded), f"lies outside {space}"
+            if wrong.any():
+                row = int(np.argwhere(wrong)[0][0])
+                k, step = self._place(first + row, final_rows)
+                raise ValueError(
+                    f"{self.recording.source}: trajectory {k}, step {step}: {name} is {rows[row].tolist()}, which "
+                    f"{complaint}"
+                )
+
+    def _place(self, row: int, final_rows: int) -> tuple[int, int]:
+        """Trajectory and step of a row, where each trajectory has `final_rows` rows more than transitions."""
+        starts = self.starts + final_rows * np.arange(len(self.starts))
+        k = int(np.searchsorted(starts, row, side="right")) - 1
+        return k, row - int(starts[k])
+
+
+def _count(recording: Recording, wanted: int | None) -> int:
+    """How many trajectories to take."""
+    found = len(recording.lengths)
+    if not found:
+        raise ValueError(f"{recording.source} holds no trajectory: record some first (`understudy record`)")
+    if not recording.lengths.all():
+        k = int(np.flatnonzero(recording.lengths == 0)[0])
+        raise ValueError(f"{recording.source}: trajectory {k} has no step: drop it from the file")
+    if wanted is not None and not 1 <= wanted <= found:
+        raise ValueError(f"{recording.source} has {found} trajectories, num_trajectories asks for {wanted}")
+    return found if wanted is None else wanted
+
+
+def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> list[_Target]:
+    """Where the file has each of the environment's components."""
+    targets = []
+    for key in keys:
+        component = find_components(space, "/".join(key))[key]
+        candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups means the policy's
+        found = next((source for source in candidates if source in recording.shapes), None)
+        if found is None:
+            has = ", ".join("/".join(source) or "one plain array" for source in recording.shapes)
+            raise ValueError(
+                f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this "
+                "environment with the same observation groups"
+            )
+        target = _Target(key, found, component, _dtype(component))
+        shape = recording.shapes[found] or ((1,) if target.shape == (1,) else ())
+        if shape != target.shape:
+            raise ValueError(
+                f"{recording.source}: observation {'/'.join(key)!r} has shape {shape}, the environment's has "
+                f"{target.shape}: the file{_made_in(recording)} belongs to another task or version"
+            )
+        targets.append(target)
+    return targets
+
+
+def _dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
+    """What environments hand out (`envs/observations.py`): float32, or the integer type of the space."""
+    if isinstance(space, spaces.Box):
+        return np.dtype(np.float32) if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype)
+    return np.dtype(np.int8) if isinstance(space, spaces.MultiBinary) else np.dtype(np.int64)
+
+
+def _fitting(values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
+    """`values` as `shape`; ValueError rather than broadcasting, or than cutting fractions off."""
+    if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
+        values = values.reshape(shape)
+    if values.shape != shape:
+        raise ValueError(
+            f"trajectory {trajectory}: {target.name if target.source else target.key[0]} has shape {values.shape}, "
+            f"expected {shape}"
+        )
+    if np.issubdtype(values.dtype, np.floating) and not np.issubdtype(target.dtype, np.floating):
+        raise ValueError(
+            f"trajectory {trajectory}: {target.key[-1]} are floating numbers, but {target.space} holds {target.dtype}: "
+            "store them as the environment gives them"
+        )
+    return values
+
+
+def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -> np.ndarray:
+    """Which entries lie outside the space."""
+    if isinstance(space, spaces.Box) and bounded:
+        with np.errstate(invalid="ignore"):  # infinity - infinity where there are no bounds
+            slack = np.nan_to_num(_EDGE * (space.high - space.low), nan=0.0, posinf=0.0)
+        return (rows < space.low - slack) | (rows > space.high + slack)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        size = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        return (rows < space.start) | (rows >= space.start + size)
+    if isinstance(space, spaces.MultiBinary):
+        return (rows != 0) & (rows != 1)
+    return np.zeros(1, dtype=bool)
+
+
+def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None:
+    source, made_in = recording.source, recording.metadata.get("env")
+    if recording.lacks_final:
+        logger.warning(
+            "%s has no final observations (next_observations): the last observation of each trajectory is taken for "
+            "its final one",
+            source,
+        )
+    single = np.flatnonzero(lengths == 1)
+    if len(single):
+        logger.warning(
+            "%s: %d of %d trajectories have a single step (the first: trajectory %d); recorders that take resets for "
+            "steps write such",
+            *(source, len(single), len(lengths), single[0]),
+        )
+    if env_id is not None and made_in is not None and made_in != env_id:
+        logger.warning(
+            "%s was made in %r, not in %r: the spaces fit, but versions differ in physics and rewards",
+            *(source, made_in, env_id),
+        )
+
+
+def _made_in(recording: Recording) -> str:
+    made_in = recording.metadata.get("env")
+    return "" if made_in is None else f" (made in {made_in!r})"

@@ -1,0 +1,261 @@
+"""`Demonstrations`: recorded trajectories in memory (or mapped), checked against the spaces, and drawn in batches.
+
+    demos = Demonstrations.load("expert.npz", observation_space=env.observation_space, action_space=env.action_space)
+    demos.num_trajectories, demos.num_transitions, demos.returns
+    demos.sample(256, generator)                  # TensorDict [256]: independent transitions
+    demos.sequences(32, 8, generator)             # TensorDict [32, 8]: windows, for policies with a memory
+    for rows in demos.shuffled(256, generator):   # every transition once
+        demos.gather(rows)
+
+What is drawn has the names of a rollout: `obs` and `next_obs` (groups as the environment has them, raw), `is_first`,
+`executed_action` (what the environment took), `reward`, `terminated`, `truncated`, and, if `load` was given the
+policy's `action_map`, `action`: the raw action, of which log-probs are taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.data.demonstrations.check import load_trajectories
+from understudy.data.demonstrations.read import Key
+from understudy.envs.actions import ActionMap
+
+logger = logging.getLogger(__name__)
+
+MEMORY_MAP_ABOVE = 4 * 2**30
+"""Bytes from which on observations lie in a file that the operating system pages in and out, not in memory."""
+
+
+class Demonstrations:
+    """K whole trajectories, M transitions in all; `load` reads them, `select` takes some of them without copying.
+
+    `observations` `[M + K]` holds one row more per trajectory than `signals` `[M]` has: the final observation, so that
+    the next observation of a transition is the row after its own. `signals` are `executed_action`, `reward` (NaN where
+    unknown), `terminated` and `truncated`. `weights` `[K]` make trajectories likelier to be drawn, `step_stride` leaves
+    all but every n-th transition of each out. Raises ValueError where sizes do not fit.
+    """
+
+    def __init__(
+        self,
+        observations: TensorDict,
+        signals: TensorDict,
+        lengths: Tensor,
+        *,
+        action_map: ActionMap | None = None,
+        step_stride: int = 1,
+        weights: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        metadata: Mapping[str, Any] | None = None,
+        chosen: Tensor | None = None,
+        trajectory: Tensor | None = None,
+    ) -> None:
+        K, M = len(lengths), int(lengths.sum())
+        if not M or signals.batch_size != (M,) or observations.batch_size != (M + K,):
+            raise ValueError(
+                f"{K} trajectories with {M} transitions need {M} (> 0) signals and {M + K} observations, got "
+                f"{signals.batch_size[0]} and {observations.batch_size[0]}"
+            )
+        if step_stride < 1:
+            raise ValueError(f"step_stride must be at least 1, got {step_stride}")
+        self.observations, self.signals, self.lengths = observations, signals, lengths
+        self.action_map, self.step_stride, self.weights = action_map, step_stride, _weights(weights, K)
+        self.device, self.metadata = torch.device(device), dict(metadata or {})
+        self.chosen = torch.arange(K, device=lengths.device) if chosen is None else chosen  # [C]
+        self.starts = lengths.cumsum(0) - lengths  # [K]
+        if trajectory is None:  # `select` passes it on, as it does the data
+            trajectory = torch.repeat_interleave(lengths).to(torch.int32)
+        self.trajectory = trajectory  # [M], to which trajectory a transition belongs
+        self.rows = self._eligible()  # [R], the transitions that are drawn
+        self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space[Any],
+        action_map: ActionMap | None = None,
+        keys: Sequence[Key] | None = None,
+        num_trajectories: int | None = None,
+        min_return: float | None = None,
+        step_stride: int = 1,
+        weights: Sequence[float] | None = None,
+        device: torch.device | str = "cpu",
+        env_id: str | None = None,
+        memory_map_above: int = MEMORY_MAP_ABOVE,
+    ) -> Demonstrations:
+        """Load a path or the id of a local Minari dataset; every number is looked at.
+
+        The spaces are the environment's, with groups; `keys` names the components that are needed (None: all).
+        `num_trajectories` takes the first ones, `min_return` those of them that returned as much. Observations larger
+        than `memory_map_above` bytes stay on the disk; what is drawn comes on `device` either way. Where a file has no
+        final observations the last one is repeated, and a warning logged; another `env_id` than the file's is a warning
+        too.
+
+        Raises ValueError for data that are missing, empty, damaged, pickled, not finite, or do not fit the spaces; the
+        message names trajectory, step and key. ImportError for HDF5 without the extra `demos`.
+        """
+        loaded = load_trajectories(
+            source,
+            observation_space,
+            action_space,
+            keys=keys,
+            num_trajectories=num_trajectories,
+            env_id=env_id,
+            memory_map_above=memory_map_above,
+        )
+        storage = "cpu" if loaded.mapped else device
+        demonstrations = cls(
+            loaded.observations.to(storage),
+            loaded.signals.to(storage),
+            loaded.lengths.to(storage),
+            action_map=action_map,
+            step_stride=step_stride,
+            weights=None if weights is None else torch.tensor(weights, device=storage),
+            device=device,
+            metadata=loaded.metadata,
+        )
+        if min_return is not None:
+            demonstrations = demonstrations._that_returned(min_return, str(source))
+        logger.info("demonstrations: %s: %s", source, demonstrations.summary())
+        return demonstrations
+
+    def _that_returned(self, least: float, source: str) -> Demonstrations:
+        """Only trajectories that returned at least so much."""
+        returns = self.returns
+        kept = torch.nonzero(returns >= least).flatten()  # none where rewards are unknown
+        if not len(kept):
+            raise ValueError(
+                f"{source}: no trajectory returned {least:g} (min_return): "
+                + ("its rewards are unknown" if bool(returns.isnan().all()) else f"the best one {returns.max():g}")
+            )
+        return self.select(kept)
+
+    # ------------------------------------------------------------------ what there is
+
+    @property
+    def num_trajectories(self) -> int:
+        """How many trajectories are drawn from."""
+        return len(self.chosen)
+
+    @property
+    def num_transitions(self) -> int:
+        """How many transitions are drawn from."""
+        return len(self.rows)
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted return of each trajectory drawn from, `[C]` float64; NaN where rewards are unknown."""
+        sums = torch.zeros(len(self.lengths), dtype=torch.float64, device=self.lengths.device)
+        return sums.index_add_(0, self.trajectory, self.signals["reward"].double())[self.chosen]
+
+    def summary(self) -> str:
+        """One line for people: size and the expert's score."""
+        returns = self.returns
+        score = f"return {returns.mean():.1f} ± {returns.std(correction=0):.1f}"
+        known = score if bool(returns.isfinite().all()) else "rewards unknown"
+        return f"{self.num_trajectories:,} trajectories, {self.num_transitions:,} transitions, {known}"
+
+    def select(self, trajectories: Tensor) -> Demonstrations:
+        """Only these trajectories (indices among those drawn from), sharing the data."""
+        return Demonstrations(
+            self.observations,
+            self.signals,
+            self.lengths,
+            action_map=self.action_map,
+            step_stride=self.step_stride,
+            weights=self.weights,
+            device=self.device,
+            metadata=self.metadata,
+            chosen=self.chosen[trajectories.to(self.chosen.device)],
+            trajectory=self.trajectory,
+        )
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[Demonstrations, Demonstrations]:
+        """Without and with `fraction` of the trajectories (at least one on either side), drawn at random.
+
+        Neighbouring states are all but copies, so whole trajectories are held out. Raises ValueError for fewer than 2.
+        """
+        count = self.num_trajectories
+        if count < 2 or not 0.0 < fraction < 1.0:
+            raise ValueError(f"cannot hold {fraction} of {count} trajectories out: it takes two, and a share in (0, 1)")
+        held = min(max(round(fraction * count), 1), count - 1)
+        order = torch.randperm(count, generator=generator, device=generator.device)
+        return self.select(order[held:].sort().values), self.select(order[:held].sort().values)
+
+    # ------------------------------------------------------------------ drawing
+
+    def sample(self, batch_size: int, generator: torch.Generator, *, next_obs: bool = True) -> TensorDict:
+        """Transitions `[batch_size]`, drawn independently with replacement."""
+        return self.gather(self._draw(batch_size, generator), next_obs=next_obs)
+
+    def sequences(self, length: int, batch_size: int, generator: torch.Generator) -> TensorDict:
+        """Windows `[length, batch_size]` of consecutive transitions, without `next_obs`.
+
+        A window starts anywhere; where its trajectory ends it goes on with the next one. `is_first` holds there and in
+        row 0, so that a recurrent policy starts from its initial state. Raises ValueError with a `step_stride`.
+        """
+        if self.step_stride != 1:
+            raise ValueError("sequences need every step: leave step_stride at 1 for a policy with a memory")
+        start = self._draw_places(batch_size, generator)  # [B]
+        places = start + torch.arange(length, device=start.device).unsqueeze(-1)  # [T, B]
+        drawn = self.gather(self.rows[places % len(self.rows)], next_obs=False)
+        drawn["is_first"][0] = True
+        return drawn
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Rows of every transition once, shuffled, `[batch_size]` each (the last one may be shorter)."""
+        order = torch.randperm(len(self.rows), generator=generator, device=generator.device)
+        return (self.rows[places] for places in order.to(self.rows.device).split(batch_size))
+
+    def gather(self, rows: Tensor, *, next_obs: bool = True) -> TensorDict:
+        """The transitions of `rows` (any shape), on the device."""
+        flat = rows.reshape(-1)
+        trajectory = self.trajectory[flat]
+        here = flat + trajectory  # every earlier trajectory has one row more
+        drawn = self.signals[flat]
+        drawn["obs"] = self.observations[here]
+        if next_obs:
+            drawn["next_obs"] = self.observations[here + 1]
+        drawn["is_first"] = self.starts[trajectory] == flat
+        drawn = drawn.to(self.device)
+        if self.action_map is not None:
+            drawn["action"] = self.action_map.inverse(drawn["executed_action"])
+        return drawn.reshape(rows.shape)
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.rows[self._draw_places(count, generator)]
+
+    def _draw_places(self, count: int, generator: torch.Generator) -> Tensor:
+        """Where in `rows`, `[count]`."""
+        device = generator.device
+        if self._cumulative is None:
+            return torch.randint(len(self.rows), (count,), generator=generator, device=device).to(self.rows.device)
+        drawn = torch.rand(count, generator=generator, device=device, dtype=torch.float64).to(self.rows.device)
+        places = torch.searchsorted(self._cumulative, drawn * self._cumulative[-1], right=True)
+        return places.clamp(max=len(self.rows) - 1)
+
+    def _eligible(self) -> Tensor:
+        """Every `step_stride`-th transition of the chosen trajectories, in their order."""
+        starts, lengths = self.starts[self.chosen], self.lengths[self.chosen]
+        kept = (lengths + self.step_stride - 1) // self.step_stride
+        first = torch.repeat_interleave(kept.cumsum(0) - kept, kept)
+        step = torch.arange(len(first), device=first.device) - first
+        return torch.repeat_interleave(starts, kept) + step * self.step_stride
+
+
+def _weights(weights: Tensor | None, count: int) -> Tensor | None:
+    if weights is None:
+        return None
+    if weights.shape != (count,) or not bool((weights >= 0.0).all()) or not bool(weights.sum() > 0.0):
+        raise ValueError(f"weights must be {count} numbers >= 0, one per trajectory, that are not all 0")
+    return weights.double()

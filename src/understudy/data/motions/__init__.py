@@ -1,0 +1,1 @@
+"""Motion clips: read and write files of them, and draw windows of frames."""

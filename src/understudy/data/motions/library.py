@@ -1,0 +1,210 @@
+"""Motion library: clips of named features on one time grid, on the device, from which transitions and windows come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from understudy.data.motions.fields import (
+    Array,
+    FieldTable,
+    MirrorRule,
+    depends_on_heading,
+    mirror_table,
+    quaternion_columns,
+    slerp,
+)
+from understudy.data.motions.files import MotionClip, read_motions
+from understudy.envs.observations import nearest
+
+_GRID_EDGE = 1e-6  # of a step: a clip of exactly n steps has n + 1 frames in spite of rounding
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionsConfig:
+    """Which motions, and what of them."""
+
+    files: tuple[str, ...] = ()
+    """Motion files: our .npz, Isaac Lab's, AMP_for_hardware's JSON text, refmotion dictionaries as JSON."""
+    text_fields: tuple[str, ...] = ()
+    """Names of the columns of JSON text that does not name them itself."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weights by clip instead of those of the files."""
+    frame_begin: int = 0
+    """First frame of each clip that is used, counted in the file's own frames."""
+    frame_end: int | None = None
+    """The frame to stop before; None: the clip's end."""
+    mirror: MirrorRule | None = None
+    """Add a mirrored copy of each clip; both have half its weight."""
+
+    def __post_init__(self) -> None:
+        if self.frame_begin < 0 or (self.frame_end is not None and self.frame_end < self.frame_begin + 2):
+            raise ValueError(
+                f"frame_begin {self.frame_begin} and frame_end {self.frame_end} must enclose at least 2 frames"
+            )
+
+
+class ReferenceStates(NamedTuple):
+    """States drawn from clips, to start episodes from."""
+
+    values: Tensor  # [n, D], by the library's fields
+    clip: Tensor  # [n] int64
+    frame: Tensor  # [n] int64, on the library's grid
+
+
+class MotionLibrary:
+    """Frames `[R, D]` of all clips on one time grid, and where each clip's windows may start.
+
+    A clip that clamps gives the windows that lie in it. A clip that wraps gives one for every grid time of a period,
+    across its end too: its frames are laid out that far (with the root's way of each cycle added, where the clip
+    says so). Windows never lead from one clip into another. Draws are independent: the clip by weight, the start
+    uniformly; nothing waits for the device.
+    """
+
+    def __init__(self, clips: Sequence[MotionClip], fields: Sequence[str], frame_time: float, window: int = 2) -> None:
+        """Resample `fields` of `clips` to a grid of `frame_time` s for windows of up to `window` frames.
+
+        Raises ValueError for no clips, no or duplicate fields, fields that a clip lacks, a frame time that is not
+        positive, weights that are all 0, and a clip shorter than the window.
+        """
+        if not clips:
+            raise ValueError("a motion library needs at least one clip: name motion files")
+        if not fields or len(set(fields)) != len(fields):
+            raise ValueError(f"name each feature field once, got {list(fields)}")
+        if not (np.isfinite(frame_time) and frame_time > 0.0) or window < 1:
+            raise ValueError(f"frame_time must be positive and window at least 1, got {frame_time} s and {window}")
+        self.fields, self.frame_time, self.window = tuple(fields), frame_time, window
+        self.names = tuple(clip.name for clip in clips)
+        tables = [_resample(clip, self.fields, frame_time, window) for clip in clips]
+        lengths = np.array([len(table) for table in tables])
+        weights = np.array([clip.weight for clip in clips])
+        if weights.sum() <= 0.0:
+            raise ValueError("the weights of all clips are 0: at least one must be positive")
+        self.frames = torch.from_numpy(np.concatenate(tables).astype(np.float32))  # [R, D]
+        self.offsets = torch.from_numpy(np.cumsum([0, *lengths[:-1]]))  # [C], first row of each clip
+        self.starts = torch.from_numpy(lengths - window + 1)  # [C], windows in each clip
+        self.edges = torch.from_numpy(np.cumsum(weights / weights.sum()))  # [C], cumulated probability
+
+    @classmethod
+    def load(
+        cls,
+        config: MotionsConfig,
+        fields: Sequence[str],
+        frame_time: float,
+        window: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> MotionLibrary:
+        """The library of a configuration. Raises ValueError as reading and constructing do."""
+        clips = [clip for file in config.files for clip in read_motions(file, config.text_fields)]
+        unknown = sorted(set(config.weights) - {clip.name for clip in clips})
+        if unknown:
+            known = [clip.name for clip in clips]
+            raise ValueError(f"motions.weights names {unknown[0]!r}, which is no clip; {nearest(unknown[0], known)}")
+        chosen = [_cut(replace(clip, weight=config.weights.get(clip.name, clip.weight)), config) for clip in clips]
+        library = cls(chosen, fields, frame_time, window)
+        return (library if config.mirror is None else library.mirrored(config.mirror)).to(device)
+
+    def to(self, device: torch.device | str) -> MotionLibrary:
+        """Move to a device, in place."""
+        for name in ("frames", "offsets", "starts", "edges"):
+            vars(self)[name] = vars(self)[name].to(device)
+        return self
+
+    def mirrored(self, rule: MirrorRule) -> MotionLibrary:
+        """Add a mirrored copy of each clip, both with half its weight, in place; raises as `mirror_table` does."""
+        columns, signs = mirror_table(self.fields, rule)
+        images = self.frames[:, torch.from_numpy(columns)] * torch.from_numpy(signs).float()
+        self.offsets = torch.cat((self.offsets, self.offsets + len(self.frames)))
+        self.frames = torch.cat((self.frames, images))
+        self.starts = self.starts.repeat(2)
+        self.edges = torch.cat((self.edges * 0.5, self.edges * 0.5 + 0.5))
+        self.names += tuple(f"{name}, mirrored" for name in self.names)
+        return self
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Windows `[count, window, D]`, oldest frame first, drawn independently."""
+        _, rows = self._draw(count, generator)
+        places = rows.unsqueeze(-1) + torch.arange(self.window, device=rows.device)
+        # whole rows: twice as fast as indexing with a matrix
+        return self.frames.index_select(0, places.flatten()).view(count, self.window, -1)
+
+    def sample_states(self, count: int, generator: torch.Generator) -> ReferenceStates:
+        """Single frames `[count, D]` for reference-state initialisation (Peng et al. 2018, arXiv:1804.02717, sec. 5.3).
+
+        Each is the first frame of a window, so that the clip goes on from there.
+        """
+        clip, rows = self._draw(count, generator)
+        return ReferenceStates(self.frames[rows], clip, rows - self.offsets[clip])
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Clips `[count]` and rows `[count]` where windows start."""
+        device = self.frames.device
+        drawn = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
+        # right: a clip of weight 0 has no width, not even at an edge
+        clip = torch.searchsorted(self.edges, drawn[0], right=True).clamp(max=len(self.edges) - 1)
+        return clip, self.offsets[clip] + (drawn[1] * self.starts[clip]).long()
+
+
+def _cut(clip: MotionClip, config: MotionsConfig) -> MotionClip:
+    """The configured range of frames; a part of a cycle does not wrap."""
+    frames = clip.frames[config.frame_begin : config.frame_end]
+    if len(frames) == len(clip.frames):
+        return clip
+    if len(frames) < 2:
+        raise ValueError(
+            f"clip {clip.name!r} has {len(clip.frames)} frames, of which frame_begin {config.frame_begin} and "
+            f"frame_end {config.frame_end} leave {len(frames)}; at least 2 are needed"
+        )
+    return replace(clip, frames=frames, loop="clamp")
+
+
+def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, window: int) -> Array:
+    """The clip's frames `[K, D]` at times 0, dt, 2 dt, ...: at least as many as the window."""
+    table = FieldTable(clip.name, clip.fields, clip.frames, clip.frame_time)
+    frames = table.select(fields)
+    # a cycle that turns the root cannot be continued by adding: its windows stay inside
+    wraps = clip.loop == "wrap" and not (clip.cycle_offset_rotation and depends_on_heading(fields))
+    steps = clip.duration / frame_time
+    if wraps:
+        count = int(np.ceil(steps - _GRID_EDGE)) + window - 1
+    else:
+        count = int(np.floor(steps + _GRID_EDGE)) + 1
+    if count < window:
+        raise ValueError(
+            f"clip {clip.name!r} lasts {clip.duration:.4g} s, which is {count} frames of {frame_time:.4g} s: "
+            f"shorter than the window of {window} frames"
+        )
+    cycle, place = _places(clip, frame_time, count, wraps)
+    resampled = _interpolate(frames, place, list(quaternion_columns(fields).values()))
+    if wraps and clip.cycle_offset_position:
+        for axis in "xy":  # the height of a cycle's end is its beginning's
+            if (name := f"root_pos_{axis}") in fields:
+                column = list(fields).index(name)
+                resampled[:, column] += cycle * (frames[-1, column] - frames[0, column])
+    return resampled
+
+
+def _places(clip: MotionClip, frame_time: float, count: int, wraps: bool) -> tuple[Array, Array]:
+    """Cycle number and place among the clip's own frames (a real number) of each grid time, `[count]` both."""
+    place = np.arange(count) * (frame_time / clip.frame_time)
+    last = len(clip.frames) - 1.0
+    if not wraps:
+        return np.zeros(count), np.minimum(place, last)
+    cycle = np.floor((place + _GRID_EDGE) / last)
+    return cycle, np.clip(place - cycle * last, 0.0, last)
+
+
+def _interpolate(frames: Array, place: Array, quaternions: Sequence[list[int]]) -> Array:
+    """Frames `[F, D]` at places `[K]`: linear, along the shorter arc for the columns of quaternions."""
+    before = np.minimum(place.astype(np.int64), len(frames) - 2)
+    share = place - before
+    old, new = frames[before], frames[before + 1]
+    out: Array = old + share[:, None] * (new - old)
+    for columns in quaternions:
+        out[:, columns] = slerp(old[:, columns], new[:, columns], share)
+    return out

@@ -1,0 +1,1 @@
+"""What speaks the words of other libraries."""

@@ -1,0 +1,329 @@
+"""What adversarial parts share: discriminator losses, rewards, penalty and metrics, replay, and the own optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from understudy.core.capture import capture
+from understudy.core.check import check_choice
+from understudy.core.schedules import Number, Scalar
+from understudy.nn.networks import MLP
+from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
+from understudy.types import Metrics
+
+DiscriminatorLoss = Literal["bce", "least_squares"]
+RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
+Penalty = Literal["interpolates", "expert", "both"]
+
+_STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
+
+
+# ---------------------------------------------------------------------- pure functions
+
+
+def discriminator_loss(
+    policy: Tensor, expert: Tensor, weight: Tensor | None = None, kind: DiscriminatorLoss = "bce"
+) -> Tensor:
+    """Loss of a discriminator whose logits l should be high on expert rows and low on policy rows, `[B]` each; 0-D.
+
+        bce:            E_pi[softplus(l)] + E_E[softplus(-l)]           (Ho & Ermon 2016, arXiv:1606.03476)
+        least_squares:  1/2 E_pi[(l + 1)^2] + 1/2 E_E[(l - 1)^2]        (Peng et al. 2021, arXiv:2104.02180, eq. 6)
+
+    The binary cross-entropies are written in logits, where no probability can saturate. `weight` `[B]` weighs the
+    policy's rows (0: not a transition of the policy). Raises ValueError for shapes that would broadcast.
+    """
+    for name, x in (("policy", policy), ("expert", expert)):
+        if x.ndim != 1:
+            raise ValueError(f"{name} logits must be [B], got {tuple(x.shape)}: squeeze the network's last dimension")
+    if weight is not None and weight.shape != policy.shape:
+        raise ValueError(f"weight is {tuple(weight.shape)}, policy logits are {tuple(policy.shape)}: they must agree")
+    if kind == "bce":
+        of_policy, of_expert = F.softplus(policy), F.softplus(-expert)
+    else:
+        of_policy, of_expert = 0.5 * (policy + 1.0).square(), 0.5 * (expert - 1.0).square()
+    return weighted_mean(of_policy, weight) + of_expert.mean()
+
+
+def discriminator_reward(logit: Tensor, form: RewardForm) -> Tensor:
+    """Reward of the policy for a row with logit l = log D - log(1 - D), D the probability of "expert"; any shape.
+
+    softplus:       -log(1 - D) = softplus(l) >= 0     Tianshou, imitation; favours long episodes
+    log_d:          log D = -softplus(-l) <= 0         favours short episodes
+    logit:          l                                  AIRL (arXiv:1710.11248); no bias of sign
+    least_squares:  max(0, 1 - (l - 1)^2 / 4)          AMP (arXiv:2104.02180, eq. 7)
+    """
+    if form == "softplus":
+        return F.softplus(logit)
+    if form == "log_d":
+        return -F.softplus(-logit)
+    if form == "logit":
+        return logit
+    return (1.0 - 0.25 * (logit - 1.0).square()).clamp(min=0.0)
+
+
+def gradient_penalty(logit: Tensor, x: Tensor, target: float) -> Tensor:
+    """`mean_b (||d l_b / d x_b||_2 - target)^2`, 0-D, differentiable, from logits `[B]` of rows x `[B, F]`.
+
+    One norm per row, so the batch size does not scale it. target 1 on random interpolates is WGAN-GP's (Gulrajani et
+    al. 2017, arXiv:1704.00028), target 0 on expert rows R1 (Mescheder et al. 2018, arXiv:1801.04406) as in AMP.
+    """
+    if logit.shape != x.shape[:1]:
+        raise ValueError(f"logits are {tuple(logit.shape)}, rows {tuple(x.shape)}: expected [B] and [B, F]")
+    (gradient,) = torch.autograd.grad(logit.sum(), x, create_graph=True)
+    if target == 0.0:
+        return gradient.square().sum(-1).mean()  # smooth where the gradient vanishes, which a norm is not
+    return (torch.linalg.vector_norm(gradient, dim=-1) - target).square().mean()
+
+
+def interpolate(policy: Tensor, expert: Tensor, share: Tensor) -> Tensor:
+    """Points on the lines between rows: `policy + share (expert - policy)`, `[B, F]`; share `[B, 1]`, one per row."""
+    if share.shape != (*policy.shape[:-1], 1):
+        raise ValueError(f"share is {tuple(share.shape)}: one number per row, {(*policy.shape[:-1], 1)}")
+    return torch.lerp(policy, expert, share)
+
+
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of `x` `[B]` with weights `[B]` in [0, 1]; 0 where they are all 0."""
+    if weight is None:
+        return x.mean()
+    return (weight * x).sum() / weight.sum().clamp(min=1.0)
+
+
+# ---------------------------------------------------------------------- the learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """A discriminator and how it learns. Raises ValueError for what cannot work."""
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """Hidden layers."""
+    activation: str = "relu"
+    """Hidden activation."""
+    spectral_norm: bool = False
+    """Divide every weight matrix by its largest singular value (Miyato et al. 2018, arXiv:1802.05957)."""
+    loss: DiscriminatorLoss = "bce"
+    """Binary cross-entropy on logits, or least squares to +1 (expert) and -1 (policy)."""
+    disc_update_num: int = 4
+    """Gradient steps for each rollout."""
+    batch_size: int | None = None
+    """Policy rows in each step, and as many expert rows; None: the rollout, split among the steps."""
+    gradient_penalty: Number = 0.0
+    """Weight of the gradient penalty, a number or a schedule; 0: none."""
+    penalty_on: Penalty = "interpolates"
+    """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1) or on both sides'."""
+    logit_regularizer: float = 0.0
+    """Weight of the sum of squares of the last layer's weights, which keeps logits small."""
+    replay_size: int = 0
+    """Policy rows of earlier rollouts to keep; half of each step's policy rows then come from them. 0: none."""
+    replay_add: int | None = None
+    """Rows of each rollout that enter the replay; None: as many as fit. Few rows reach far back."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(max_grad_norm=None))
+    """Own optimizer."""
+
+    def __post_init__(self) -> None:
+        check_choice("discriminator.loss", self.loss, get_args(DiscriminatorLoss))
+        check_choice("discriminator.penalty_on", self.penalty_on, get_args(Penalty))
+        for name, value, least in (
+            ("disc_update_num", self.disc_update_num, 1),
+            ("batch_size", self.batch_size, 1),
+            ("replay_size", self.replay_size, 0),
+            ("replay_add", self.replay_add, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"discriminator.{name} is {value}; it must be at least {least}")
+        if isinstance(self.gradient_penalty, int | float) and self.gradient_penalty < 0.0:
+            raise ValueError(f"discriminator.gradient_penalty must not be negative, got {self.gradient_penalty}")
+        if not self.logit_regularizer >= 0.0:
+            raise ValueError(f"discriminator.logit_regularizer must not be negative, got {self.logit_regularizer}")
+
+
+class DiscriminatorNetwork(nn.Module):
+    """An MLP from rows `[B, F]` to logits `[B]`; with `spectral_norm` each layer's largest singular value is 1."""
+
+    def __init__(self, num_features: int, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.mlp = make_mlp(num_features, config.hidden_sizes, config)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Logits `[...]` of rows `[..., F]`."""
+        return self.mlp(rows).squeeze(-1)
+
+
+def make_mlp(num_features: int, hidden_sizes: tuple[int, ...], config: DiscriminatorConfig) -> MLP:
+    """A network `[..., F]` -> `[..., 1]` with the configuration's activation and normalisation of weights."""
+    mlp = MLP(num_features, hidden_sizes, 1, activation=config.activation)
+    if config.spectral_norm:
+        for layer in mlp.modules():
+            if isinstance(layer, nn.Linear):
+                spectral_norm(layer)
+    return mlp
+
+
+class Discriminator(nn.Module):
+    """A network that tells expert rows from policy rows, its optimizer, and a replay of past policy rows.
+
+    A row `[C]` is F features, which the gradient penalty looks at, then columns that the network uses in another way
+    (AIRL's log-prob). `network` maps normalised rows `[B, C]` to logits `[B]`. One step runs as a captured program,
+    backward and gradient penalty included, except with spectral norm (its power iteration rewrites buffers).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: DiscriminatorConfig,
+        *,
+        num_features: int,
+        row_size: int,
+        rollout_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.network, self.config, self.num_features, self.generator = network, config, num_features, generator
+        self.updates = config.disc_update_num
+        self.batch_size = config.batch_size or rollout_size // self.updates
+        if self.batch_size < 1:
+            raise ValueError(
+                f"a rollout of {rollout_size} rows cannot be split among disc_update_num = {self.updates} steps: "
+                "lower it, collect longer rollouts, or set discriminator.batch_size"
+            )
+        self.outputs = [x for x in network.modules() if isinstance(x, nn.Linear) and x.out_features == 1]
+        self.optimizer = Optimizer(network.parameters(), config.optimizer)
+        device = self.optimizer.flat.device
+        self.replay = Replay(config.replay_size, row_size, device) if config.replay_size else None
+        self.coefficient = Scalar(config.gradient_penalty, device)
+        # a schedule that is 0 for now still needs the penalty in the program
+        self.penalized = self.config.gradient_penalty != 0.0
+        mode: Literal["eager", "trace"] = "eager" if config.spectral_norm else "trace"
+        self._program = capture(self._loss_and_gradients, mode, self.optimizer.grads)
+
+    @property
+    def num_expert_rows(self) -> int:
+        """How many expert rows one `fit` takes."""
+        return self.updates * self.batch_size
+
+    @torch.no_grad()
+    def logit(self, rows: Tensor) -> Tensor:
+        """Logits `[...]` of normalised rows `[..., C]`, without gradient and without moving anything."""
+        self.network.eval()
+        logit = self.network(rows)
+        self.network.train()
+        return logit
+
+    def fit(
+        self, policy: Tensor, expert: Tensor, weight: Tensor, normalize: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> Metrics:
+        """`disc_update_num` steps; returns the mean statistics.
+
+        policy `[n, C]`: the rollout's raw rows; weight `[n]` in [0, 1]: 0 leaves a row out; expert
+        `[num_expert_rows, C]`: raw rows, drawn independently. Both sides go through `normalize` together.
+        """
+        if expert.shape != (self.num_expert_rows, policy.shape[-1]):
+            expected = (self.num_expert_rows, policy.shape[-1])
+            raise ValueError(f"fit takes expert rows {expected}, got {tuple(expert.shape)}")
+        weight = weight.float()
+        # a product with 0 would keep a NaN
+        drawn, weights = self._draw(torch.where(weight.unsqueeze(-1) > 0.0, policy, 0.0), weight)  # [U, B, C], [U, B]
+        both = normalize(torch.stack((drawn, expert.view_as(drawn))))  # one map: nothing else could tell the sides
+        columns = [both[0], both[1], weights]
+        if self.penalized and self.config.penalty_on == "interpolates":
+            shape = (self.updates, self.batch_size, 1)
+            columns.append(torch.rand(shape, generator=self.generator, device=both.device))
+        statistics, norms = [], []
+        for step in zip(*(x.unbind(0) for x in columns)):
+            (values,) = self._program(*step)
+            norms.append(gradient_step(self.optimizer))
+            statistics.append(values)
+        means = torch.stack(statistics).mean(0).unbind(0)
+        return {**dict(zip(_STATISTICS, means)), "grad_norm": torch.stack(norms).mean()}
+
+    def _draw(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Policy rows of all steps at once: every row of the rollout before any twice, half of them from the replay."""
+        U, B, n = self.updates, self.batch_size, len(rows)
+        fresh = B if self.replay is None else B - B // 2
+        order = [self._permutation(n) for _ in range(-(-U * fresh // n))]
+        chosen = torch.cat(order)[: U * fresh]
+        drawn, weights = rows[chosen].view(U, fresh, -1), weight[chosen].view(U, fresh)
+        if self.replay is None:
+            return drawn, weights
+        old, old_weight = self.replay.draw(U * (B - fresh), self.generator)
+        kept = self._permutation(n)[: min(self.replay.capacity, self.config.replay_add or n)]
+        self.replay.add(rows[kept], weight[kept])
+        return (
+            torch.cat((drawn, old.view(U, B - fresh, -1)), dim=1),
+            torch.cat((weights, old_weight.view(U, -1)), dim=1),
+        )
+
+    def _permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.generator, device=self.optimizer.flat.device)
+
+    # ------------------------------------------------------------------ captured
+
+    def _loss_and_gradients(self, *args: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all parameters, then the statistics; args: policy rows, expert rows, weight, (share)."""
+        policy, expert, weight, *share = args
+        with torch.enable_grad():
+            logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
+            loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
+            penalty = self._penalty(policy, expert, weight, share) if self.penalized else torch.zeros_like(loss)
+            total = loss + self.coefficient() * penalty
+            if self.config.logit_regularizer:
+                total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
+            gradients = torch.autograd.grad(total, self.optimizer.targets, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            statistics = (
+                loss,
+                penalty,
+                weighted_mean((logit_pi < 0.0).float(), weight),
+                (logit_exp > 0.0).float().mean(),
+                weighted_mean(logit_pi, weight),
+                logit_exp.mean(),
+            )
+            return (*gradients, torch.stack([x.detach() for x in statistics]))
+
+    def _penalty(self, policy: Tensor, expert: Tensor, weight: Tensor, share: list[Tensor]) -> Tensor:
+        points = interpolate(policy, expert, share[0]) if share else expert
+        if self.config.penalty_on == "both":  # in place of rows left out, the expert's once more
+            points = torch.cat((expert, torch.where(weight.unsqueeze(-1) > 0.0, policy, expert)))
+        features, others = points[:, : self.num_features], points[:, self.num_features :]
+        x = features.detach().requires_grad_()
+        return gradient_penalty(self.network(torch.cat((x, others), dim=-1)), x, target=1.0 if share else 0.0)
+
+
+class Replay(nn.Module):
+    """A ring of rows `[capacity, C]` with their weights; part of the state dict, never a host sync."""
+
+    rows: Tensor
+    weight: Tensor  # [capacity]: 0 where nothing was written yet
+    count: Tensor  # 0-D int64: rows written so far
+
+    def __init__(self, capacity: int, row_size: int, device: torch.device) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.register_buffer("rows", torch.zeros(capacity, row_size, device=device))
+        self.register_buffer("weight", torch.zeros(capacity, device=device))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def add(self, rows: Tensor, weight: Tensor) -> None:
+        """Write rows `[n, C]`, n <= capacity, over the oldest ones."""
+        if len(rows) > self.capacity:
+            raise ValueError(f"{len(rows)} rows do not fit a replay of {self.capacity}: choose among them first")
+        places = (self.count + torch.arange(len(rows), device=rows.device)) % self.capacity
+        self.rows[places] = rows
+        self.weight[places] = weight
+        self.count += len(rows)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows `[count, C]` drawn independently among those written, and their weights; weights 0 while empty."""
+        drawn = torch.rand(count, generator=generator, device=self.rows.device)
+        filled = self.count.clamp(max=self.capacity)
+        places = (drawn * filled).long().clamp(max=self.capacity - 1)
+        return self.rows[places], self.weight[places]

@@ -1,0 +1,207 @@
+"""What a scripted expert says inside the observation: its groups, checked once and read as raw actions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from understudy.core.check import check_choice
+from understudy.core.spaces import Key, find_components
+from understudy.nn.distributions import Categorical, Distribution, MultiCategorical
+from understudy.ppo.part import PartContext
+
+LabelKind = Literal["action", "policy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertLabelsConfig:
+    """Where the expert's labels are. The policy sees only `policy.actor_groups`, so it does not see them."""
+
+    kind: LabelKind = "action"
+    """action: what the expert would do; policy: its probability of each discrete action."""
+    action: str = "expert_action"
+    """Observation group of the expert's action; its space is the action space's."""
+    policy: str = "expert_policy"
+    """Observation group of the expert's probabilities, `[A]`; of MultiDiscrete all blocks, one after another."""
+    success: str = "expert_success"
+    """Observation group that is 1 where there is a label, 0 where there is none; without such a group: always 1."""
+
+    def __post_init__(self) -> None:
+        check_choice("labels.kind", self.kind, get_args(LabelKind))
+
+
+class ExpertLabel(NamedTuple):
+    """Labels of any leading shape `[...]`; rows without one hold something harmless."""
+
+    mask: Tensor  # [...] bool: there is a label
+    target: Tensor  # [..., *A] raw action, or [..., A] probabilities
+    kind: LabelKind
+
+
+class ExpertLabels:
+    """Reads `ExpertLabel`s from observations; actions come back raw, as the policy's distribution counts them.
+
+    Raises ValueError where a group is missing (naming those that are there) or does not fit the action space.
+    """
+
+    def __init__(self, context: PartContext, config: ExpertLabelsConfig) -> None:
+        self.config, self.action_space = config, context.action_space
+        self.action_map = context.policy.action_map
+        self.action_dtype = context.policy.head.action_dtype
+        group = config.action if config.kind == "action" else config.policy
+        self.key, self.space = _find(context.observation_space, group)
+        if config.kind == "action":
+            _check_action_space(group, self.space, context.action_space)
+            self.blocks: tuple[int, ...] = ()
+        else:
+            self.blocks = _policy_blocks(group, self.space, context.action_space)
+        self.success_key: Key | None = None
+        if config.success in context.observation_space.spaces or config.success != ExpertLabelsConfig.success:
+            self.success_key, self.success_space = _find(context.observation_space, config.success)
+            if not _is_flag(self.success_space):
+                raise ValueError(
+                    f"{config.success!r} is {self.success_space}: a success is one number per environment, 0 or 1, "
+                    "as Discrete(2), MultiBinary(1) or a Box of shape () or (1,)"
+                )
+
+    def read(self, obs: TensorDictBase, valid: Tensor | None = None) -> ExpertLabel:
+        """The labels of obs `[...]`; rows that are not `valid` have none. Pure, no host sync."""
+        leaf = obs.get(self.key)
+        leading = leaf.shape[: leaf.ndim - len(self.space.shape or ())]
+        mask = torch.ones(leading, dtype=torch.bool, device=leaf.device)
+        if self.success_key is not None:
+            mask = obs.get(self.success_key).reshape(leading) > 0
+        if valid is not None:
+            mask = mask & valid
+        if self.config.kind == "policy":
+            return ExpertLabel(mask, torch.where(mask.unsqueeze(-1), leaf, 1.0 / leaf.shape[-1]), "policy")
+        raw = self.action_map.inverse(leaf)
+        rows = mask.reshape(*leading, *[1] * (raw.ndim - mask.ndim))
+        # where the expert fails it may say anything, a class that does not exist included
+        target = torch.where(rows, raw, torch.zeros_like(raw))
+        return ExpertLabel(mask, target if target.is_floating_point() else target.to(self.action_dtype), "action")
+
+    def check(self, obs: TensorDictBase, leading: torch.Size) -> None:
+        """Look at labels on the host. Raises ValueError for wrong shapes, actions out of range and bad probabilities.
+
+        For the first labels of a training: later ones are trusted, so that nothing waits for the device.
+        """
+        self._check_shape(obs, self.key, self.space, leading)
+        mask = torch.ones(leading, dtype=torch.bool)
+        if self.success_key is not None:
+            self._check_shape(obs, self.success_key, self.success_space, leading)
+            success = obs.get(self.success_key).reshape(leading).cpu()
+            if bool(((success != 0) & (success != 1)).any()):
+                raise ValueError(f"{_name(self.success_key)!r} is {_some(success)}, but a success is 0 or 1")
+            mask = success > 0
+        said = obs.get(self.key).cpu()[mask]
+        if self.config.kind == "policy":
+            sums = torch.stack([block.sum(-1) for block in said.split(self.blocks, -1)], -1)
+            if bool((said < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+                raise ValueError(f"{_name(self.key)!r} holds no probabilities: they must be >= 0 and sum to 1")
+            return
+        low, high = _bounds(self.action_space)
+        outside = ~((said >= low) & (said <= high))  # NaN is outside, too
+        if bool(outside.any()):
+            raise ValueError(
+                f"{_name(self.key)!r} says {_some(said[outside])}, which is outside {self.action_space}: give actions "
+                f"as env.step takes them, and {self.config.success!r} = 0 where the expert has none"
+            )
+
+    def _check_shape(self, obs: TensorDictBase, key: Key, space: spaces.Space[Any], leading: torch.Size) -> None:
+        found, expected = tuple(obs.get(key).shape), (*leading, *(space.shape or ()))
+        if found != expected:
+            raise ValueError(f"{_name(key)!r} has shape {found}, but its space {space} asks for {expected}")
+
+
+def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
+    """-log pi(e), or -sum_a pi_e(a) log pi(a) (blocks added up), `[...]`; something finite where there is no label."""
+    if label.kind == "action":
+        return -distribution.log_prob(label.target)
+    assert isinstance(distribution, Categorical | MultiCategorical)
+    return -(label.target * distribution.log_p).sum(-1)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """sum(mask x) / max(sum(mask), 1), 0-D: 0 where nothing counts. Raises ValueError if the shapes differ."""
+    if x.shape != mask.shape:
+        raise ValueError(f"values {tuple(x.shape)} and their mask {tuple(mask.shape)} must have one shape")
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _find(space: spaces.Dict, name: str) -> tuple[Key, spaces.Space[Any]]:
+    try:
+        components = find_components(space, name)
+    except ValueError as error:
+        raise ValueError(f"the expert speaks through the observation: {error}. Name its groups in `labels`") from error
+    if len(components) != 1:
+        raise ValueError(f"{name!r} holds {len(components)} components: name one of them as group/component")
+    return next(iter(components.items()))
+
+
+def _check_action_space(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """An expert's action has the space of the policy's; of a Box only the shape, as bounds are looked at later."""
+    if isinstance(action_space, spaces.Box):
+        fits = isinstance(space, spaces.Box) and space.shape == action_space.shape
+    elif isinstance(action_space, spaces.Discrete):
+        fits = isinstance(space, spaces.Discrete) and (space.n, space.start) == (action_space.n, action_space.start)
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        fits = isinstance(space, spaces.MultiDiscrete) and bool(
+            np.array_equal(space.nvec, action_space.nvec) and np.array_equal(space.start, action_space.start)
+        )
+    else:
+        fits = space == action_space
+    if not fits:
+        raise ValueError(
+            f"the expert's {group!r} is {space}, but actions are {action_space}: both must be the same space; "
+            "have the environment convert what its expert says"
+        )
+
+
+def _policy_blocks(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, ...]:
+    """Number of classes of each block of probabilities."""
+    if isinstance(action_space, spaces.Discrete):
+        blocks: tuple[int, ...] = (int(action_space.n),)
+    elif isinstance(action_space, spaces.MultiDiscrete):
+        blocks = tuple(int(n) for n in action_space.nvec.flatten())
+    else:
+        raise ValueError(
+            f"{group!r}: probabilities are for discrete actions, these are {action_space}; use kind action"
+        )
+    if not isinstance(space, spaces.Box) or space.shape != (sum(blocks),):
+        raise ValueError(f"{group!r} is {space}, but the actions {action_space} need a Box of shape {(sum(blocks),)}")
+    return blocks
+
+
+def _is_flag(space: spaces.Space[Any]) -> bool:
+    if isinstance(space, spaces.Discrete):
+        return bool(space.n == 2 and space.start == 0)
+    return isinstance(space, spaces.MultiBinary | spaces.Box) and space.shape in ((), (1,))
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
+    """Least and greatest action; of a Box a little more, for what rounding does to an action at the bound."""
+    if isinstance(space, spaces.Box):
+        low, high = (torch.as_tensor(x, dtype=torch.float32) for x in (space.low, space.high))
+        slack = 1e-4 * torch.nan_to_num(high - low, posinf=0.0).clamp(min=1e-3)
+        return low - slack, high + slack
+    if isinstance(space, spaces.Discrete):
+        return torch.tensor(int(space.start)), torch.tensor(int(space.start + space.n - 1))
+    if isinstance(space, spaces.MultiDiscrete):
+        return torch.as_tensor(space.start), torch.as_tensor(space.start + space.nvec - 1)
+    return torch.tensor(0), torch.tensor(1)
+
+
+def _name(key: Key) -> str:
+    return "/".join(key)
+
+
+def _some(x: Tensor) -> list[float]:
+    """A few of the values, for a message."""
+    return [float(value) for value in x.flatten()[:4]]

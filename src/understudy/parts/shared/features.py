@@ -1,0 +1,46 @@
+"""What several parts share: a flat feature vector read by name from raw observations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from understudy.core.spaces import Key, find_components
+
+
+class FeatureReader:
+    """Concatenates named observation components, flattened to float, in the order in which they are named.
+
+    A name is a group ("policy": all its components) or group/component. Images and discrete components raise
+    ValueError, as does a name that does not exist (with the nearest one).
+    """
+
+    def __init__(self, space: spaces.Dict, names: Sequence[str]) -> None:
+        if not names:
+            raise ValueError("name at least one observation group or group/component")
+        self.shapes: dict[Key, tuple[int, ...]] = {}
+        for name in names:
+            for key, component in find_components(space, name).items():
+                if not isinstance(component, spaces.Box) or len(component.shape) > 1:
+                    raise ValueError(f"{'/'.join(key)} is {component}, but only vectors can be features here")
+                self.shapes[key] = component.shape
+        self.size = sum(math.prod(shape) for shape in self.shapes.values())
+        self.names = [name for key, shape in self.shapes.items() for name in _column_names("/".join(key), shape)]
+        """A name for each column: `group[3]`, `group/component[0]`; without an index for a scalar."""
+
+    def __call__(self, obs: TensorDictBase) -> Tensor:
+        """`[..., size]` from observations `[...]`."""
+        columns = []
+        for key, shape in self.shapes.items():
+            x = obs.get(key).float()
+            columns.append(x if shape else x.unsqueeze(-1))
+        return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
+
+
+def _column_names(name: str, shape: tuple[int, ...]) -> list[str]:
+    return [f"{name}[{i}]" for i in range(shape[0])] if shape else [name]

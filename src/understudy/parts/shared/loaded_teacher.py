@@ -1,0 +1,142 @@
+"""Trained policies as teachers: loaded with their own networks and normaliser, checked against the student's task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from understudy.core.spaces import Key, find_components
+from understudy.envs.observations import nearest
+from understudy.nn.distributions import Distribution
+from understudy.nn.policy import ActorCritic
+from understudy.parts.shared.distillation import ActionTarget, MeanTarget
+from understudy.ppo.part import PartContext
+
+
+class LoadedTeacher:
+    """A frozen policy, where its observations are in the student's environment, and its recurrent state."""
+
+    def __init__(self, source: str, context: PartContext, groups: Mapping[str, str]) -> None:
+        self.source = source
+        self.policy = context.load_policy(source).to(context.device).eval().requires_grad_(False)
+        self.keys = {key: _find(key, self, context.observation_space, groups) for key in self.policy.sensor_keys}
+        theirs, ours = self.policy.head, context.policy.head
+        if (theirs.action_shape, theirs.action_dtype) != (ours.action_shape, ours.action_dtype):
+            raise ValueError(
+                f"teacher {source} acts in {self.policy.action_space}, but this environment takes "
+                f"{context.action_space}: give it a teacher of the same actions"
+            )
+        self.state = self.policy.initial_state(context.num_envs)
+
+    @torch.no_grad()
+    def __call__(self, obs: TensorDictBase, is_first: Tensor) -> tuple[Distribution, dict[str, Tensor]]:
+        """Distribution and latents at obs `[N]`; the state moves on."""
+        seen = TensorDict({}, batch_size=obs.batch_size, device=obs.device)
+        for theirs, ours in self.keys.items():
+            seen[theirs] = obs.get(ours)
+        distribution, self.state, latents = self.policy.run_actor(seen, self.state, is_first)
+        return distribution, latents
+
+
+class TeacherSelector:
+    """Which teacher labels an environment: an integer observation, from 0."""
+
+    def __init__(self, key: Key, start: int) -> None:
+        self.key, self.start = key, start
+
+    def __call__(self, obs: TensorDictBase) -> Tensor:
+        """The number of the teacher, `[N]`, at obs `[N]`."""
+        return obs.get(self.key).long() - self.start  # [N]
+
+
+def load_teachers(
+    context: PartContext, checkpoints: Sequence[str], groups: Mapping[str, str]
+) -> tuple[LoadedTeacher, ...]:
+    """Every teacher; `groups` as in `TeacherConfig`. Raises ValueError where one does not fit the student's task."""
+    if not checkpoints:
+        raise ValueError("no teacher is given: name the run of one in `checkpoints` (--parts.teacher.checkpoints RUN)")
+    teachers = tuple(LoadedTeacher(source, context, groups) for source in checkpoints)
+    known = {name for teacher in teachers for key in teacher.keys for name in (key[0], "/".join(key))}
+    for name in groups:
+        if name not in known:
+            raise ValueError(f"groups names {name!r}, which no teacher sees; {nearest(name, sorted(known))}")
+    return teachers
+
+
+def _find(key: Key, teacher: LoadedTeacher, space: spaces.Dict, groups: Mapping[str, str]) -> Key:
+    """The key of a teacher's component in the student's environment; ValueError where there is none that fits."""
+    name, rest = "/".join(key), "/".join(key[1:])
+    ours = groups.get(name) or "/".join(filter(None, (groups.get(key[0], key[0]), rest)))
+    hint = f"say where it is with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
+    try:
+        components = find_components(space, ours)
+    except ValueError as error:
+        raise ValueError(f"teacher {teacher.source} sees {name!r}: {error}; {hint}") from None
+    expected = find_components(teacher.policy.observation_space, name)[key]
+    if len(components) != 1 or next(iter(components.values())).shape != expected.shape:
+        raise ValueError(f"teacher {teacher.source} sees {name!r} as {expected}, but {ours!r} is {components}; {hint}")
+    return next(iter(components))
+
+
+def make_selector(space: spaces.Dict, select: str | None, count: int) -> TeacherSelector | None:
+    """Raises ValueError where several teachers have no selector, or one of another size."""
+    if select is None:
+        if count > 1:
+            raise ValueError(f"{count} teachers need `select`: the integer observation that says which one labels")
+        return None
+    ((key, component), *others) = find_components(space, select).items()
+    if others or not isinstance(component, spaces.Discrete) or component.n != count:
+        raise ValueError(f"select = {select!r} must be a Discrete({count}) for {count} teachers, it is {component}")
+    return TeacherSelector(key, int(component.start))
+
+
+def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
+    """Raise ValueError where the target cannot be computed for these actions."""
+    head = policy.head
+    if target in get_args(MeanTarget) and not head.action_dtype.is_floating_point:
+        raise ValueError(
+            f"target {target!r} is a distance of vectors, the actions are discrete: use kl or max_log_prob"
+        )
+    if target in ("tanh", "scaled_tanh") and not (head.bounded or policy.config.distribution.mean_activation == "tanh"):
+        raise ValueError(
+            f"target {target!r} needs a mean in [-1, 1]: set policy.distribution.mean_activation='tanh', or choose "
+            "another target"
+        )
+    for teacher in teachers if target == "kl" else ():
+        theirs, ours = teacher.policy, policy
+        bounds = [(p.config.action_scaling, p.config.action_bound, p.action_space) for p in (theirs, ours)]
+        same = type(theirs.head) is type(head) and theirs.head.num_params == head.num_params
+        if not same or bounds[0] != bounds[1]:
+            raise ValueError(
+                f"target 'kl' compares distributions of raw actions: teacher {teacher.source} and student must have "
+                "one kind of distribution, action_scaling, action_bound and action space; else use max_log_prob"
+            )
+
+
+def check_latents(policy: ActorCritic, teachers: Sequence[LoadedTeacher], mapping: Mapping[str, str]) -> None:
+    """Raise ValueError for latents that do not exist or differ in size."""
+    if not mapping:
+        return
+    sizes = _latent_sizes(policy)
+    for teacher in teachers:
+        theirs = _latent_sizes(teacher.policy)
+        for our_name, their_name in mapping.items():
+            for whose, name, known in (("student", our_name, sizes), (f"teacher {teacher.source}", their_name, theirs)):
+                if name not in known:
+                    raise ValueError(f"the {whose} has no latent {name!r}; {nearest(name, sorted(known))}")
+            if sizes[our_name] != theirs[their_name]:
+                raise ValueError(
+                    f"latent {our_name!r} has {sizes[our_name]} entries, {their_name!r} of teacher {teacher.source} "
+                    f"has {theirs[their_name]}: give both encoders the same last layer"
+                )
+
+
+@torch.no_grad()
+def _latent_sizes(policy: ActorCritic) -> dict[str, int]:
+    latents = policy.run_actor(policy.blank_observation(1), policy.initial_state(1))[2]
+    return {name: latent.shape[-1] for name, latent in latents.items()}

@@ -1,0 +1,141 @@
+"""What an iteration did: ratios and explained variance as 0-D metrics, returns and lengths of finished episodes."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor, nn
+
+from understudy.ppo.losses import check_same_shape, kl_k3
+from understudy.types import Metrics
+
+
+def ratio_statistics(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    clip_low: float | Tensor,
+    clip_high: float | Tensor,
+    valid: Tensor | None = None,
+) -> Metrics:
+    """How far the policy moved, over M minibatches of B samples: `[M, B]` (or `[M, T, B]`) each, 0-D metrics out.
+
+    With r = exp(log_ratio) = new / old probability of the action:
+
+    - `kl`: mean of (r - 1) - log r, an estimate of KL(old || new) in nats, never negative;
+    - `clip_fraction`: share of samples with r outside [1 - clip_low, 1 + clip_high];
+    - `active_clip_fraction`: share whose gradient the clip cuts: above and A > 0, or below and A < 0;
+    - `ess`: effective sample size (sum r)^2 / (B sum r^2), a share, mean over minibatches;
+    - `ratio_min`, `ratio_max`, `ratio_mean`.
+
+    Only `valid` samples (bool, same shape) count; a minibatch without any is left out, and without any at all the
+    ratio is taken as 1. Raises ValueError if the shapes differ or there is no minibatch dimension.
+    """
+    check_same_shape({"log_ratio": log_ratio, "advantage": advantage, "valid": log_ratio if valid is None else valid})
+    if log_ratio.ndim < 2:
+        raise ValueError(
+            f"ratio_statistics takes [M, B] (M minibatches), got {tuple(log_ratio.shape)}; "
+            "for one minibatch pass log_ratio.unsqueeze(0) and advantage.unsqueeze(0)"
+        )
+    log_ratio = log_ratio.detach().flatten(1)  # [M, B]
+    advantage = advantage.detach().flatten(1)  # [M, B]
+    weight = torch.ones_like(log_ratio) if valid is None else valid.flatten(1).to(log_ratio.dtype)  # [M, B]
+    log_ratio = torch.where(weight > 0.0, log_ratio, 0.0)  # an invalid sample may be NaN
+    ratio = log_ratio.exp()
+    above, below = ratio > 1.0 + clip_high, ratio < 1.0 - clip_low
+    cut = (above & (advantage > 0.0)) | (below & (advantage < 0.0))
+    low = torch.where(weight > 0.0, ratio, torch.inf).amin()
+    high = torch.where(weight > 0.0, ratio, -torch.inf).amax()
+    known = weight.sum() > 0.0
+    return {
+        "kl": _mean(kl_k3(log_ratio), weight),
+        "clip_fraction": _mean((above | below).to(ratio.dtype), weight),
+        "active_clip_fraction": _mean(cut.to(ratio.dtype), weight),
+        "ess": _effective_share(log_ratio, weight),
+        "ratio_min": torch.where(known, low, 1.0),
+        "ratio_max": torch.where(known, high, 1.0),
+        "ratio_mean": torch.where(known, _mean(ratio, weight), 1.0),
+    }
+
+
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """1 - Var(target - value) / Var(target), 0-D; any shape, the same for all.
+
+    1 is perfect, 0 no better than a constant; 0 also where the targets are constant (up to rounding), for
+    which the quotient says nothing. Only `valid` elements (bool) count. Raises ValueError if the shapes differ.
+    """
+    check_same_shape({"value": value, "target": target, "valid": target if valid is None else valid})
+    value, target = value.detach(), target.detach()
+    weight = torch.ones_like(target) if valid is None else valid.to(target.dtype)
+    target = torch.where(weight > 0.0, target, 0.0)
+    error = torch.where(weight > 0.0, target - value, 0.0)
+    variance = _variance(target, weight)
+    # the mean of equal numbers may be off by an ulp: a variance below rounding is zero
+    rounding = (4.0 * torch.finfo(target.dtype).eps) ** 2 * _mean(target * target, weight)
+    varies = variance > rounding
+    quotient = _variance(error, weight) / torch.where(varies, variance, 1.0)
+    return torch.where(varies, 1.0 - quotient, 0.0)
+
+
+def _effective_share(log_ratio: Tensor, weight: Tensor) -> Tensor:
+    # scale by the largest ratio of each minibatch: r^2 overflows float32 at log r = 44, and the scale cancels
+    counts = weight > 0.0
+    largest = torch.where(counts, log_ratio, torch.finfo(log_ratio.dtype).min).amax(dim=1, keepdim=True)  # [M, 1]
+    ratio = torch.where(counts, (log_ratio - largest).exp(), 0.0)  # [M, B]
+    count = weight.sum(dim=1)  # [M]
+    some = (count > 0.0).to(ratio.dtype)
+    total, squares = ratio.sum(dim=1), (ratio * ratio).sum(dim=1)
+    share = total * total / torch.where(some > 0.0, count * squares, 1.0)  # [M]
+    return _mean(share, some)
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    return (x * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def _variance(x: Tensor, weight: Tensor) -> Tensor:
+    centred = x - _mean(x, weight)
+    return _mean(centred * centred, weight)
+
+
+class EpisodeStatistics(nn.Module):
+    """Carries the unfinished episodes from rollout to rollout and keeps the last 100 finished ones (host)."""
+
+    def __init__(self, num_envs: int, device: torch.device, window: int = 100) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(2, num_envs, dtype=torch.float64, device=device))
+        self.running: Tensor  # return and length so far
+        self.returns: deque[float] = deque(maxlen=window)
+        self.lengths: deque[float] = deque(maxlen=window)
+
+    def finished(self, reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
+        """`[2, T, N]`: return and length of the episode that ended in that row, NaN where none did."""
+        counts = valid.double()
+        amounts = torch.stack((torch.where(valid, reward, 0.0).double(), counts))  # [2, T, N]
+        total = amounts.cumsum(1) + self.running.unsqueeze(1)
+        T = reward.shape[0]
+        step = torch.arange(T, device=reward.device).unsqueeze(-1)
+        last_end = torch.where(ended, step, -1).cummax(0).values  # [T, N], the latest end up to and including t
+        before = torch.cat((torch.full_like(last_end[:1], -1), last_end[:-1]))
+        start = torch.gather(total, 1, before.clamp_min(0).expand(2, -1, -1))
+        start = torch.where(before >= 0, start, 0.0)
+        current = total - start
+        since_end = torch.gather(total, 1, last_end[-1:].clamp_min(0).expand(2, -1, -1))
+        self.running.copy_((total[:, -1:] - torch.where(last_end[-1:] >= 0, since_end, 0.0)).squeeze(1))
+        return torch.where(ended, current, torch.nan)
+
+    def record(self, returns: list[float], lengths: list[float]) -> None:
+        """Add finished episodes (host numbers)."""
+        self.returns.extend(returns)
+        self.lengths.extend(lengths)
+
+    def forget_unfinished(self) -> None:
+        """The environments were reset: their current episodes will never finish."""
+        self.running.zero_()
+
+    def summary(self) -> dict[str, float]:
+        """Mean over the window; NaN before the first episode ended."""
+        count = len(self.returns)
+        mean_return = sum(self.returns) / count if count else float("nan")
+        mean_length = sum(self.lengths) / count if count else float("nan")
+        return {"episode/return": mean_return, "episode/length": mean_length}

@@ -1,0 +1,142 @@
+"""The contract between PPO and an expert signal: `Part` and the six hooks. Nothing else crosses that border."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from understudy.nn.policy import PolicyOutput
+from understudy.types import Metrics
+
+if TYPE_CHECKING:
+    from understudy.nn.policy import ActorCritic
+
+
+def _no_loader(run: str) -> ActorCritic:
+    raise ValueError(f"nobody said how to load {run}: build the PartContext with load_policy=us.load")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartContext:
+    """What a part may know when it is built: the spaces, the sizes, the policy it will sit beside, its RNG seed."""
+
+    name: str  # the part's key in the config: rollout namespace, metric prefix, checkpoint key
+    observation_space: spaces.Dict
+    action_space: spaces.Space[Any]
+    policy: ActorCritic
+    num_envs: int
+    num_steps: int  # T, steps per environment in a rollout
+    gamma: float  # that a training ends with, where it moves
+    device: torch.device
+    seed: int  # already mixed with the name: two parts never share a stream
+    env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with
+    load_policy: Callable[[str], ActorCritic] = _no_loader  # `us.load`: a part does not know the trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig(ABC):
+    """Base of every `<Part>Config`: a frozen record of choices that builds its part."""
+
+    @abstractmethod
+    def build(self, context: PartContext) -> Part:
+        """Build the part; every check of the configuration against the spaces happens here."""
+
+
+class Part(nn.Module):
+    """One expert signal. Inherit the hook interfaces you implement: the class header then says what the part does.
+
+    A part has its own `generator` (seeded from run seed and name), so that adding or permuting parts changes no
+    other random stream. A number that moves during training is a `Scalar` (`understudy.core.schedules`).
+    """
+
+    uses_next_obs: bool = False
+    """True if the part (of this class, or as configured) reads `rollout["next_obs"]`; the core fills it only then."""
+
+    def __init__(self, context: PartContext) -> None:
+        super().__init__()
+        self.name = context.name
+        self.generator = torch.Generator(device=context.device).manual_seed(context.seed)
+
+    def core_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that PPO's own optimizer moves: those of `Losses` parts; parts with `Updates` move their own."""
+        if isinstance(self, Losses) and not isinstance(self, Updates):
+            yield from (p for p in self.parameters() if p.requires_grad)
+
+    def training_state(self) -> dict[str, Any]:
+        """Everything that changes during training (own optimizers are submodules): tensors and plain values."""
+        return {"modules": dict(self.state_dict()), "generator": self.generator.get_state()}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `training_state` returned."""
+        self.load_state_dict(dict(state["modules"]))
+        self.generator.set_state(state["generator"].cpu())
+
+
+class Labels(ABC):
+    """Each environment step, without gradient: attach what an expert says about the observation."""
+
+    @abstractmethod
+    def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
+        """From obs `[N]` and is_first `[N]`, a TensorDict `[N]`, stored under `rollout[name]`."""
+
+
+class Overrides(ABC):
+    """Each environment step, at most one part: replace the action in some environments (the part is also `Labels`)."""
+
+    @abstractmethod
+    def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
+        """From the sampled raw action `[N, *A]` and this part's label, (action to execute, replaced `[N]` bool)."""
+
+
+class Rewards(ABC):
+    """After the rollout, before GAE, without gradient: add to the reward."""
+
+    @property
+    @abstractmethod
+    def reward_weight(self) -> Tensor:
+        """0-D weight of this reward beside the task's."""
+
+    @abstractmethod
+    def reward(self, rollout: TensorDict) -> Tensor:
+        """From the rollout `[T, N]`, a reward `[T, N]`; the core adds `reward_weight` times it."""
+
+
+class Updates(ABC):
+    """Before the PPO epochs, while the policy still equals the behaviour policy: take own optimizer steps."""
+
+    @abstractmethod
+    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+        """Learn from the rollout `[T, N]` with own optimizers, moved by `gradient_step` only."""
+
+
+class Weights(ABC):
+    """Each minibatch, detached and captured: scale surrogate and entropy per sample."""
+
+    @abstractmethod
+    def weight(self, batch: TensorDict, out: PolicyOutput) -> Tensor:
+        """A weight in [0, 1] per sample, `[B]` (`[T, B]` for a recurrent policy)."""
+
+
+class Losses(ABC):
+    """Each minibatch: add a loss to PPO's. `loss` is captured: static shapes, no `.item()`, no branch on a tensor."""
+
+    def sample(self, batch: TensorDict) -> TensorDict | None:
+        """Extra rows for this minibatch (demonstrations, say), drawn eagerly; they appear as `batch[name, "sample"]`.
+
+        The batch of the returned TensorDict may differ from the minibatch's, but must be the same every time.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+        """A scalar, coefficients included, and detached 0-D metrics."""
+
+
+HOOKS: tuple[type, ...] = (Labels, Overrides, Rewards, Updates, Weights, Losses)

@@ -1,0 +1,1 @@
+"""What a run is on disk: its config, checkpoints, metrics and where it came from."""

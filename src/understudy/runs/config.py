@@ -1,0 +1,203 @@
+"""`TrainConfig`: everything a training is, as one frozen record that a YAML file reproduces exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+import tyro
+import yaml
+
+from understudy.core.schedules import Number, Schedule
+from understudy.envs.registry import EnvConfig, KwargValue
+from understudy.nn.policy import PolicyConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import LRSchedulerConfig
+from understudy.ppo.part import PartConfig
+from understudy.runs.codec import from_plain, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """When and how the policy is scored on an environment of its own, with frozen statistics."""
+
+    interval: int | None = None
+    """Environment steps between evaluations while training; None: only at the end."""
+    episodes: int = 10
+    """Episodes per evaluation; 0: never evaluate."""
+    deterministic: bool = True
+    """Take the mode of the action distribution instead of a sample."""
+    video: bool = False
+    """Film one episode at the end (needs the extra `video`)."""
+    env_kwargs: dict[str, KwargValue] = field(default_factory=dict)
+    """Options of the environment that are others than in training, over `env.kwargs`: {"repeat_failed": False}."""
+
+    def __post_init__(self) -> None:
+        _at_least("evaluation.interval", self.interval, 1)
+        _at_least("evaluation.episodes", self.episodes, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written. One is always written at the end, on SIGINT / SIGTERM and when a worker dies."""
+
+    interval: int | None = 100_000
+    """Environment steps between checkpoints; None: only at the end."""
+    keep_last: int = 3
+    """How many of them to keep; best.pt is kept besides."""
+    reset_env: bool = False
+    """Reset the environment at every checkpoint, so that a resumed run equals an uninterrupted one bit for bit even
+    where the environment's state cannot be saved. Cuts the episodes that are running at that moment."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.interval", self.interval, 1)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    console: bool = True
+    """Live table on a terminal, one line every few seconds elsewhere."""
+    tensorboard: bool = True
+    """TensorBoard event files in the run folder."""
+    wandb: bool = False
+    """Weights & Biases (needs the extra `wandb`)."""
+    wandb_project: str = "understudy"
+    """Weights & Biases project."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaggerConfig:
+    """Rounds of collecting with a mixture of expert and learner, each followed by epochs on all data so far."""
+
+    expert: str = ""
+    """A run or checkpoint to ask, or "labels": the environment's own expert (observation group "expert_action")."""
+    rounds: int = 10
+    """Rounds after the first one, which is the expert's alone."""
+    episodes_per_round: int = 3
+    """Whole episodes of a round, at least."""
+    steps_per_round: int = 500
+    """Steps of a round, at least."""
+    beta: Number = field(default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations"))
+    """Probability that the expert's action is executed, a number or a schedule over the rounds (as iterations)."""
+
+    def __post_init__(self) -> None:
+        _at_least("offline.dagger.rounds", self.rounds, 1)
+        _at_least("offline.dagger.episodes_per_round", self.episodes_per_round, 1)
+        _at_least("offline.dagger.steps_per_round", self.steps_per_round, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineConfig:
+    """Epochs over the demonstrations of the behavior-cloning part, before the first environment step."""
+
+    epochs: int = 100
+    """Passes over the demonstrations, at most (with DAgger: in each round)."""
+    learning_rate: Number = 1e-3
+    """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
+    lr_scheduler: LRSchedulerConfig | None = None
+    """Any torch.optim.lr_scheduler, stepped once per epoch."""
+    validation_fraction: float = 0.1
+    """Share of the trajectories that is held out; the policy that fits them best is kept. 0: the last one is kept."""
+    patience: int | None = 20
+    """Stop after so many epochs without a better fit of what is held out; None: never."""
+    evaluation_interval: int | None = None
+    """Epochs between evaluations in the environment; None: only at the end."""
+    dagger: DaggerConfig | None = None
+    """Ask an expert about the states that the learner visits, in rounds; None: the demonstrations are all there is."""
+
+    def __post_init__(self) -> None:
+        _at_least("offline.epochs", self.epochs, 1)
+        _at_least("offline.patience", self.patience, 1)
+        _at_least("offline.evaluation_interval", self.evaluation_interval, 1)
+        if not 0.0 <= self.validation_fraction < 1.0:
+            raise ValueError(f"offline.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        if self.lr_scheduler is not None and isinstance(self.learning_rate, Schedule):
+            raise ValueError("only one thing may move offline.learning_rate: drop lr_scheduler or the schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A complete training: what `us.train` runs, what `config.yaml` holds, what the command line edits."""
+
+    total_steps: int
+    """Environment steps, over all environments together; the last rollout may exceed it. 0: only offline training."""
+    seed: int = 0
+    """Seed of everything: weights, environments, minibatches, parts, evaluation."""
+    run_dir: str | None = None
+    """Folder to write; None: runs/<recipe>-<environment>-<time>."""
+    start_from: str | None = None
+    """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
+    new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
+    recipe: Annotated[str, tyro.conf.Suppress] = "custom"
+    """Name of the recipe this came from; only used to name the run."""
+    device: str = "auto"
+    """Torch device of policy and rollouts; "auto" takes a GPU if there is one."""
+    torch_threads: int | None = None
+    """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
+    env: EnvConfig
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+    """Expert signals by name; the name is their rollout key, metric prefix and checkpoint key."""
+    offline: OfflineConfig | None = None
+    """Training on demonstrations alone, before PPO (or, with total_steps 0, instead of it)."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("total_steps", self.total_steps, 1 if self.offline is None else 0)
+        _at_least("seed", self.seed, 0)
+        _at_least("torch_threads", self.torch_threads, 1)
+        for name, part in self.parts.items():
+            if not name.isidentifier():
+                raise ValueError(f"a part is named {name!r}; use a plain identifier such as 'gail' or 'teacher_2'")
+            if not isinstance(part, PartConfig):
+                raise ValueError(f"parts[{name!r}] is a {type(part).__name__}; give the part's config")
+
+    def evaluation_env(self) -> EnvConfig:
+        """The environment that the policy is scored on: the training's, with the options of the evaluation."""
+        return dataclasses.replace(self.env, kwargs={**self.env.kwargs, **self.evaluation.env_kwargs})
+
+    def torch_device(self) -> torch.device:
+        """The device that `device` names. Raises ValueError if torch does not have it."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {self.device!r} cannot be used ({reason}); try 'auto' or 'cpu'") from error
+        return device
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The config as YAML; `from_yaml` gives an equal config back."""
+    return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def from_yaml(text: str) -> TrainConfig:
+    """A config from YAML. Raises ValueError for bad YAML, unknown keys (with the nearest names) and wrong types."""
+    try:
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the config is not valid YAML: {error}") from error
+    return from_plain(TrainConfig, plain)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line: [64, 64]."""
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}")

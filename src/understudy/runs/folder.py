@@ -1,0 +1,193 @@
+"""A run: the folder that a training writes, and what can be read back from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from gymnasium import spaces
+
+from understudy.nn.policy import ActorCritic
+from understudy.runs.checkpoint import check_same_layout, latest_checkpoint, load_checkpoint, write_atomic
+from understudy.runs.config import TrainConfig, from_yaml, to_yaml
+from understudy.runs.metrics import read_metrics
+from understudy.runs.provenance import provenance
+from understudy.runs.spaces import space_from_plain
+from understudy.types import CheckpointError
+from understudy.version import __version__
+
+if TYPE_CHECKING:
+    from understudy.tools.evaluate import EvaluationResult
+
+CHECKPOINT_KIND = "training"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of the files in a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The config, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """One JSON record per start of the run: git revision, versions, platform."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per iteration."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of step_*.pt and best.pt."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """Result of the last evaluation of a finished training."""
+        return self.path / "evaluation.json"
+
+    @property
+    def video(self) -> Path:
+        """Film of an episode, if one was asked for."""
+        return self.path / "video.mp4"
+
+    def read_config(self) -> TrainConfig:
+        """The run's config. Raises ValueError if the folder is no run."""
+        self._require_config()
+        return from_yaml(self.config.read_text(encoding="utf-8"))
+
+    def env_id(self) -> str:
+        """The run's environment, also where an older version wrote a config that this one no longer reads."""
+        self._require_config()
+        plain = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return str(plain["env"]["id"])
+
+    def _require_config(self) -> None:
+        if not self.config.is_file():
+            raise ValueError(f"{self.path} is not a run: it has no config.yaml; give the folder that a training wrote")
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Store the config."""
+        write_atomic(self.config, to_yaml(config).encode())
+
+    def record_start(self) -> None:
+        """Append where and with what this start of the run happens."""
+        starts = json.loads(self.provenance.read_text()) if self.provenance.is_file() else []
+        write_atomic(self.provenance, (json.dumps([*starts, provenance()], indent=2) + "\n").encode())
+
+
+@dataclass
+class Run:
+    """What a training left: its folder, config, trained policy and last evaluation."""
+
+    path: Path
+    config: TrainConfig
+    policy: ActorCritic
+    env_steps: int
+    evaluation: EvaluationResult | None = None  # None if switched off or interrupted
+    stopped_by: str | None = None  # name of the signal that ended the training early
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The metrics of all iterations, oldest first, read from metrics.jsonl."""
+        return read_metrics(RunFolder(self.path).metrics)
+
+
+def choose_run_path(config: TrainConfig) -> Path:
+    """Where a new run goes. Raises ValueError if that folder is not empty or can be seen to be out of reach."""
+    if config.run_dir is None:
+        name = f"{config.recipe}-{config.env.id.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        path = _unused(Path("runs") / name)
+    else:
+        path = Path(config.run_dir)
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write run folder {path}: no permission in {existing}; choose another --run-dir")
+    if existing == path and any(path.iterdir()):
+        raise ValueError(
+            f"run folder {path} exists and is not empty: continue it with `understudy train --resume {path}`, "
+            "or choose another --run-dir"
+        )
+    return path
+
+
+def create_run_folder(path: Path, config: TrainConfig) -> RunFolder:
+    """Make a new run's folder and store config and provenance. Raises ValueError if it cannot be written."""
+    folder = RunFolder(path)
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.write_config(config)
+        folder.record_start()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write run folder {path}: {error.strerror or error}; choose another --run-dir"
+        ) from error
+    return folder
+
+
+def load(run: str | Path | Run, device: torch.device | str = "cpu") -> ActorCritic:
+    """The policy of a run (its newest checkpoint) or of one checkpoint file, ready to act: `.act(obs, state=None)`.
+
+    Neither the environment nor the parts are needed. Raises CheckpointError if there is no readable checkpoint.
+    """
+    if isinstance(run, Run):
+        return run.policy
+    return read_policy(Path(run))[0].to(device)
+
+
+def read_policy(run: Path) -> tuple[ActorCritic, TrainConfig]:
+    """The policy of a run or checkpoint, as `load`, and the config that it was trained with."""
+    path = find_checkpoint(run)
+    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
+    try:
+        config = from_yaml(checkpoint["config"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} was written by understudy {checkpoint['understudy_version']}, whose config this version "
+            f"({__version__}) does not read: {error}"
+        ) from error
+    return _policy_of(checkpoint, config, str(path)), config
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself if it is a file, the newest one if it is a run's folder."""
+    if path.is_dir():
+        inner = RunFolder(path).checkpoints
+        return latest_checkpoint(inner if inner.is_dir() else path)
+    if not path.exists():
+        raise CheckpointError(f"there is no run or checkpoint {path}")
+    return path
+
+
+def _policy_of(checkpoint: dict[str, Any], config: TrainConfig, source: str) -> ActorCritic:
+    """Rebuild the policy that a checkpoint holds. Raises CheckpointError if its weights do not fit its config."""
+    observation_space, action_space = (space_from_plain(checkpoint[k]) for k in ("observation_space", "action_space"))
+    if not isinstance(observation_space, spaces.Dict):
+        raise CheckpointError(f"{source} has no observation groups; it was written by another program")
+    with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
+        policy = ActorCritic(observation_space, action_space, config.policy)
+    weights = checkpoint["state"]["policy"]
+    check_same_layout(policy.state_dict(), weights, source)
+    policy.load_state_dict(weights)
+    return policy.eval()
+
+
+def _unused(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

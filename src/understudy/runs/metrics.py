@@ -1,0 +1,62 @@
+"""`metrics.jsonl`: one flat JSON object per line, written as training goes, read by the plot and by anything else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from understudy.runs.checkpoint import write_atomic
+
+STEP = "step"
+"""Key of the environment steps (all environments together) in every line."""
+
+
+class MetricsFile:
+    """Appends one line per call; a line is on its way to the disk when `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append `metrics` at `step`; NaN and infinities, which JSON does not have, become null."""
+        self._file.write(json_line({STEP: step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def json_line(values: Mapping[str, object]) -> str:
+    """One line of strict JSON; non-finite floats as null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(finite, allow_nan=False)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """All lines of a metrics file, null as NaN; a half-written last line (a crash) is left out.
+
+    Raises ValueError that names the line if any other line is damaged, FileNotFoundError if there is no file.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON; delete that line") from error
+        rows.append({key: math.nan if value is None else value for key, value in row.items()})
+    return rows
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Remove the lines later than `step`: work after the checkpoint that a resumed run will do again."""
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row[STEP] <= step]
+    write_atomic(path, "".join(json_line(row) + "\n" for row in kept).encode())

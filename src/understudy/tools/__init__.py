@@ -1,0 +1,1 @@
+"""What is done with a finished policy: score, record, export, film, plot."""

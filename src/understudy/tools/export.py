@@ -1,0 +1,313 @@
+"""One file that acts without this library: normaliser, networks, estimators and action map inside, and checked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from understudy.core.check import check_choice
+from understudy.core.spaces import Key
+from understudy.envs.segments import Segments
+from understudy.nn import heads
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.runs.codec import from_plain, to_plain
+from understudy.runs.spaces import space_from_plain, space_to_plain
+from understudy.version import __version__
+
+ExportFormat = Literal["onnx", "torchscript", "safetensors"]
+SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+
+METADATA = "understudy"
+"""Key of the JSON metadata: in the ONNX metadata, the safetensors header, and (a file) in the TorchScript archive."""
+TOLERANCE = 1e-5  # between the file and the policy, relative to actions of size 1
+CHECKED_INPUTS, CHECKED_STEPS = 1000, 100
+OPSET = 18
+
+_HEADS = (
+    heads.GaussianHead,
+    heads.TanhGaussianHead,
+    heads.BetaHead,
+    heads.CategoricalHead,
+    heads.MultiCategoricalHead,
+    heads.BernoulliHead,
+)
+
+Act = Callable[[list[Tensor]], list[Tensor]]
+"""Observations in the order of the metadata, then the state if there is one -> the action, then the next state."""
+
+
+class ExportError(ValueError):
+    """What was written does not act as the policy does; no file is left."""
+
+
+class DeployedPolicy(nn.Module):
+    """The deterministic actor as a function of tensors: components `[B, ...]`, state `[B, S]` -> action, next state.
+
+    The state is that of estimators and actor, zeros at the start of an episode; the critic is left out.
+    """
+
+    def __init__(self, policy: ActorCritic) -> None:
+        super().__init__()
+        self.policy = policy
+        self.keys: tuple[Key, ...] = policy.sensor_keys
+        self.state_size = policy.actor_state_size
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`(action,)`, or `(action, next state)` of a recurrent policy."""
+        state = inputs[len(self.keys)] if self.state_size else None
+        latent, new_state, _ = self.policy.actor_latent(dict(zip(self.keys, inputs)), state, None)
+        action = self.policy.action_map(self.policy.head(latent).mode())
+        return (action,) if new_state is None else (action, new_state)
+
+
+def export_policy(
+    policy: ActorCritic,
+    path: Path | str,
+    format: ExportFormat = "onnx",
+    task: str = "",
+    segments: Segments | None = None,
+) -> Path:
+    """Write the policy to `path` as one file and compare what it does with the policy, on random inputs.
+
+    onnx and torchscript take observations (and state) and give the executed action; safetensors holds all weights,
+    `read_safetensors` makes a policy of it. `task` is the environment's id and `segments` how its flat vectors were cut
+    into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format or action
+    distribution, ExportError where the file differs from the policy, ImportError that names the extra to install.
+    """
+    check_choice("format", format, get_args(ExportFormat))
+    if type(policy.head) not in _HEADS:
+        known = ", ".join(head.__name__ for head in _HEADS)
+        raise ValueError(
+            f"the action distribution of this policy ({type(policy.head).__name__}) is unknown here: only {known} are "
+            "exported and checked"
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[format]
+    device, training = policy.device, policy.training
+    unfinished = Path(tempfile.mkdtemp(dir=path.parent)) / f"policy{SUFFIXES[format]}"
+    try:
+        policy.cpu().eval()
+        with torch.no_grad():
+            act = write(policy, unfinished, json.dumps(describe(policy, task, segments)))
+            check_same_actions(policy, act)
+        os.replace(unfinished, path)
+    finally:
+        policy.to(device).train(training)
+        unfinished.unlink(missing_ok=True)
+        unfinished.parent.rmdir()
+    return path
+
+
+def describe(policy: ActorCritic, task: str = "", segments: Segments | None = None) -> dict[str, Any]:
+    """The metadata: what goes in, in which order, and what comes out."""
+    observations = []
+    for key, blank in zip(policy.sensor_keys, _blank(policy)):
+        row = {"name": "obs/" + "/".join(key), "group": key[0], "component": "/".join(key[1:]) or None}
+        observations.append(row | {"shape": list(blank.shape[1:]), "dtype": str(blank.dtype).removeprefix("torch.")})
+    c = policy.config
+    return {
+        "understudy_version": __version__,
+        "task": task,
+        "observations": observations,
+        "segments": {group: dict(sizes) for group, sizes in (segments or {}).items()},
+        "state_size": policy.actor_state_size,
+        "estimators": {name: list(head.targets) for name, head in c.estimators.items()},
+        "action_space": space_to_plain(policy.action_space),
+        "action_scaling": c.action_scaling,
+        "action_bound": c.action_bound,
+        "policy": to_plain(c),
+        "observation_space": space_to_plain(policy.observation_space),
+    }
+
+
+def read_safetensors(path: Path | str) -> ActorCritic:
+    """The policy that `export_policy` wrote as safetensors. Raises ValueError if the file is none."""
+    with safe_open(str(path), framework="pt") as file:
+        metadata = (file.metadata() or {}).get(METADATA)
+        if metadata is None:
+            raise ValueError(f"{path} holds tensors, but not a policy: it has no {METADATA!r} in its header")
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    description = json.loads(metadata)
+    observation_space = space_from_plain(description["observation_space"])
+    assert isinstance(observation_space, spaces.Dict)
+    with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
+        config = from_plain(PolicyConfig, description["policy"], "policy")
+        policy = ActorCritic(observation_space, space_from_plain(description["action_space"]), config)
+    policy.load_state_dict(weights)
+    return policy.eval()
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def _write_onnx(policy: ActorCritic, path: Path, metadata: str) -> Act:
+    onnx, runtime = _import("onnx"), _import("onnxruntime")
+    _import("onnxscript")
+    deployed = DeployedPolicy(policy)
+    rows = [f"obs/{'/'.join(key)}" for key in deployed.keys]
+    state_in, state_out = (["state_in"], ["state_out"]) if deployed.state_size else ([], [])
+    example = tuple(_example(policy))
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            deployed,
+            example,
+            str(path),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[*rows, *state_in],
+            output_names=["action", *state_out],
+            dynamic_shapes=(tuple({0: batch} for _ in example),),
+        )
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {METADATA: metadata})
+    onnx.save(model, str(path))
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def act(inputs: list[Tensor]) -> list[Tensor]:
+        feed = dict(zip([*rows, *state_in], (x.numpy() for x in inputs)))
+        return [torch.from_numpy(np.asarray(x)) for x in session.run(None, feed)]
+
+    return act
+
+
+def _write_torchscript(policy: ActorCritic, path: Path, metadata: str) -> Act:
+    deployed = DeployedPolicy(policy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is announced as deprecated, its files are what robots read
+        traced = torch.jit.trace(deployed, tuple(_example(policy)), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={METADATA: metadata})
+        loaded = torch.jit.load(str(path))
+    return lambda inputs: list(loaded(*inputs))
+
+
+def _write_safetensors(policy: ActorCritic, path: Path, metadata: str) -> Act:
+    weights = {name: x.detach().clone().contiguous() for name, x in policy.state_dict().items()}
+    save_file(weights, str(path), metadata={METADATA: metadata})
+    loaded = DeployedPolicy(read_safetensors(path))
+    return lambda inputs: list(loaded(*inputs))
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'exporting to ONNX needs {name}: pip install "understudy[export]"') from error
+
+
+class _quiet:
+    """Loggers that only speak of errors for a while."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels):
+            logger.setLevel(level)
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+
+
+@torch.no_grad()
+def check_same_actions(policy: ActorCritic, act: Act) -> None:
+    """Compare on 1,000 random inputs, on one row, and with a state over 100 steps of which some begin an episode.
+
+    Raises ExportError with the largest difference.
+    """
+    reference = DeployedPolicy(policy)
+    generator = torch.Generator().manual_seed(0)
+    for batch in (CHECKED_INPUTS, 1):
+        inputs = _random(policy, batch, generator)
+        where = f"on {batch} random inputs"
+        try:
+            given = act(inputs)
+        except Exception as error:  # whatever the runtime raises, the file cannot be used
+            raise ExportError(f"the exported file does not run {where}: {error}") from error
+        _compare(list(reference(*inputs)), given, where)
+    if not policy.actor_state_size:
+        return
+    ours = theirs = torch.zeros(8, policy.actor_state_size)
+    for step in range(CHECKED_STEPS):
+        inputs = _random(policy, 8, generator)[:-1]
+        action, ours = reference(*inputs, ours)
+        found, theirs = act([*inputs, theirs])
+        _compare([action, ours], [found, theirs], f"in step {step} from the same state")
+        begins = torch.rand(8, 1, generator=generator) < 0.1
+        ours, theirs = ours.masked_fill(begins, 0.0), theirs.masked_fill(begins, 0.0)
+
+
+def _compare(expected: list[Tensor], found: list[Tensor], where: str) -> None:
+    for x, y in zip(expected, found, strict=True):
+        if x.shape != y.shape:
+            raise ExportError(f"the exported file gives {tuple(y.shape)} {where}, the policy {tuple(x.shape)}")
+        if not x.numel():
+            continue
+        if not x.is_floating_point():  # rounding may turn the choice between two equally likely actions
+            wrong = float((x != y).double().mean())
+            if wrong > 1.0 / CHECKED_INPUTS:
+                raise ExportError(f"the exported file chooses another action than the policy in {wrong:.1%} {where}")
+            continue
+        error = float((x - y).abs().max())
+        if not error <= TOLERANCE * max(1.0, float(x.abs().max())):
+            raise ExportError(f"the exported file differs from the policy by {error:.2g} {where}")
+
+
+def _blank(policy: ActorCritic, batch: int = 1) -> list[Tensor]:
+    blank = policy.blank_observation(batch)
+    return [blank[key] for key in policy.sensor_keys]
+
+
+def _example(policy: ActorCritic) -> list[Tensor]:
+    """Inputs to record with; no size of an action equals their batch, which the exporter would take for the same."""
+    batch = policy.head.num_params + 1
+    state = [torch.zeros(batch, policy.actor_state_size)] if policy.actor_state_size else []
+    return [*_blank(policy, batch), *state]
+
+
+def _random(policy: ActorCritic, batch: int, generator: torch.Generator) -> list[Tensor]:
+    """Observations as the normaliser has seen them, and a state."""
+    inputs = []
+    for key, blank in zip(policy.sensor_keys, _blank(policy, batch)):
+        if blank.is_floating_point():
+            inputs.append(policy.raw(key, torch.randn(blank.shape, generator=generator)))
+        else:
+            inputs.append(_random_integers(policy.component(key), blank, generator))
+    if policy.actor_state_size:
+        inputs.append(0.5 * torch.randn(batch, policy.actor_state_size, generator=generator))
+    return inputs
+
+
+def _random_integers(space: spaces.Space[Any], blank: Tensor, generator: torch.Generator) -> Tensor:
+    count: Any = 256 if blank.dtype == torch.uint8 else 2
+    if isinstance(space, spaces.Discrete):
+        count = int(space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        count = torch.as_tensor(space.nvec)
+    drawn = (torch.rand(blank.shape, generator=generator) * count).long()
+    return (blank + drawn).to(blank.dtype)

@@ -1,0 +1,29 @@
+"""The reward that an AIRL training recovered, read back from its run: a function of observations and actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from understudy.parts.airl import AirlConfig, RewardFunction, build_reward
+from understudy.runs.checkpoint import load_checkpoint
+from understudy.runs.folder import CHECKPOINT_KIND, find_checkpoint, read_policy
+
+
+def load_reward(run: str | Path, part: str = "airl", device: torch.device | str = "cpu") -> RewardFunction:
+    """The reward function of a run (its newest checkpoint) or of one checkpoint file; `part` is its name in the run.
+
+    Neither the environment nor the demonstrations are needed. Raises ValueError if the run has no such AIRL part,
+    CheckpointError if there is no readable checkpoint.
+    """
+    path = find_checkpoint(Path(run))
+    policy, train_config = read_policy(path)
+    config = train_config.parts.get(part)
+    if not isinstance(config, AirlConfig):
+        there = sorted(name for name, each in train_config.parts.items() if isinstance(each, AirlConfig))
+        raise ValueError(f"{run} has no AIRL part named {part!r}; AIRL parts in it: {there or 'none'}")
+    with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
+        reward = build_reward(policy, config, train_config.ppo.last_gamma)
+    reward.load_part_state(load_checkpoint(path, CHECKPOINT_KIND)["state"]["parts"][part]["modules"])
+    return reward.to(device).eval()

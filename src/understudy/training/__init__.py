@@ -1,0 +1,1 @@
+"""The training loop: budget, evaluation, logging, checkpoints, and how a training ends."""

@@ -1,0 +1,131 @@
+"""DAgger (Ross, Gordon & Bagnell 2011, arXiv:1011.0686): ask the expert about the states that the learner visits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from understudy.core import randomness
+from understudy.core.schedules import Scalar
+from understudy.data.demonstrations.write import write_npz
+from understudy.envs.base import VecEnv
+from understudy.envs.observations import component_keys
+from understudy.nn.policy import ActorCritic
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.runs.config import DaggerConfig, TrainConfig
+from understudy.runs.folder import load
+from understudy.tools.record import Actor, PolicyActor, record_episodes, scripted_expert
+
+DEMONSTRATIONS = "demonstrations"
+"""Folder in a run in which every round keeps its episodes."""
+
+
+class Dagger:
+    """Collects the rounds of a DAgger run: `demonstrations/round_000.npz`, `round_001.npz`, ... in the run's folder.
+
+    In round i each environment executes, at each step, the expert's action with probability beta_i and the learner's
+    own (its mode: these are the states it will meet) otherwise; the action that is kept is always the expert's. Round
+    0 is the expert's alone.
+    """
+
+    def __init__(
+        self, config: DaggerConfig, run: Path, env: VecEnv, env_id: str, seed: int, expert: Actor | None = None
+    ) -> None:
+        self.config, self.folder, self.env, self.env_id, self.seed = config, run / DEMONSTRATIONS, env, env_id, seed
+        self.expert = find_expert(config, env) if expert is None else expert
+        self.beta = Scalar(config.beta)
+
+    def collect(self, number: int, learner: ActorCritic | None) -> dict[str, float]:
+        """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture."""
+        self.beta.advance(number, number, self.config.rounds, self.config.rounds)
+        beta = float(self.beta())
+        if learner is None:
+            beta = 1.0
+        elif not 0.0 <= beta <= 1.0:
+            raise ValueError(f"offline.dagger.beta gave {beta} in round {number}: a probability lies in [0, 1]")
+        device, seed = self.env.device, randomness.mix(self.seed, f"dagger/{number}") % 2**31
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)  # coins are thrown
+            actor = Mixture(self.expert, None if learner is None else PolicyActor(learner), beta)
+            episodes = record_episodes(
+                self.env,
+                actor,
+                self.config.episodes_per_round,
+                seed,
+                label=actor.label,
+                min_steps=self.config.steps_per_round,
+            )
+        metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
+        write_npz(self.folder / f"round_{number:03d}.npz", episodes, metadata)
+        return {
+            "dagger/round": float(number),
+            "dagger/beta": beta,
+            "dagger/steps": float(sum(episode.length for episode in episodes)),
+            "dagger/return": sum(episode.score for episode in episodes) / len(episodes),
+        }
+
+
+class Mixture:
+    """Acts as the expert with probability beta at each step of each environment, as the learner otherwise."""
+
+    def __init__(self, expert: Actor, learner: Actor | None, beta: float) -> None:
+        self.expert, self.learner, self.beta = expert, learner, beta
+        self.asked: Tensor | None = None
+
+    def __call__(self, obs: TensorDict, is_first: Tensor) -> Tensor:
+        """The action to execute `[N, *A]`."""
+        self.asked = expert = self.expert(obs, is_first)
+        if self.learner is None:
+            return expert
+        own = self.learner(obs, is_first)
+        if own.shape != expert.shape:
+            raise ValueError(f"the expert's actions {tuple(expert.shape)} do not fit the learner's {tuple(own.shape)}")
+        obeys = torch.rand(len(is_first), device=own.device) < self.beta
+        return torch.where(obeys.view(-1, *[1] * (own.ndim - 1)), expert.to(own.dtype), own)
+
+    def label(self, obs: TensorDict, is_first: Tensor) -> Tensor:
+        """What the expert said about the observations that were just acted on."""
+        assert self.asked is not None
+        return self.asked
+
+
+def find_expert(config: DaggerConfig, env: VecEnv) -> Actor:
+    """The expert that `config` names. Raises ValueError if it names none, or one that needs other observations."""
+    if not config.expert:
+        raise ValueError(
+            "DAgger needs an expert to ask: --offline.dagger.expert RUN (a run or checkpoint), or 'labels' where the "
+            "environment's observations have a group 'expert_action'"
+        )
+    if config.expert == "labels":
+        return scripted_expert(env)
+    policy = load(config.expert, env.device)
+    missing = set(policy.sensor_keys) - set(component_keys(env.observation_space))
+    if missing:
+        names = ", ".join(sorted("/".join(key) for key in missing))
+        raise ValueError(f"the expert {config.expert} needs the observations {names}, which the environment lacks")
+    return PolicyActor(policy)
+
+
+def first_round(config: TrainConfig, run: Path, expert: Actor | None = None) -> TrainConfig:
+    """Collect round 0 into the run's folder, and let the cloning parts of the config learn from that folder.
+
+    Raises ValueError if the config names demonstrations of its own, or as `find_expert`.
+    """
+    assert config.offline is not None
+    assert config.offline.dagger is not None
+    cloning = {name: part for name, part in config.parts.items() if isinstance(part, BehaviorCloningConfig)}
+    for name, part in cloning.items():
+        if part.demonstrations:
+            raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
+    env = config.env.make(config.torch_device(), config.seed)
+    try:
+        Dagger(config.offline.dagger, run, env, config.env.id, config.seed, expert).collect(0, None)
+    finally:
+        env.close()
+    folder = str(run / DEMONSTRATIONS)
+    parts = {**config.parts, **{k: dataclasses.replace(v, demonstrations=folder) for k, v in cloning.items()}}
+    return dataclasses.replace(config, parts=parts)

@@ -1,0 +1,217 @@
+"""Exported policies: equal to the policy, described, refused where they would not be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from understudy.nn.estimator import EstimatorHeadConfig
+from understudy.nn.heads import DistributionConfig, GaussianHead
+from understudy.nn.networks import CNNConfig, EncoderConfig
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.tools import export
+from understudy.tools.export import (
+    METADATA,
+    DeployedPolicy,
+    ExportError,
+    check_same_actions,
+    export_policy,
+    read_safetensors,
+)
+
+HAS_ONNX = all(__import__("importlib.util").util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+FORMATS = ["torchscript", "safetensors", *(["onnx"] if HAS_ONNX else [])]
+
+
+def box(*shape: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+
+SPACE = spaces.Dict(
+    {
+        "policy": spaces.Dict({"pose": box(3), "speed": box(2)}),
+        "critic": box(4),
+        "terrain": spaces.MultiDiscrete([3, 2]),
+        "image": spaces.Box(0, 255, (9, 8), np.uint8),
+    }
+)
+ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+SMALL = EncoderConfig(cnn=CNNConfig(channels=(4,), kernel_sizes=(3,), strides=(2,), paddings=(0,), hidden_sizes=(8,)))
+POLICIES: dict[str, tuple[spaces.Space[Any], dict[str, Any]]] = {
+    "plain": (ACTIONS, {}),
+    "three": (spaces.Box(-1.0, 1.0, (3,), np.float32), {"memory": "gru"}),
+    "tanh": (ACTIONS, {"distribution": DistributionConfig(kind="tanh_gaussian")}),
+    "beta": (ACTIONS, {"distribution": DistributionConfig(kind="beta")}),
+    "discrete": (spaces.Discrete(4, start=1), {}),
+    "multi discrete": (spaces.MultiDiscrete([3, 2]), {}),
+    "bits": (spaces.MultiBinary(3), {}),
+    "everything": (ACTIONS, {"actor_groups": ("policy", "terrain", "image"), "encoder": SMALL}),
+    "lstm": (ACTIONS, {"memory": "lstm"}),
+    "gru": (ACTIONS, {"memory": "gru", "memory_layers": 2}),
+    "changes": (ACTIONS, {"memory": "gru", "memory_changes": 2.0}),
+    "estimators": (
+        ACTIONS,
+        {
+            "actor_groups": ("policy/pose",),
+            "estimators": {
+                "speed": EstimatorHeadConfig(targets=("policy/speed",), memory="gru", memory_size=4, replace_prob=0.5),
+                "hidden": EstimatorHeadConfig(targets=("critic",), inputs=("policy",)),
+            },
+        },
+    ),
+}
+
+
+def build(name: str = "plain") -> ActorCritic:
+    actions, options = POLICIES[name]
+    torch.manual_seed(0)
+    policy = ActorCritic(SPACE, actions, PolicyConfig(**{"hidden_sizes": (8,), "memory_size": 6, **options}))
+    with torch.no_grad():
+        policy.head.linear.weight.normal_()  # actions that differ from each other
+        for normalizer in policy.normalizers.values():
+            normalizer.update(3.0 + 2.0 * torch.randn(50, normalizer.size))  # type: ignore[operator, call-overload]
+    return policy
+
+
+def metadata_of(path: Path, format: str) -> dict[str, Any]:
+    if format == "torchscript":
+        files = {METADATA: ""}
+        torch.jit.load(str(path), _extra_files=files)
+        return dict(json.loads(files[METADATA]))
+    if format == "safetensors":
+        from safetensors import safe_open
+
+        with safe_open(str(path), framework="pt") as file:
+            return dict(json.loads(file.metadata()[METADATA]))
+    import onnx
+
+    return dict(json.loads({p.key: p.value for p in onnx.load(str(path)).metadata_props}[METADATA]))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("name", ["plain", "estimators"])
+def test_a_file_acts_as_the_policy_and_says_what_it_is(name: str, format: Any, tmp_path: Path) -> None:
+    policy = build(name)  # a thousand inputs, one, and a hundred steps: compared while exporting
+    path = export_policy(policy, tmp_path / "new" / "policy.file", format, task="Task-v0")
+    assert [p.name for p in path.parent.iterdir()] == ["policy.file"]
+    found = metadata_of(path, format)
+    assert found["task"] == "Task-v0"
+    names = [row["name"] for row in found["observations"]]
+    assert names == (["obs/policy/pose"] if name == "estimators" else ["obs/policy/pose", "obs/policy/speed"])
+    assert found["observations"][0] == {
+        "name": "obs/policy/pose",
+        "group": "policy",
+        "component": "pose",
+        "shape": [3],
+        "dtype": "float32",
+    }
+    assert found["state_size"] == (4 if name == "estimators" else 0)
+    assert found["action_space"]["high"] == [2.0, 1.0]
+    assert policy.training
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_kind_of_policy_goes_through(name: str, tmp_path: Path) -> None:
+    export_policy(build(name), tmp_path / "policy.pt", "torchscript")
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra export")
+@pytest.mark.parametrize("name", ["everything", "lstm", "discrete", "beta", "three"])
+def test_onnx(name: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    policy = build(name)
+    path = export_policy(policy, tmp_path / "policy.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shapes = {x.name: x.shape for x in session.get_inputs()}
+    assert all(shape[0] == "batch" for shape in shapes.values())
+    recurrent = name in ("lstm", "three")
+    assert ("state_in" in shapes) == recurrent
+    obs = {"policy": {"pose": np.full(3, 4.0, np.float32), "speed": np.ones(2, np.float32)}}
+    if name != "everything":
+        feed = {f"obs/policy/{k}": v[None] for k, v in obs["policy"].items()}
+        if recurrent:
+            feed["state_in"] = np.zeros((1, policy.actor_state_size), np.float32)
+        np.testing.assert_allclose(session.run(None, feed)[0][0], policy.act(obs)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_safetensors_come_back_as_a_policy(tmp_path: Path) -> None:
+    policy = build("estimators")
+    again = read_safetensors(export_policy(policy, tmp_path / "policy.safetensors", "safetensors"))
+    assert again.config == policy.config
+    for name, x in policy.state_dict().items():
+        assert torch.equal(x, again.state_dict()[name])
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(ValueError, match="not a policy"):
+        read_safetensors(tmp_path / "other.safetensors")
+
+
+def test_a_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(DeployedPolicy):
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+            action, *rest = super().forward(*inputs)
+            return (action + 1e-3, *rest)
+
+    policy = build("lstm")
+    wrong = Wrong(policy)
+    monkeypatch.setattr(export, "_write_torchscript", lambda *_: lambda inputs: list(wrong(*inputs)))
+    with pytest.raises(ExportError, match=r"differs from the policy by 0\.001"):
+        export_policy(policy, tmp_path / "policy.pt", "torchscript")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ExportError, match="gives"):
+        check_same_actions(policy, lambda inputs: [x[:, :1] for x in wrong(*inputs)])
+
+
+def test_a_file_that_does_not_run_is_an_export_error() -> None:
+    def broken(inputs: list[Tensor]) -> list[Tensor]:
+        raise KeyError("state_in")
+
+    with pytest.raises(ExportError, match="does not run on 1000 random inputs"):
+        check_same_actions(build(), broken)
+
+
+def test_a_state_that_is_not_reset_is_noticed() -> None:
+    policy = build("gru")
+    reference, kept = DeployedPolicy(policy), []
+
+    def act(inputs: list[Tensor]) -> list[Tensor]:
+        if kept and len(inputs[-1]) == 8:
+            inputs = [*inputs[:-1], kept[-1]]
+        out = list(reference(*inputs))
+        if len(inputs[-1]) == 8:
+            kept.append(out[1].detach())
+        return out
+
+    with pytest.raises(ExportError, match="in step"):
+        check_same_actions(policy, act)
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = build()
+    with pytest.raises(ValueError, match="unknown format 'onx'; did you mean 'onnx'"):
+        export_policy(policy, tmp_path / "x", "onx")  # type: ignore[arg-type]
+
+    class Odd(GaussianHead):
+        pass
+
+    policy.head = Odd(8, 2, DistributionConfig())
+    with pytest.raises(ValueError, match=r"\(Odd\) is unknown here: only GaussianHead"):
+        export_policy(policy, tmp_path / "x", "torchscript")
+    assert isinstance(policy.head.linear, nn.Linear)
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(export.importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r'pip install "understudy\[export\]"'):
+        export_policy(build(), tmp_path / "x")
+    assert not list(tmp_path.iterdir())

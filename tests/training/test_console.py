@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import pytest
+
+from understudy.training.console import LINE_INTERVAL, Console, duration
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_show_progress_rate_and_time_left() -> None:
+    clock, out = Clock(), io.StringIO()
+    console = Console(first_step=1000, total_steps=11_000, file=out, clock=clock)
+    clock.now = 10.0
+    console.log(3000, {"episode/return": 12.345, "ppo/kl": 0.00123, "gail/reward": 0.5, "ppo/loss": 7.0})
+    line = out.getvalue()
+    # 2,000 steps in 10 s; 8,000 are left: 40 s
+    for text in (
+        "3,000 steps (27 %)",
+        "200 steps/s",
+        "40s left",
+        "episode return 12.3",
+        "KL 1.2e-03",
+        "gail/reward 0.5",
+    ):
+        assert text in line
+    assert "loss" not in line
+
+
+def test_lines_are_rare_but_the_last_one_is_never_left_out() -> None:
+    clock, out = Clock(), io.StringIO()
+    console = Console(first_step=0, total_steps=400, file=out, clock=clock)
+    for step in (100, 200, 300):  # one after the other, within the interval
+        clock.now += LINE_INTERVAL / 10
+        console.log(step, {})
+    assert out.getvalue().count("\n") == 1
+    console.log(400, {})
+    assert out.getvalue().count("\n") == 2
+    clock.now += LINE_INTERVAL
+    console.note("checkpoint [written]")
+    assert "checkpoint [written]" in out.getvalue()
+    console.close()
+
+
+def test_nan_keeps_the_last_value() -> None:
+    clock, out = Clock(), io.StringIO()
+    console = Console(first_step=0, total_steps=100, file=out, clock=clock)
+    console.log(1, {"episode/return": 5.0})
+    console.log(100, {"episode/return": math.nan})
+    assert out.getvalue().splitlines()[-1].endswith("episode return 5")
+
+
+def test_terminal_shows_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    console = Console(first_step=0, total_steps=100, file=out)
+    console.log(50, {"episode/return": 5.0, "ppo/kl": 0.01})
+    console.close()
+    console.close()  # twice is harmless
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    lines = [line.strip() for line in plain.splitlines()]
+    head, bar, first, second = lines[-4:]
+    assert head.startswith("50 of 100 steps")
+    assert set(bar) <= set("━╸╺ ")
+    assert first.split() == ["episode", "return", "5"]
+    assert second.split() == ["KL", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (61, "1m 01s"), (3599, "59m 59s"), (7620, "2h 07m")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
