@@ -13,9 +13,8 @@ import numpy as np
 from harness import ACTIVATIONS, Clock, Job, Trainer, make_demonstrations, make_env
 from imitation.algorithms.bc import BC  # type: ignore[import-not-found, unused-ignore]
 from imitation.util import logger  # type: ignore[import-not-found, unused-ignore]
-from stable_baselines3.common.policies import ActorCriticPolicy  # type: ignore[import-not-found, unused-ignore]
-
 from peers.imitation_gail import transitions
+from stable_baselines3.common.policies import ActorCriticPolicy  # type: ignore[import-not-found, unused-ignore]
 
 
 class ImitationBC(Trainer):

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import Clock, Demonstrations, Job, Trainer, make_demonstrations
-
 from peers.understudy import policy_config
+
 from understudy.data.demonstrations.write import Episode, write_npz
 from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic

@@ -11,9 +11,9 @@ import dataclasses
 
 import torch
 from harness import Clock, Job, make_demonstrations
-
 from peers.understudy import Understudy, policy_config, ppo_config
 from peers.understudy_bc import written
+
 from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic
 from understudy.parts.gail import Gail, GailConfig
