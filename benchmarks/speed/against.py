@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.where import ROOT
+
 TURN = {"W1": 2, "W2": 1}
 """Iterations of a turn: a fraction of a second, so that what disturbs one turn disturbs its neighbour."""
 
