@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import json
+import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmarks import table
+from benchmarks.imitation import imitation
+from benchmarks.learning import learning
+from benchmarks.memory import __main__ as memory
+from benchmarks.motion import gait, go1_replay, motion, pictures
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import growth, harness, peer, tables, tensor_env
+from benchmarks.speed import workloads as w
+from benchmarks.teacher import teacher
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-class Loader:
-    """Imports benchmark modules, which live on the path only while a benchmark runs."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch = monkeypatch
-
-    def __call__(self, folder: str, module: str) -> ModuleType:
-        for path in (BENCHMARKS.parent / "examples", BENCHMARKS, BENCHMARKS / folder):
-            self.monkeypatch.syspath_prepend(str(path))
-        return importlib.import_module(module)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loader]:
-    before = set(sys.modules)
-    yield Loader(monkeypatch)
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and Path(file).is_relative_to(BENCHMARKS):
-            del sys.modules[name]  # "run" means three different files
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def line(peer: str, round_number: int, wall: float, cpu: float = 1.0, check: float | None = None) -> dict[str, Any]:
@@ -59,14 +46,12 @@ def lines() -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------- speed: tables
 
 
-def test_ratios_are_paired_by_round(load: Loader) -> None:
-    tables = load("speed", "tables")
+def test_ratios_are_paired_by_round() -> None:
     assert tables.paired_ratios(lines()[:3], lines()[6:9]) == [3.0, 2.0, 4.0]
     assert tables.paired_ratios(lines()[:3], lines()[9:]) == [15.0, 7.5]
 
 
-def test_summary_takes_medians_and_sorts_by_wall_time(load: Loader) -> None:
-    tables = load("speed", "tables")
+def test_summary_takes_medians_and_sorts_by_wall_time() -> None:
     rows = tables.summarize(lines(), "understudy")
     assert [row.peer for row in rows] == ["understudy-eager", "understudy", "fast", "slow"]
     fast = rows[2]
@@ -78,8 +63,7 @@ def test_summary_takes_medians_and_sorts_by_wall_time(load: Loader) -> None:
     assert rows[3].runs == 2
 
 
-def test_headline_is_the_fastest_peer_and_never_our_own_variant(load: Loader) -> None:
-    tables = load("speed", "tables")
+def test_headline_is_the_fastest_peer_and_never_our_own_variant() -> None:
     rows = tables.summarize(lines(), "understudy")
     assert tables.fastest_peer(rows, "understudy").peer == "fast"
     text = tables.markdown(rows, {"broken": "could not be installed"}, "understudy")
@@ -92,8 +76,7 @@ def test_headline_is_the_fastest_peer_and_never_our_own_variant(load: Loader) ->
 # ---------------------------------------------------------------------- speed: workloads
 
 
-def test_workloads_are_those_of_the_comparison(load: Loader) -> None:
-    w = load("speed", "workloads")
+def test_workloads_are_those_of_the_comparison() -> None:
     w1, w2, w3 = (w.WORKLOADS[name] for name in ("W1", "W2", "W3"))
     assert (w1.total_steps, w1.minibatch_size, w1.gradient_steps) == (100_352, 256, 1568)
     assert (w2.total_steps, w2.minibatch_size, w2.gradient_steps) == (40_960, 64, 6400)
@@ -103,13 +86,12 @@ def test_workloads_are_those_of_the_comparison(load: Loader) -> None:
     assert (gail.steps_per_iteration, gail.minibatch_size, gail.gradient_steps) == (16_384, 1024, 2 * (160 + 16))
 
 
-def test_every_peer_has_a_module_and_pinned_requirements(load: Loader) -> None:
-    w = load("speed", "workloads")
-    for name, peer in w.PEERS.items():
-        for method in peer.methods:
-            assert (BENCHMARKS / "speed" / "peers" / f"{w.module_of(name, method)}.py").is_file()
-        assert all("==" in requirement for requirement in (*peer.requirements, *peer.without_dependencies))
-        assert {name for name, _ in peer.unsupported} <= set(w.WORKLOADS)
+def test_every_peer_has_a_module_and_pinned_requirements() -> None:
+    for name, entry in w.PEERS.items():
+        for method in entry.methods:
+            assert (speed.HERE / "peers" / f"{w.module_of(name, method)}.py").is_file()
+        assert all("==" in requirement for requirement in (*entry.requirements, *entry.without_dependencies))
+        assert {name for name, _ in entry.unsupported} <= set(w.WORKLOADS)
     for workload in w.WORKLOADS:
         assert w.OURS in w.default_peers(workload)
         assert not any(name.startswith("understudy-") for name in w.default_peers(workload))
@@ -118,9 +100,8 @@ def test_every_peer_has_a_module_and_pinned_requirements(load: Loader) -> None:
 
 
 @pytest.mark.parametrize("name", ["W1", "W2", "W3"])
-def test_our_configuration_is_the_workload(load: Loader, name: str) -> None:
-    workload = load("speed", "workloads").WORKLOADS[name]
-    ours = load("speed", "peers.understudy")
+def test_our_configuration_is_the_workload(name: str) -> None:
+    workload, ours = w.WORKLOADS[name], peer.peer_module("understudy", "ppo")
     ppo, policy = ours.ppo_config(workload, ""), ours.policy_config(workload)
     assert (ppo.num_steps, ppo.epochs, ppo.minibatches) == (
         workload.num_steps,
@@ -140,11 +121,11 @@ def test_our_configuration_is_the_workload(load: Loader, name: str) -> None:
     assert not policy.normalize_observations
 
 
-@pytest.mark.parametrize("module", ["understudy", "plain_ppo"])
-def test_the_counted_work_is_the_asked_work(load: Loader, module: str) -> None:
-    workloads, harness, peer = (load("speed", name) for name in ("workloads", "harness", "peer"))
-    tiny = replace(workloads.WORKLOADS["W3"], num_envs=8, num_steps=4, num_epochs=3, num_minibatches=2, hidden=(8,))
-    trainer = load("speed", f"peers.{module}").build(harness.Job(workload=tiny, seed=0, device="cpu", variant="eager"))
+@pytest.mark.parametrize("name", ["understudy", "plain"])
+def test_the_counted_work_is_the_asked_work(name: str) -> None:
+    tiny = replace(w.WORKLOADS["W3"], num_envs=8, num_steps=4, num_epochs=3, num_minibatches=2, hidden=(8,))
+    job = harness.Job(workload=tiny, seed=0, device="cpu", variant="eager")
+    trainer = peer.peer_module(name, "ppo").build(job)
     assert peer.warm_up(trainer) == 6
     before = trainer.steps
     trainer.run(2)
@@ -156,16 +137,16 @@ def test_the_counted_work_is_the_asked_work(load: Loader, module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "peer_name"), [("W4-BC", "understudy"), ("W4-BC", "plain-bc"), ("W4-GAIL", "understudy")]
 )
-def test_the_counted_work_of_imitation_is_the_asked_work(load: Loader, name: str, peer_name: str) -> None:
+def test_the_counted_work_of_imitation_is_the_asked_work(name: str, peer_name: str) -> None:
     pytest.importorskip("mujoco")
-    workloads, harness, peer = (load("speed", name) for name in ("workloads", "harness", "peer"))
-    tiny = replace(workloads.WORKLOADS[name], hidden=(8,), episodes=1, num_minibatches=2)
+    tiny = replace(w.WORKLOADS[name], hidden=(8,), episodes=1, num_minibatches=2)
     if name == "W4-BC":
         tiny = replace(tiny, num_steps=2 * 500)
     else:
         tiny = replace(tiny, num_steps=16, num_envs=2, num_epochs=3, disc_updates=4)
-    module = load("speed", f"peers.{workloads.module_of(peer_name, tiny.method)}")
-    trainer = module.build(harness.Job(workload=tiny, seed=0, device="cpu", variant=""))
+    trainer = peer.peer_module(peer_name, tiny.method).build(
+        harness.Job(workload=tiny, seed=0, device="cpu", variant="")
+    )
     assert peer.warm_up(trainer) == tiny.gradient_steps_per_iteration == (2 if name == "W4-BC" else 10)
     before = trainer.steps
     trainer.run(2)
@@ -173,8 +154,7 @@ def test_the_counted_work_of_imitation_is_the_asked_work(load: Loader, name: str
     assert trainer.act(torch.zeros(5, 17).numpy()).shape == (5, 6)
 
 
-def test_demonstrations_are_one_expert_s(load: Loader) -> None:
-    harness = load("speed", "harness")
+def test_demonstrations_are_one_expert_s() -> None:
     made, again = harness.make_demonstrations(2, seed=1), harness.make_demonstrations(2, seed=2)
     obs, actions = made.pairs()
     assert obs.shape == made.next_obs().shape == (2000, 17)
@@ -185,21 +165,18 @@ def test_demonstrations_are_one_expert_s(load: Loader) -> None:
     np.testing.assert_allclose(np.tanh(other_obs @ fit), other_actions, atol=1e-4)
 
 
-def test_the_command_in_the_report_repeats_the_comparison(load: Loader) -> None:
-    run = load("speed", "run")
-    args = run.argparse.Namespace(
-        workload="W1", runs=5, threads=1, device="cpu", iterations=None, peers=list(run.default_peers("W1"))
-    )
-    assert run.command_line(args) == "python benchmarks/speed/run.py --workload W1 --runs 5 --threads 1"
+def test_the_command_in_the_report_repeats_the_comparison() -> None:
+    args = Namespace(workload="W1", runs=5, threads=1, device="cpu", iterations=None, peers=list(w.default_peers("W1")))
+    assert speed.command_line(args) == "python -m benchmarks.speed --workload W1 --runs 5 --threads 1"
     args.peers, args.iterations = ["understudy", "skrl"], 3
-    assert run.command_line(args).endswith("--threads 1 --iterations 3 --peers understudy skrl")
+    assert speed.command_line(args).endswith("--threads 1 --iterations 3 --peers understudy skrl")
 
 
 # ---------------------------------------------------------------------- speed: the tensor environment
 
 
-def test_tensor_environment_truncates_resets_and_keeps_the_final_observation(load: Loader) -> None:
-    env = load("speed", "tensor_env").TensorEnv(4, seed=3, min_length=2, max_length=2)
+def test_tensor_environment_truncates_resets_and_keeps_the_final_observation() -> None:
+    env = tensor_env.TensorEnv(4, seed=3, min_length=2, max_length=2)
     action = torch.zeros(4, 12)
     assert not env.step(action).truncated.any()
     step = env.step(action)
@@ -210,8 +187,8 @@ def test_tensor_environment_truncates_resets_and_keeps_the_final_observation(loa
     assert not env.step(action).truncated.any()
 
 
-def test_tensor_environment_reward_and_dynamics(load: Loader) -> None:
-    env = load("speed", "tensor_env").TensorEnv(3, seed=0)
+def test_tensor_environment_reward_and_dynamics() -> None:
+    env = tensor_env.TensorEnv(3, seed=0)
     env.x = torch.zeros(3, 48)
     action = torch.full((3, 12), 2.0)  # executed as 1
     step = env.step(action)
@@ -221,11 +198,10 @@ def test_tensor_environment_reward_and_dynamics(load: Loader) -> None:
     assert 0.03 < float(noise.std()) < 0.07
 
 
-def test_tensor_environment_is_deterministic_in_its_seed(load: Loader) -> None:
-    module = load("speed", "tensor_env")
+def test_tensor_environment_is_deterministic_in_its_seed() -> None:
     runs = []
     for seed in (1, 1, 2):
-        env = module.TensorEnv(2, seed=seed)
+        env = tensor_env.TensorEnv(2, seed=seed)
         runs.append(torch.stack([env.step(torch.ones(2, 12)).obs for _ in range(5)]))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -234,14 +210,12 @@ def test_tensor_environment_is_deterministic_in_its_seed(load: Loader) -> None:
 # ---------------------------------------------------------------------- growth, memory, learning
 
 
-def test_growth_compares_ten_times_the_environments(load: Loader) -> None:
-    growth = load("speed", "growth")
+def test_growth_compares_ten_times_the_environments() -> None:
     assert growth.growth({1: 100.0, 3: 290.0, 10: 700.0, 30: 1450.0}) == [(1, 10, 7.0), (3, 30, 5.0)]
     assert "Ten times the environments: 1 to 10: 7.0x" in growth.markdown({"a": {1: 1.0, 10: 7.0}}, "here")
 
 
-def test_memory_growth_ignores_the_warmup_and_a_spike(load: Loader) -> None:
-    memory = load("memory", "run")
+def test_memory_growth_ignores_the_warmup_and_a_spike() -> None:
     flat = [5.0] * 20 + [100.0] * 80
     assert memory.growth(flat) == 0.0
     flat[-3] = 900.0
@@ -253,8 +227,7 @@ def test_memory_growth_ignores_the_warmup_and_a_spike(load: Loader) -> None:
     assert memory.resident() > 10 * memory.MIB
 
 
-def test_learning_table_stands_beside_the_published_numbers(load: Loader) -> None:
-    run = load("learning", "run")
+def test_learning_table_stands_beside_the_published_numbers() -> None:
     results = [
         {
             "env": "Hopper-v5", "seed": seed, "env_steps": 1000, "training_return": value, "evaluation_return": 10.0,
@@ -263,11 +236,11 @@ def test_learning_table_stands_beside_the_published_numbers(load: Loader) -> Non
         for seed, value in ((1, 5.0), (0, 1.0))
     ]  # fmt: skip
     names = ("cpu", "cores", "parallel", "gymnasium", "mujoco", "torch", "date", "command")
-    text = run.markdown(results, ["Walker2d-v5 seed 0 failed: x"], dict.fromkeys(names, "?"))
+    text = learning.markdown(results, ["Walker2d-v5 seed 0 failed: x"], dict.fromkeys(names, "?"))
     expected = "| Hopper-v5 | 0, 1 | 1,000 | **3 ± 3** | 10 ± 0 | 2609 ± 701 | 2410 ± 10 | 2383 ± 272 | 500 |"
     assert expected in text
     assert "failed: x" in text
-    band = run.band([r["curve"] for r in results], points=3)
+    band = table.band([r["curve"] for r in results], points=3)
     assert band["steps"] == [0.0, 5.0, 10.0]
     assert (band["mean"], band["low"], band["high"]) == ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [1.0, 3.0, 5.0])
 
@@ -275,40 +248,157 @@ def test_learning_table_stands_beside_the_published_numbers(load: Loader) -> Non
 # ---------------------------------------------------------------------- jobs
 
 
-def test_curves_are_thinned_from_the_end(load: Loader) -> None:
-    thin = load(".", "jobs").thin
+def test_curves_are_thinned_from_the_end() -> None:
     points = [(float(i), float(i)) for i in range(1001)]
     points[999] = (999.0, float("nan"))
-    thinned = thin(points, most=10)
+    thinned = table.thin(points, most=10)
     assert thinned[-1] == (1000, 1000.0)
     assert thinned[0] == (0, 0.0)
     assert len(thinned) == 11
-    assert thin([(1.0, float("nan")), (2.0, 5.12345)], digits=2) == [(2, 5.12)]
+    assert table.thin([(1.0, float("nan")), (2.0, 5.12345)], digits=2) == [(2, 5.12)]
 
 
-def test_finished_jobs_are_not_repeated(load: Loader, tmp_path: Path) -> None:
-    jobs = load(".", "jobs")
-    committed, store = tmp_path / "table.json", tmp_path / "runs" / "table.jsonl"
-    assert jobs.read_known(committed, store) == {}
-    job, known, called = jobs.KeyedJob(), {}, []
-    options = {"store": store, "parallel": 1, "describe": str, "after": lambda: called.append(dict(known))}
-    jobs.run_missing([job], known, vars, **options)  # its result: the fields of the job, none
-    assert known == {job.key: {}} == called[0]
-    assert store.read_text() == "{}\n"
-    jobs.run_missing([job], known, vars, **options)
-    assert len(called) == 1
-    store.write_text('{"key": "b", "x": 2}\n')
-    committed.write_text('{"runs": [{"key": "a", "x": 1}, {"key": "b", "x": 1}]}')
-    assert {key: row["x"] for key, row in jobs.read_known(committed, store).items()} == {"a": 1, "b": 2}
-    assert [jobs.cell(x, 1) for x in ([], [1.0], [1.0, 3.0])] == ["-", "1.0", "2.0 ± 1.4"]
+@dataclass(frozen=True, kw_only=True)
+class Sum(table.Job):
+    """A job that takes no time."""
+
+    number: int
+    seed: int
 
 
-def test_a_training_that_a_signal_ended_has_no_result(load: Loader) -> None:
-    completed = load(".", "jobs").completed
+class Sums(table.Question[Sum]):
+    """A tiny question."""
+
+    name = "sums"
+
+    @classmethod
+    def options(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--numbers", nargs="+", type=int, default=[1])
+
+    def jobs(self) -> list[Sum]:
+        return [Sum(number=number, seed=seed) for seed in self.args.seeds for number in self.args.numbers]
+
+    def work(self, job: Sum) -> dict[str, Any]:
+        if job.number < 0:
+            raise ValueError("negative")
+        if job.number > 90:
+            raise SystemExit("run was stopped by SIGTERM")
+        return {"sum": job.number + job.seed, "revision": "abc", "pair": (1, 2)}
+
+    def describe(self, row: table.Result) -> str:
+        return f"{row['number']} + {row['seed']} = {row['sum']}"
+
+    def report(self, results: Sequence[table.Result]) -> str:
+        rows = [table.line(str(row["number"]), str(row["seed"]), str(row["sum"])) for row in results]
+        return "\n".join([table.rule(3), *rows, "", self.measured(results, "torch", lead="by hand; ")])
+
+    def draw(self, results: Sequence[table.Result], path: Path) -> None:
+        path.write_text("picture")
+
+    def words(self) -> list[str]:
+        return ["--numbers", *map(str, self.args.numbers)]
+
+
+def sums(folder: Path, *words: str) -> Sums:
+    chosen = ("--output", str(folder / "results"), "--runs", str(folder / "runs"), "--parallel", "1")
+    return Sums(table.parse(Sums, [*chosen, *words]))
+
+
+def test_a_table_is_written_once_and_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="nothing is known yet: run without --known-only"):
+        table.answer(sums(tmp_path, "--known-only"))
+    question = sums(tmp_path, "--seeds", "0", "1")
+    report = table.answer(question)
+    assert "1/2 1 + 0 = 1\n2/2 1 + 1 = 2\n" in capsys.readouterr().err
+    assert report.startswith("|---|---|---|\n| 1 | 0 | 1 |\n| 1 | 1 | 2 |\n\nby hand; ")
+    assert f"one thread each; torch {torch.__version__}; understudy abc; " in report
+    assert report.endswith(" --numbers 1`")
+    assert (tmp_path / "results" / "sums.md").read_text() == report
+    assert (tmp_path / "results" / "sums.png").read_text() == "picture"
+    rows = json.loads((tmp_path / "results" / "sums.json").read_text())
+    assert rows[0] == {
+        "key": '{"number": 1, "seed": 0}', "number": 1, "seed": 0, "sum": 1, "revision": "abc", "pair": [1, 2]
+    }  # fmt: skip
+    stored = [json.loads(text) for text in (tmp_path / "runs" / "sums.jsonl").read_text().splitlines()]
+    assert stored == rows
+    # nothing is done twice, without the store neither; and a smaller table keeps the numbers of the larger one
+    (tmp_path / "runs" / "sums.jsonl").unlink()
+    monkeypatch.setattr(table, "processes", lambda _: pytest.fail("a known job was done again"))
+    assert "| 1 | 0 | 1 |" not in table.answer(sums(tmp_path, "--seeds", "1"))
+    assert json.loads((tmp_path / "results" / "sums.json").read_text()) == rows
+    # what has finished since stands above the table
+    (tmp_path / "runs" / "sums.jsonl").write_text(json.dumps({**rows[0], "sum": 7}) + "\n")
+    assert "| 1 | 0 | 7 |" in table.answer(sums(tmp_path, "--seeds", "0", "--report-only"))
+
+
+def test_a_training_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    question = sums(tmp_path, "--seeds", "0", "--numbers", "-5", "2")
+    assert "| 2 | 0 | 2 |" in table.answer(question)
+    assert question.failures == ["-5 0 failed: negative"]
+    with pytest.raises(SystemExit, match="-5 0 failed: negative"):
+        table.answer(sums(tmp_path / "other", "--seeds", "0", "--numbers", "-5"))
+
+
+def test_a_training_that_a_signal_ended_ends_the_table(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run was stopped by SIGTERM"):
+        table.answer(sums(tmp_path, "--seeds", "0", "--numbers", "2", "99", "3", "4", "5", "6", "7", "8"))
+    finished = [json.loads(text)["number"] for text in (tmp_path / "runs" / "sums.jsonl").read_text().splitlines()]
+    assert finished == [2]  # kept; those that waited are not begun
+    assert not (tmp_path / "results").exists()
+
+
+def test_cells_have_mean_and_deviation() -> None:
+    assert [table.cell(x, 1) for x in ([], [1.0], [1.0, 3.0])] == ["-", "1.0", "2.0 ± 1.4"]
+    assert (table.cell([1234.0]), table.cell([1234.0], separator="")) == ("1,234", "1234")
+
+
+def test_an_interrupted_training_goes_on_and_a_finished_one_is_left_alone(tmp_path: Path) -> None:
+    import understudy as us
+
+    def train(total_steps: int) -> us.Run | None:
+        config = us.recipes.cartpole(total_steps=total_steps)
+        return table.train_in(tmp_path / "run", replace(config, evaluation=replace(config.evaluation, episodes=0)))
+
+    first = train(1024)
+    assert first is not None
+    assert train(1024) is None
+    (tmp_path / "run" / table.FINISHED).unlink()  # as if it had been interrupted at its last checkpoint
+    further = train(2048)
+    assert further is not None
+    assert further.env_steps > first.env_steps
+    steps = [row["step"] for row in further.metrics]
+    assert steps == sorted(set(steps))
+    assert steps[0] == first.env_steps < steps[-1]
+
+
+def test_every_benchmark_explains_itself() -> None:
+    modules = [
+        "advisor", "imitation", "imitation.loading", "learning", "memory", "motion", "motion.library_speed", "speed",
+        "speed.against", "speed.collection", "speed.growth", "speed.peer", "speed.tasks", "teacher",
+    ]  # fmt: skip
+    code = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        print("ended with", end.code)
+"""
+    command = [sys.executable, "-c", code, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == done.stdout.count("ended with 0") == len(modules)
+    assert [name for name in modules if f"python -m benchmarks.{name} " not in " ".join(done.stdout.split())] == []
+
+
+def test_a_training_that_a_signal_ended_has_no_result() -> None:
     whole = Namespace(path=Path("runs/x"), stopped_by=None)
-    assert completed(whole) is whole
+    assert table.completed(whole) is whole
     with pytest.raises(SystemExit, match="x was stopped by SIGTERM; start the benchmark again to continue"):
-        completed(Namespace(path=Path("runs/x"), stopped_by="SIGTERM"))
+        table.completed(Namespace(path=Path("runs/x"), stopped_by="SIGTERM"))
 
 
 # ---------------------------------------------------------------------- teachers and students
@@ -321,51 +411,53 @@ def taught(method: str, seed: int, test: float, curve: list[tuple[int, float]], 
     }  # fmt: skip
 
 
-def test_students_are_compared_with_the_teacher_of_their_seed(load: Loader) -> None:
-    run = load("teacher", "run")
+def test_students_are_compared_with_the_teacher_of_their_seed() -> None:
     results = [
         taught("teacher", 0, 100.0, [], None),
         taught("teacher", 1, 200.0, [], None),
         taught("estimator-tppo", 0, 100.0, [(22, 10.0), (44, 90.0), (80, 95.0)], 0.5),
         taught("estimator-tppo", 1, 100.0, [(22, 20.0), (44, 100.0), (80, 105.0)], 0.25),
     ]
-    assert run.soon(results[2:], {0: 100.0, 1: 200.0}) == [44, None]
-    assert run.soon(results[2:], {0: 90.0, 1: 20.0}) == [44, 22]
-    assert run.value_at(results[2]["curve"], 40) == 90.0  # a rollout later
-    assert run.value_at(results[2]["curve"], 20) == 10.0
-    assert run.value_at(results[2]["curve"], 100) is None  # the training was shorter
+    assert teacher.soon(results[2:], {0: 100.0, 1: 200.0}) == [44, None]
+    assert teacher.soon(results[2:], {0: 90.0, 1: 20.0}) == [44, 22]
+    assert teacher.value_at(results[2]["curve"], 40) == 90.0  # a rollout later
+    assert teacher.value_at(results[2]["curve"], 20) == 10.0
+    assert teacher.value_at(results[2]["curve"], 100) is None  # the training was shorter
     expected = (
         "| TPPO, velocity estimated | 15 ± 7 | 95 ± 7 | 100 ± 7 | **100 ± 0** | 75 ± 35 % | 0k (1 of 2 seeds) | "
         "0.375 ± 0.177 | 50 | 0, 1 |"
     )
-    assert expected in run.table(results)
-    assert [run.first(x) for x in ([], [None], [40_000, 60_000], [None, 40_000])] == [
+    assert expected in teacher.tables(results)
+    assert [teacher.first(x) for x in ([], [None], [40_000, 60_000], [None, 40_000])] == [
         "-", "never (0 of 1 seeds)", "50k", "40k (1 of 2 seeds)",
     ]  # fmt: skip
 
 
-def test_the_teacher_of_a_seed_comes_before_its_students(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = load("teacher", "run")
-    words = ["run.py", "--table", "hidden-velocity", "--tasks", "Hopper-v5", "--methods", "tppo", "--seeds", "0", "1"]
-    monkeypatch.setattr(sys, "argv", words)
-    jobs: list[Any] = []
-    monkeypatch.setattr(run, "run_all", lambda found, *_: jobs.extend(found) or sys.exit())
-    with pytest.raises(SystemExit):
-        run.main()
-    assert [(job.method, job.seed) for job in jobs] == [("teacher", 0), ("tppo", 0), ("teacher", 1), ("tppo", 1)]
+def test_the_teacher_of_a_seed_comes_before_its_students(tmp_path: Path) -> None:
+    words = ("--table", "hidden-velocity", "--tasks", "Hopper-v5", "--methods", "tppo", "ppo", "--seeds", "0", "1")
+    question = teacher.Teacher(table.parse(teacher.Teacher, [*words, "--runs", str(tmp_path)]))
+    jobs = question.jobs()
+    assert [(job.method, job.seed) for job in jobs] == [
+        ("teacher", 0), ("tppo", 0), ("ppo", 0), ("teacher", 1), ("tppo", 1), ("ppo", 1),
+    ]  # fmt: skip
     assert jobs[0].total_steps == jobs[1].teacher_steps == 1_000_000
-    assert jobs[0].teacher == jobs[1].teacher
-    config = run.configuration(jobs[1])
-    assert config.parts["teacher"].checkpoints == (str(jobs[0].teacher),)
+    assert question.teacher(jobs[0]) == question.teacher(jobs[1])
+    config = question.config(jobs[1])
+    assert config.parts["teacher"].checkpoints == (str(question.teacher(jobs[0])),)
+    # a known teacher whose run is gone is trained again, where a student asks for it
+    (question.teacher(jobs[3])).mkdir(parents=True)
+    (question.teacher(jobs[3]) / "evaluation.json").touch()
+    known = {job.key: {} for job in (jobs[0], jobs[3])}
+    first, second = question.stages(jobs, known)
+    assert ([job.seed for job in first], list(known)) == ([0, 1], [jobs[3].key])
+    assert list(second) == [jobs[k] for k in (1, 2, 4, 5)]
 
 
 # ---------------------------------------------------------------------- imitation
 
 
-def imitation_args(run: ModuleType, *words: str) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["run.py", *words])
-        return run.parse_args()
+def imitation_question(*words: str) -> imitation.Imitation:
+    return imitation.Imitation(table.parse(imitation.Imitation, words))
 
 
 def imitation_result(job: Any, score: float) -> dict[str, Any]:
@@ -375,45 +467,42 @@ def imitation_result(job: Any, score: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_imitation_table_is_in_percent_of_the_expert(load: Loader, tmp_path: Path) -> None:
+def test_imitation_table_is_in_percent_of_the_expert(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    run, report = load("imitation", "run"), load("imitation", "report")
-    args = imitation_args(run, "--tasks", "Hopper-v5", "--methods", "bc", "gail", "--seeds", "0", "1")
-    (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
+    question = imitation_question("--tasks", "Hopper-v5", "--methods", "bc", "gail", "--seeds", "0", "1")
+    expert, *jobs = question.jobs()
     assert [(job.method, job.seed, job.total_steps) for job in jobs] == [
         ("bc", 0, 0), ("bc", 1, 0), ("gail", 0, 1_000_000), ("gail", 1, 1_000_000),
     ]  # fmt: skip
     results = [imitation_result(expert, 2000.0), *(imitation_result(job, x) for job, x in zip(jobs, (1900.0, 2000.0)))]
-    text = report.main_table(results, args)
+    text = question.report(results)
     assert "| Hopper-v5 | expert (PPO) | 0 | **2000** | 100.0 % | 2 min | - | - |" in text
     assert "| Hopper-v5 | BC | 0, 1 | **1950 ± 71** | 97.5 % (95.0 %) | 2 min | 2243 ± 32 (85 %) | - |" in text
     assert "| Hopper-v5 | GAIL | - | - | - | - | 2671 ± 82 (102 %) | 1761 |" in text
-    report.plot(results, args, tmp_path / "picture.png")
+    question.draw(results, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
-def test_imitation_sweep_has_a_column_for_each_number_of_episodes(load: Loader, tmp_path: Path) -> None:
+def test_imitation_sweep_has_a_column_for_each_number_of_episodes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    run, report = load("imitation", "run"), load("imitation", "report")
     words = ("--tasks", "Hopper-v5", "--methods", "bc", "--seeds", "0", "1", "--trajectories", "1", "25")
-    args = imitation_args(run, *words)
-    (expert,), jobs = run.expert_jobs(args), run.learner_jobs(args)
+    question = imitation_question(*words)
+    expert, *jobs = question.jobs()
     scores = {1: 500.0, 25: 1000.0}
     results = [imitation_result(expert, 1000.0), *(imitation_result(job, scores[job.trajectories]) for job in jobs)]
-    text = report.sweep_table(results, args)
+    text = question.report(results)
     assert "| task | method | 1 episode | 25 episodes |" in text
     assert "| Hopper-v5 | BC | 50.0 % (50.0 %) | 100.0 % (100.0 %) |" in text
-    report.plot(results, args, tmp_path / "picture.png")
+    question.draw(results, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
-def test_few_episodes_get_as_many_gradient_steps(load: Loader) -> None:
+def test_few_episodes_get_as_many_gradient_steps() -> None:
     from understudy.runs.config import OfflineConfig
 
-    run = load("imitation", "run")
-    few = run.as_many_steps(OfflineConfig(epochs=100, patience=20), 5)
+    few = imitation.as_many_steps(OfflineConfig(epochs=100, patience=20), 5)
     assert (few.epochs, few.patience) == (500, 100)
-    assert run.as_many_steps(OfflineConfig(epochs=100, patience=None), 25).patience is None
+    assert imitation.as_many_steps(OfflineConfig(epochs=100, patience=None), 25).patience is None
 
 
 # ---------------------------------------------------------------------- motion
@@ -427,13 +516,27 @@ def moved(method: str, seed: int, score: float, energy: float) -> dict[str, Any]
     }  # fmt: skip
 
 
-def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> None:
+CLIPS = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
+
+
+def motion_question(folder: Path, task: str, *words: str) -> motion.Motion:
+    places = ("--output", str(folder / "results"), "--runs", str(folder / "runs"))
+    return motion.Motion(table.parse(motion.Motion, ["--task", task, *places, *words]))
+
+
+def write_motion(question: motion.Motion, rows: list[dict[str, Any]]) -> Path:
+    question.results.mkdir()
+    stored = question.results / f"{question.name}.json"
+    stored.write_text(json.dumps({"clips": CLIPS, "runs": rows}))
+    return stored
+
+
+def test_motion_table_has_shares_of_ppo_over_the_same_seeds(tmp_path: Path) -> None:
     pytest.importorskip("mujoco")
-    run = load("motion", "run")
-    args = Namespace(task="cheetah", seeds=[1, 2], methods=run.METHODS["cheetah"], total_steps=16, episodes=1)
+    question = motion_question(tmp_path, "cheetah", "--seeds", "1", "2")
     results = [moved("ppo", 1, 100.0, 0.8), moved("ppo", 2, 300.0, 0.4), moved("appo-0.3", 1, 95.0, 0.2)]
-    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
-    text = run.table(args, results, clips)
+    write_motion(question, [])
+    text = question.report(results)
     # of PPO's seed 1 alone: 95 / 100 and 0.2 / 0.8
     assert "| appo-0.3 | 1 | 95 | 95 % | 0.200 | 25 % | 4.00 | 100 % | 3.00 | 0.50, 0.25 | 0.75 | 0.250 |" in text
     assert "| ppo | 1, 2 | 200 ± 141 | 100 % | 0.600 ± 0.283 |" in text
@@ -441,69 +544,64 @@ def test_motion_table_has_shares_of_ppo_over_the_same_seeds(load: Loader) -> Non
     assert "| other clips | | | | 0.010 | | 0.10 | | 2.50 |" in text
 
 
-def test_a_smaller_motion_table_keeps_the_numbers_of_a_larger_one(
-    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_motion_table_keeps_clips_and_runs_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mujoco")
-    run = load("motion", "run")
-    monkeypatch.setattr(run, "HERE", tmp_path)
-    monkeypatch.setattr(load("motion", "pictures"), "draw", lambda *_: None)
-    args = Namespace(task="cheetah", seeds=[1, 2], methods=["ppo"], total_steps=16, episodes=1, report_only=True)
-    rows = [{"key": job.key, **moved("ppo", job.seed, 100.0, 0.5)} for job in run.make_jobs(args)]
-    (tmp_path / "results").mkdir()
-    stored = tmp_path / "results" / "cheetah.json"
-    clips = {"energy": 0.01, "frechet": 0.1, "frequency": 2.5}
-    stored.write_text(json.dumps({"clips": clips, "runs": rows}))
-    args.seeds = [2]
-    assert "| ppo | 2 | 100 |" in run.report(args, run.run_all(run.make_jobs(args), args))
-    assert json.loads(stored.read_text()) == {"clips": clips, "runs": rows}
+    monkeypatch.setattr(pictures, "draw", lambda *_: None)
+    words = ("--methods", "ppo", "--total-steps", "16", "--episodes", "1")
+    larger = motion_question(tmp_path, "cheetah", *words, "--seeds", "1", "2")
+    rows = [{"key": job.key, **moved("ppo", job.seed, 100.0, 0.5)} for job in larger.jobs()]
+    stored = write_motion(larger, rows)
+    smaller = motion_question(tmp_path, "cheetah", *words, "--seeds", "2", "--report-only")
+    assert "| ppo | 2 | 100 |" in table.answer(smaller)
+    assert json.loads(stored.read_text()) == {"clips": CLIPS, "runs": rows}
 
 
-def test_motion_jobs_come_seed_by_seed_and_know_their_folder(load: Loader) -> None:
-    run = load("motion", "run")
-    args = Namespace(task="ant", seeds=[3, 4], methods=["ppo", "appo-0.5"], total_steps=16, episodes=1)
-    jobs = run.make_jobs(args)
+def test_motion_jobs_come_seed_by_seed_and_know_their_folder(tmp_path: Path) -> None:
+    words = ("--seeds", "3", "4", "--methods", "ppo", "appo-0.5", "--total-steps", "16")
+    question = motion_question(tmp_path, "ant", *words)
+    jobs = question.jobs()
     assert [(job.method, job.seed) for job in jobs] == [("ppo", 3), ("appo-0.5", 3), ("ppo", 4), ("appo-0.5", 4)]
-    assert jobs[1].folder.parts[-3:] == ("runs", "ant", "appo-0.5-seed-3-steps-16")
-    config = run.method_config(jobs[1])
+    assert question.folder(jobs[1]).parts[-3:] == ("runs", "ant", "appo-0.5-seed-3-steps-16")
+    config = question.config(jobs[1])
     assert (config.env.id, config.seed, config.ppo.reward_weight) == ("Ant-v5", 3, 0.5)
-    assert run.TASKS["ant"].joints["ankle_4"] == 12
-    assert run.curve([{"step": 1, "x": 0.5}, {"step": 2}, {"step": 3, "x": 1.5}], "x") == [(1, 0.5), (3, 1.5)]
+    assert gait.TASKS["ant"].joints["ankle_4"] == 12
+    assert table.curve([{"step": 1, "x": 0.5}, {"step": 2}, {"step": 3, "x": 1.5}], "x") == [(1, 0.5), (3, 1.5)]
+    with pytest.raises(SystemExit):
+        motion_question(tmp_path, "ant", "--methods", "atppo-0.5")
 
 
-def test_blends_and_starts_are_in_a_method_s_name(load: Loader) -> None:
-    run = load("motion", "run")
+def test_blends_and_starts_are_in_a_method_s_name(tmp_path: Path) -> None:
+    question = motion_question(tmp_path, "cheetah", "--total-steps", "100")
     plain, starts = (
-        run.method_config(run.Job(task="cheetah", method=method, seed=1, total_steps=100, episodes=1))
+        question.config(motion.Job(task="cheetah", method=method, seed=1, total_steps=100, episodes=1))
         for method in ("appo-0.3", "appo-0.3-rsi")
     )
     assert plain.ppo.reward_weight == 0.3
     assert plain.parts["motion"].reward_weight == 0.7
-    assert (plain.env.id, starts.env.id) == ("HalfCheetah-v5", run.FROM_CLIPS)
+    assert (plain.env.id, starts.env.id) == ("HalfCheetah-v5", motion.FROM_CLIPS)
     assert starts.ppo == plain.ppo
 
 
-def test_a_go1_is_posed_by_what_its_observations_tell(load: Loader) -> None:
+def test_a_go1_is_posed_by_what_its_observations_tell() -> None:
     pytest.importorskip("imageio")
-    replay = load("motion", "go1_replay")
     frames = np.zeros((2, 123))
-    frames[:, replay.GRAVITY], frames[:, replay.VELOCITY] = (0.0, 0.0, -1.0), (1.0, 0.0, 0.0)
-    frames[:, replay.TURNING] = (0.0, 0.0, 0.5 * np.pi / replay.STEP_TIME)  # a quarter turn each step
-    frames[1, replay.JOINTS.start] = 0.25
-    pose = replay.poses(frames)
+    frames[:, go1_replay.GRAVITY], frames[:, go1_replay.VELOCITY] = (0.0, 0.0, -1.0), (1.0, 0.0, 0.0)
+    frames[:, go1_replay.TURNING] = (0.0, 0.0, 0.5 * np.pi / go1_replay.STEP_TIME)  # a quarter turn each step
+    frames[1, go1_replay.JOINTS.start] = 0.25
+    pose = go1_replay.poses(frames)
     half = np.sqrt(0.5)
     np.testing.assert_allclose(pose[:, :3], [[0.0, 0.02, 0.0], [-0.02, 0.02, 0.0]], atol=1e-12)
     np.testing.assert_allclose(pose[:, 3:7], [[half, 0.0, 0.0, half], [0.0, 0.0, 0.0, 1.0]], atol=1e-12)
     np.testing.assert_allclose(pose[:, 7:9], [[0.1, 0.9], [0.35, 0.9]])
     # nose down by 30 degrees, then on its right side by as much: gravity is minus the rotation's last row
-    frames[:, replay.TURNING] = 0.0
-    frames[:, replay.GRAVITY] = [[0.5, 0.0, -np.sqrt(0.75)], [0.0, -0.5, -np.sqrt(0.75)]]
+    frames[:, go1_replay.TURNING] = 0.0
+    frames[:, go1_replay.GRAVITY] = [[0.5, 0.0, -np.sqrt(0.75)], [0.0, -0.5, -np.sqrt(0.75)]]
     angle = np.pi / 12.0
     expected = [[np.cos(angle), 0.0, np.sin(angle), 0.0], [np.cos(angle), np.sin(angle), 0.0, 0.0]]
-    np.testing.assert_allclose(replay.poses(frames)[:, 3:7], expected, atol=1e-12)
-    turned = replay.rotations(*(np.array([x]) for x in (0.4, -0.3, 2.0)))[0]
+    np.testing.assert_allclose(go1_replay.poses(frames)[:, 3:7], expected, atol=1e-12)
+    turned = go1_replay.rotations(*(np.array([x]) for x in (0.4, -0.3, 2.0)))[0]
     np.testing.assert_allclose(turned @ turned.T, np.eye(3), atol=1e-12)
-    w, x, y, z = replay.quaternions(*(np.array([a]) for a in (0.4, -0.3, 2.0)))[0]
+    w, x, y, z = go1_replay.quaternions(*(np.array([a]) for a in (0.4, -0.3, 2.0)))[0]
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -512,11 +610,10 @@ def test_a_go1_is_posed_by_what_its_observations_tell(load: Loader) -> None:
     np.testing.assert_allclose(turned, rows, atol=1e-12)
 
 
-def test_a_go1_s_gait_is_measured_from_its_observations(load: Loader) -> None:
+def test_a_go1_s_gait_is_measured_from_its_observations() -> None:
     pytest.importorskip("envpool")
     import understudy as us
 
-    gait = load("motion", "gait")
     config = us.recipes.go1_trot()
     env = replace(config.env, num_envs=2)
     made = env.make("cpu", 0)
@@ -530,11 +627,10 @@ def test_a_go1_s_gait_is_measured_from_its_observations(load: Loader) -> None:
         assert contact.any()  # it falls, but stands first
 
 
-def test_films_stand_side_by_side(load: Loader, tmp_path: Path) -> None:
+def test_films_stand_side_by_side(tmp_path: Path) -> None:
     imageio = pytest.importorskip("imageio.v2")
     pytest.importorskip("imageio_ffmpeg")
     image = pytest.importorskip("PIL.Image")
-    pictures = load("motion", "pictures")
     films = {}
     for name, shade, length in (("dark", 40, 120), ("light", 200, 100)):
         films[name] = tmp_path / f"{name}.mp4"

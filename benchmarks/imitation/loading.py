@@ -1,6 +1,6 @@
 """How long a million recorded transitions take to load, and what memory cloning from them takes. Prints one table.
 
-    OMP_NUM_THREADS=1 python benchmarks/imitation/loading.py
+    OMP_NUM_THREADS=1 python -m benchmarks.imitation.loading
 
 The data: 1,000 episodes of 1,000 steps in HalfCheetah-v5's shapes, float32, made up, in each format. Loading: best of
 three, files in the page cache. Memory: the peak of a process that clones for one epoch from five million, above that of
@@ -10,6 +10,7 @@ million of them do.)
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from benchmarks.where import ROOT
 
 EPISODES, MANY_EPISODES, STEPS, OBSERVATION, ACTION = 1_000, 5_000, 1_000, 17, 6
 ENV = "HalfCheetah-v5"
@@ -118,14 +121,26 @@ def peak() -> int:
 def peak_of_cloning(path: Path, folder: Path) -> int:
     """Largest resident set of a process that clones from a file, bytes."""
     run_dir = tempfile.mkdtemp(dir=folder)
-    command = [sys.executable, __file__, "--clone", str(path), str(Path(run_dir) / "run")]
+    command = [sys.executable, "-m", "benchmarks.imitation.loading", "--clone", str(path), str(Path(run_dir) / "run")]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
+        command, check=True, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MALLOC_ARENA_MAX": "1"}
     )
     return int(done.stdout.split()[-1])
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clone", nargs=2, type=Path, metavar=("FILE", "RUN"), help="only clone, and print the peak")
+    args = parser.parse_args()
+    if args.clone:
+        clone(*args.clone)
+        print(peak())
+    else:
+        measure()
+
+
+def measure() -> None:
+    """Print the table."""
     print("| format | load a million, s | size as loaded, MB | peak memory of cloning five million / size |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
@@ -145,8 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--clone"]:
-        clone(Path(sys.argv[2]), Path(sys.argv[3]))
-        print(peak())
-    else:
-        main()
+    main()

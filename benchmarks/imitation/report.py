@@ -1,27 +1,28 @@
-"""What the imitation benchmark reports: tables beside the published scores, footer, pictures."""
+"""What the imitation benchmark reports: tables beside the published scores, pictures."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import Result
-from published import METHODS, PUBLISHED, SOURCES
+from benchmarks.imitation.published import METHODS, PUBLISHED, SOURCES
+from benchmarks.table import Result, band, canvas, cell, line, rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESULTS = Path(__file__).resolve().parent / "results"
 EXPERT = "expert"
 ADVERSARIAL = ("gail", "airl", "bc-gail")  # these step the environment
 RECORDED = 25
 """Episodes that each expert is recorded for; a method that gets fewer takes the first ones."""
+CURVES_CAPTION = (
+    "Curves: return while training, actions sampled, mean and range over seeds. Dots and broken lines: final "
+    "scores, as in the table."
+)
+SWEEP_CAPTION = "Points: mean, lowest and highest seed."
 
 
 # ---------------------------------------------------------------------- tables
@@ -34,14 +35,6 @@ def scores(results: Sequence[Result], method: str, task: str, trajectories: int 
         for r in results
         if (r["method"], r["task"]) == (method, task) and trajectories in (None, r["trajectories"])
     ]
-
-
-def spread(values: Sequence[float]) -> str:
-    """`mean ± standard deviation over seeds`, or a dash."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.0f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.0f}"
 
 
 def share(values: Sequence[float], expert: float) -> str:
@@ -71,7 +64,7 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
         "# Imitation",
         "",
         "| task | method | seeds | return | share of the expert's (lowest seed) | time | " + " | ".join(SOURCES) + " |",
-        "|---" * (6 + len(SOURCES)) + "|",
+        rule(6 + len(SOURCES)),
     ]
     for task in args.tasks:
         expert = scores(results, EXPERT, task)
@@ -79,11 +72,14 @@ def main_table(results: Sequence[Result], args: argparse.Namespace) -> str:
             found = [r for r in results if (r["method"], r["task"]) == (method, task)]
             returns = [r["test_return"] for r in found]
             cells = [task, "expert (PPO)" if method == EXPERT else METHODS[method]]
-            cells += [", ".join(str(r["seed"]) for r in found) or "-", f"**{spread(returns)}**" if returns else "-"]
+            cells += [
+                ", ".join(str(r["seed"]) for r in found) or "-",
+                f"**{cell(returns, separator='')}**" if returns else "-",
+            ]
             cells += [share(returns, expert[0]) if expert else "-"]
             cells += [duration(statistics.median(r["seconds"] for r in found)) if found else "-"]
             cells += [published(source, task, method) for source in SOURCES]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines.append(line(*cells))
     sources = [f"- **{name}**: {text}." for name, text in SOURCES.items()]
     return "\n".join([*lines, "", *explanation(results, args), *sources, ""])
 
@@ -117,13 +113,13 @@ def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
         "# How many demonstrations",
         "",
         "| task | method | " + " | ".join(f"{n} episode{'s' * (n > 1)}" for n in counts) + " |",
-        "|---" * (2 + len(counts)) + "|",
+        rule(2 + len(counts)),
     ]
     for task in args.tasks:
         expert = scores(results, EXPERT, task)
         for method in args.methods:
             cells = [share(scores(results, method, task, n), expert[0]) if expert else "-" for n in counts]
-            lines.append("| " + " | ".join([task, METHODS[method], *cells]) + " |")
+            lines.append(line(task, METHODS[method], *cells))
     return "\n".join(
         [
             *lines,
@@ -136,60 +132,13 @@ def sweep_table(results: Sequence[Result], args: argparse.Namespace) -> str:
     )
 
 
-def footer(args: argparse.Namespace, results: Sequence[Result]) -> str:
-    """How, where and when."""
-    import tables
-
-    machine = tables.machine()
-    caption = (
-        "Points: mean, lowest and highest seed."
-        if len(args.trajectories) > 1
-        else "Curves: return while training, actions sampled, mean and range over seeds. Dots and broken lines: final "
-        "scores, as in the table."
-    )
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "gymnasium", "mujoco"))
-    return "\n".join(
-        [
-            "",
-            f"![picture]({os.path.relpath(picture_path(args), RESULTS)})",
-            "",
-            caption,
-            "",
-            f"{len(results)} trainings, on a machine that did other things too; "
-            f"{machine['cpu']}, {machine['cores']} cores, one thread each; {versions}; understudy "
-            f"{', '.join(sorted({r['revision'] for r in results}))}; {datetime.date.today().isoformat()}; "
-            f"`{command_line(args)}`",
-            "",
-        ]
-    )
-
-
-def command_line(args: argparse.Namespace) -> str:
-    """The command that makes the same tables anywhere."""
-    words = ["--tasks", *args.tasks, "--methods", *args.methods, "--seeds", *map(str, args.seeds)]
-    words += ["--trajectories", *map(str, args.trajectories)]
-    words += [] if args.expert_steps is None else ["--expert-steps", str(args.expert_steps)]
-    words += ["--total-steps", str(args.total_steps), "--name", args.name]
-    return "python benchmarks/imitation/run.py " + " ".join(words)
-
-
 # ---------------------------------------------------------------------- pictures
-
-
-def picture_path(args: argparse.Namespace) -> Path:
-    """Beside the tables, unless told otherwise."""
-    chosen: Path | None = args.picture
-    return RESULTS / f"{args.name}.png" if chosen is None else chosen
 
 
 def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> None:
     """One panel for each task: learning curves and levels, or the score over the number of trajectories."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tasks = [task for task in args.tasks if scores(results, EXPERT, task)]
-    figure = Figure(figsize=(max(4.2 * len(tasks), 5.6), 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(max(4.2 * len(tasks), 5.6), 3.6, dpi=120)
     draw = draw_sweep if len(args.trajectories) > 1 else draw_curves
     for number, task in enumerate(tasks, start=1):
         axes = figure.add_subplot(1, len(tasks), number)
@@ -200,7 +149,7 @@ def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> Non
         axes.spines[["top", "right"]].set_visible(False)
     if figure.axes:
         figure.axes[0].set_ylabel("return")
-        labelled = {text: line for axes in figure.axes for line, text in zip(*axes.get_legend_handles_labels())}
+        labelled = {text: mark for axes in figure.axes for mark, text in zip(*axes.get_legend_handles_labels())}
         figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=6, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -208,21 +157,18 @@ def plot(results: Sequence[Result], args: argparse.Namespace, path: Path) -> Non
 
 def draw_curves(axes: Axes, results: Sequence[Result], methods: Sequence[str]) -> None:
     """What steps the environment: its training return, and a dot, its final score. What does not: its final score."""
-    import numpy as np
-
     for method in methods:
         color, found = color_of(method), [r for r in results if r["method"] == method]
-        curves = [list(zip(*r["curve"])) for r in found if len(r["curve"]) > 1]
+        curves = [r["curve"] for r in found if len(r["curve"]) > 1]
         score = statistics.fmean(r["test_return"] for r in found) if found else None
         if method in ADVERSARIAL and curves:
-            grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 100)
-            lines = np.stack([np.interp(grid, steps, returns) for steps, returns in curves])
-            axes.plot(grid, lines.mean(0), color=color, label=METHODS[method])
-            axes.fill_between(grid, lines.min(0), lines.max(0), color=color, alpha=0.2, linewidth=0)
-            axes.plot(grid[-1], score, "o", color=color, clip_on=False)
+            drawn = band(curves)
+            axes.plot(drawn["steps"], drawn["mean"], color=color, label=METHODS[method])
+            axes.fill_between(drawn["steps"], drawn["low"], drawn["high"], color=color, alpha=0.2, linewidth=0)
+            axes.plot(drawn["steps"][-1], score, "o", color=color, clip_on=False)
         elif score is not None:  # two of these may lie on each other
-            line = ":" if method == "dagger" else "--"
-            axes.axhline(score, color=color, linestyle=line, linewidth=2.0, label=METHODS[method])
+            style = ":" if method == "dagger" else "--"
+            axes.axhline(score, color=color, linestyle=style, linewidth=2.0, label=METHODS[method])
     axes.set_xlabel("environment steps")
     axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
 

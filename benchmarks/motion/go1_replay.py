@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trot_clips import LEGS, STANDING
+
+from benchmarks.motion.examples import example
 
 Array = NDArray[np.float64]
+
+TROT = example("trot_clips")
+LEGS, STANDING = TROT.LEGS, TROT.STANDING
 
 GRAVITY, VELOCITY, TURNING, JOINTS = slice(54, 57), slice(57, 60), slice(60, 63), slice(63, 75)
 """Columns of `privileged_state`: gravity (trunk's frame), velocity (trunk's frame, m/s), angular velocity (world's

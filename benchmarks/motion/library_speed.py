@@ -1,6 +1,6 @@
 """How long a one-hour motion set takes to load, and a million transitions to sample. Prints one table.
 
-    OMP_NUM_THREADS=1 python benchmarks/motion/library_speed.py
+    OMP_NUM_THREADS=1 python -m benchmarks.motion.library_speed
 
 The set: 120 clips of 30 s at 60 frames a second, a root with orientation and 24 joints (31 columns); the library
 derives root and joint velocities and resamples to 50 frames a second (58 features). Best of three, files in the page
@@ -9,6 +9,7 @@ cache.
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -53,6 +54,8 @@ def best(function: Callable[[], object], runs: int = 3) -> float:
 
 
 def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     clips = one_hour()
     with tempfile.TemporaryDirectory() as folder:
         ours = write_motions(Path(folder) / "hour.npz", clips)

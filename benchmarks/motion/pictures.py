@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.table import canvas
+
 if TYPE_CHECKING:
-    from gait import Task
+    from benchmarks.motion.gait import Task
 
 FILM_SECONDS = 10.0
 GIF_START, GIF_SECONDS, GIF_FPS, GIF_HEIGHT = 2.0, 2.4, 12.5, 180
@@ -18,13 +20,9 @@ GIF_START, GIF_SECONDS, GIF_FPS, GIF_HEIGHT = 2.0, 2.4, 12.5, 180
 
 def draw(results: Sequence[Mapping[str, Any]], clips: Mapping[str, Any], task: Task, path: Path) -> None:
     """One panel for each joint (bold: the method's lowest seed), then scores, share of saturated scores and returns."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns, joints = 3, list(task.joints)
     rows = -(-(len(joints) + 3) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.7 * rows), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = canvas(4.2 * columns, 2.7 * rows)
     panels = [figure.add_subplot(rows, columns, k + 1) for k in range(len(joints) + 3)]
     methods = list(dict.fromkeys(r["method"] for r in results))
     colors = {method: f"C{k}" for k, method in enumerate(methods)}

@@ -1,6 +1,6 @@
 """What collecting costs on top of the environment: steps/s while collecting, against random actions.
 
-    python benchmarks/speed/collection.py --rounds 20
+    python -m benchmarks.speed.collection --rounds 20
 
 The same vector environment is stepped with actions drawn beforehand, and by `PPO.iterate` (its "time/collect": acting,
 stepping, storing, the finiteness check). Rounds are interleaved; the update is cut to one gradient step, so that the
@@ -10,14 +10,14 @@ policy stays as random as the random actions and episodes are as long. Writes re
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
 import statistics
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from benchmarks import where
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,7 +35,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     setup(args.threads)
-    import tables
 
     lines = [
         "# Collection",
@@ -49,12 +48,12 @@ def main() -> None:
             label = f"{name}, EnvPool" if variant else name
             lines.append(f"| {label} | {alone:,.0f} | {collecting:,.0f} | {share:.0%} |")
             print(lines[-1], file=sys.stderr, flush=True)
-    machine = tables.machine()
+    machine = where.machine()
     lines += [
         "",
         f"{args.rounds} interleaved rounds; {machine['cpu']}, {machine['cores']} cores, torch threads {args.threads}; "
-        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; "
-        f"`python benchmarks/speed/collection.py --rounds {args.rounds} --threads {args.threads}`",
+        f"understudy {where.revision()}; {where.today()}; "
+        f"`python -m benchmarks.speed.collection --rounds {args.rounds} --threads {args.threads}`",
         "",
     ]
     args.output.mkdir(parents=True, exist_ok=True)
@@ -63,10 +62,8 @@ def main() -> None:
 
 
 def setup(threads: int) -> None:
-    """Threads before torch is imported, and the library on the path if it is not installed."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    sys.path.append(str(HERE.parents[1] / "src"))
+    """Limit the threads before torch is imported."""
+    where.threads(threads)
     import torch
 
     torch.set_num_threads(threads)
@@ -74,9 +71,9 @@ def setup(threads: int) -> None:
 
 def measure(name: str, variant: str, rounds: int) -> tuple[float, float, float]:
     """(steps/s alone, steps/s collecting, median of their paired ratio)."""
-    from harness import Job
-    from peers import understudy
-    from workloads import WORKLOADS
+    from benchmarks.speed.harness import Job
+    from benchmarks.speed.peers import understudy
+    from benchmarks.speed.workloads import WORKLOADS
 
     workload = replace(WORKLOADS[name], num_epochs=1, num_minibatches=1)
     job = Job(workload=workload, seed=0, device="cpu", variant=variant)

@@ -1,6 +1,6 @@
 """Training speed against the number of environments: steps/s of whole iterations, from 1x to 1,000x.
 
-    python benchmarks/speed/growth.py --rounds 7
+    python -m benchmarks.speed.growth --rounds 7
 
 The number of gradient steps per iteration stays the same, so that a larger rollout is larger minibatches: what a GPU
 simulator does. Until the device is full, ten times the environments should give at least five times the steps/s.
@@ -10,15 +10,15 @@ Writes results/growth.md and results/growth.png.
 from __future__ import annotations
 
 import argparse
-import datetime
 import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from collection import setup
-from workloads import WORKLOADS, Workload
+from benchmarks import where
+from benchmarks.speed.collection import setup
+from benchmarks.speed.workloads import WORKLOADS, Workload
 
 HERE = Path(__file__).resolve().parent
 COUNTS = (1, 3, 10, 30, 100, 300, 1000)
@@ -57,7 +57,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
     setup(args.threads)
-    import tables
 
     points: dict[str, dict[int, float]] = {}
     for curve in CURVES:
@@ -65,14 +64,14 @@ def main() -> None:
         for count in [n for n in COUNTS if n <= min(args.most, curve.most)]:
             points[curve.name][count] = steps_per_second(curve, count, args.rounds, args.device)
             print(f"{curve.name}: {count} -> {points[curve.name][count]:,.0f} steps/s", file=sys.stderr, flush=True)
-    machine = tables.machine()
-    where = (
+    machine = where.machine()
+    line = (
         f"{machine['cpu']}, {machine['cores']} cores, device {args.device}, torch threads {args.threads}; "
-        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; "
-        f"`python benchmarks/speed/growth.py --rounds {args.rounds} --threads {args.threads}`"
+        f"understudy {where.revision()}; {where.today()}; "
+        f"`python -m benchmarks.speed.growth --rounds {args.rounds} --threads {args.threads}`"
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    report = markdown(points, where)
+    report = markdown(points, line)
     (args.output / "growth.md").write_text(report)
     plot(points, args.output / "growth.png")
     print(report)
@@ -80,8 +79,8 @@ def main() -> None:
 
 def steps_per_second(curve: Curve, count: int, rounds: int, device: str) -> float:
     """Median over whole iterations (collect and update) at `count` environments."""
-    from harness import Job
-    from peers import understudy
+    from benchmarks.speed.harness import Job
+    from benchmarks.speed.peers import understudy
 
     workload = replace(curve.workload, num_envs=count)
     trainer = understudy.build(Job(workload=workload, seed=0, device=device, variant=curve.variant))
@@ -96,7 +95,7 @@ def growth(points: dict[int, float]) -> list[tuple[int, int, float]]:
     return [(n, 10 * n, points[10 * n] / speed) for n, speed in points.items() if 10 * n in points]
 
 
-def markdown(points: dict[str, dict[int, float]], where: str) -> str:
+def markdown(points: dict[str, dict[int, float]], line: str) -> str:
     """A table per curve, and what ten times the environments bring."""
     lines = ["# Growth", "", "![steps/s against environments](growth.png)", ""]
     for name, curve in points.items():
@@ -105,7 +104,7 @@ def markdown(points: dict[str, dict[int, float]], where: str) -> str:
         lines.append("| steps/s | " + " | ".join(f"{speed:,.0f}" for speed in curve.values()) + " |")
         factors = ", ".join(f"{n:,} to {ten:,}: {factor:.1f}x" for n, ten, factor in growth(curve))
         lines += ["", f"Ten times the environments: {factors or '-'}.", ""]
-    return "\n".join([*lines, where, ""])
+    return "\n".join([*lines, line, ""])
 
 
 def plot(points: dict[str, dict[int, float]], path: Path) -> None:

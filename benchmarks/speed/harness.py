@@ -13,7 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from workloads import EPISODE_LENGTH, Workload
+
+from benchmarks.speed.workloads import EPISODE_LENGTH, Workload
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU, "relu": torch.nn.ReLU}
 
@@ -139,7 +140,7 @@ def check_return(trainer: Trainer, job: Job) -> float:
     """Mean return of 8 deterministic episodes (W3: mean reward per step of 200 steps)."""
     workload = job.workload
     if workload.env_id == "tensor":
-        from tensor_env import TensorEnv
+        from benchmarks.speed.tensor_env import TensorEnv
 
         env = TensorEnv(workload.num_envs, job.device, seed=1000 + job.seed)
         obs, total = env.reset(), 0.0

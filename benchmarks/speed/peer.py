@@ -1,6 +1,6 @@
 """Run one peer on one workload in this process and print one JSON line.
 
-    benchmarks/.venvs/skrl/bin/python benchmarks/speed/peer.py skrl --workload W1 --seed 0 --threads 1
+    benchmarks/.venvs/skrl/bin/python -m benchmarks.speed.peer skrl --workload W1 --seed 0 --threads 1
 
 The environment and the agent are built, one whole iteration (rollout and update) is run to warm up, and only then the
 clock starts. The optimizer steps of the warm-up iteration and the environment steps of the timed ones are counted and
@@ -17,12 +17,13 @@ import os
 import sys
 import time
 from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from workloads import NUM_ENVS_ON_GPU, PEERS, WORKLOADS, module_of
+from benchmarks.speed.workloads import NUM_ENVS_ON_GPU, PEERS, WORKLOADS, module_of
 
 if TYPE_CHECKING:
-    import harness
+    from benchmarks.speed import harness
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +40,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def peer_module(peer: str, method: str) -> ModuleType:
+    """The module in peers/ that does it."""
+    return importlib.import_module(f"benchmarks.speed.peers.{module_of(peer, method)}")
+
+
 def version(name: str) -> str:
     """Installed version of a package, or "-"."""
     try:
@@ -52,8 +58,9 @@ def main() -> None:
     # before torch is imported: BLAS libraries read these once
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(args.threads)
-    import harness
     import torch
+
+    from benchmarks.speed import harness
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -64,7 +71,7 @@ def main() -> None:
     if args.iterations is not None:
         workload = replace(workload, num_iterations=args.iterations)
     job = harness.Job(workload=workload, seed=args.seed, device=args.device, variant=peer.variant)
-    trainer: harness.Trainer = importlib.import_module(f"peers.{module_of(args.peer, workload.method)}").build(job)
+    trainer: harness.Trainer = peer_module(args.peer, workload.method).build(job)
 
     check_before = harness.check_score(trainer, job) if args.check else None
     started = time.perf_counter()

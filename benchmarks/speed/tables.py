@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]  # one JSON line of peer.py
@@ -105,25 +101,3 @@ def markdown(rows: Sequence[Row], failures: Mapping[str, str], ours: str) -> str
     if best is not None and best.ratio is not None:
         lines += ["", f"Fastest peer / ours: **{best.ratio:.2f}** ({best.peer}; median of {best.runs} paired runs)."]
     return "\n".join(lines)
-
-
-def machine() -> dict[str, str]:
-    """Where this was measured."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def revision(root: Path) -> str:
-    """Short git revision of the library, with + where the library's sources differ from it."""
-    git = ("git", "-C", str(root))
-    head = subprocess.run((*git, "rev-parse", "--short", "HEAD"), capture_output=True, text=True, check=False)
-    if head.returncode:
-        return "unknown"
-    dirty = subprocess.run((*git, "status", "--porcelain", "src"), capture_output=True, text=True, check=False)
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,6 +1,6 @@
 """How fast the library's own tasks step: environment steps/s, expert labels and automatic resets included.
 
-    python benchmarks/speed/tasks.py
+    python -m benchmarks.speed.tasks
 
 Each round steps a task 100 times with actions drawn beforehand, or with its expert's. Writes results/tasks.md.
 """
@@ -8,7 +8,6 @@ Each round steps a task 100 times with actions drawn beforehand, or with its exp
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import statistics
 import sys
@@ -16,9 +15,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tables
 import torch
 
+from benchmarks import where
 from understudy.envs import VecEnv, make_env
 
 if TYPE_CHECKING:
@@ -47,13 +46,13 @@ def main() -> None:
             expert = summary([rate(env, True) for _ in range(args.rounds)]) if labelled else "-"
             lines.append(f"| {name} | {num_envs:,} | {random} | {expert} |")
             print(lines[-1], file=sys.stderr, flush=True)
-    machine = tables.machine()
+    machine = where.machine()
     lines += [
         "",
         f"Median (best) of {args.rounds} rounds of {STEPS} steps; {machine['cpu']}, {machine['cores']} cores, "
         f"torch threads {args.threads}, load average {os.getloadavg()[0]:.1f}; "
-        f"understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; "
-        "`python benchmarks/speed/tasks.py`",
+        f"understudy {where.revision()}; {where.today()}; "
+        "`python -m benchmarks.speed.tasks`",
         "",
     ]
     args.output.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workloads import PEERS, SIMULATORS, TORCH
+from benchmarks.speed.workloads import PEERS, SIMULATORS, TORCH
 
 ROOT = Path(__file__).resolve().parents[1] / ".venvs"
 

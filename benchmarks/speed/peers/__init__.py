@@ -1,1 +1,1 @@
-"""One module per peer, each with `build(job) -> Trainer`; run one with `python benchmarks/speed/peer.py NAME`."""
+"""One module per peer, each with `build(job) -> Trainer`; run one with `python -m benchmarks.speed.peer NAME`."""

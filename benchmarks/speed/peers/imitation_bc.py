@@ -10,12 +10,12 @@ Differences from the workload: none.
 from __future__ import annotations
 
 import numpy as np
-from harness import ACTIVATIONS, Clock, Job, Trainer, make_demonstrations, make_env
 from imitation.algorithms.bc import BC  # type: ignore[import-not-found, unused-ignore]
 from imitation.util import logger  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3.common.policies import ActorCriticPolicy  # type: ignore[import-not-found, unused-ignore]
 
-from peers.imitation_gail import transitions
+from benchmarks.speed.harness import ACTIVATIONS, Clock, Job, Trainer, make_demonstrations, make_env
+from benchmarks.speed.peers.imitation_gail import transitions
 
 
 class ImitationBC(Trainer):

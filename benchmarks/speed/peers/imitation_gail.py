@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_demonstrations, make_env
 from imitation.algorithms.adversarial.gail import GAIL  # type: ignore[import-not-found, unused-ignore]
 from imitation.data.types import Transitions  # type: ignore[import-not-found, unused-ignore]
 from imitation.rewards.reward_nets import BasicRewardNet  # type: ignore[import-not-found, unused-ignore]
 from imitation.util import logger  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3 import PPO  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3.common.vec_env import DummyVecEnv  # type: ignore[import-not-found, unused-ignore]
+
+from benchmarks.speed.harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_demonstrations, make_env
 
 
 class ImitationGail(Trainer):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from harness import Clock, Job, Trainer, make_demonstrations, mlp
+
+from benchmarks.speed.harness import Clock, Job, Trainer, make_demonstrations, mlp
 
 
 class PlainBC(Trainer):

@@ -15,11 +15,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from harness import Clock, Job, Trainer, mlp, vector_env
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
-from workloads import Workload
+
+from benchmarks.speed.harness import Clock, Job, Trainer, mlp, vector_env
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
+from benchmarks.speed.workloads import Workload
 
 
 class Agent(nn.Module):

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Clock, Job, Trainer, vector_env
 from rsl_rl.env import VecEnv  # type: ignore[import-not-found, unused-ignore]
 from rsl_rl.runners import OnPolicyRunner  # type: ignore[import-not-found, unused-ignore]
-from tensor_env import ACTION_DIM, TensorEnv
 from tensordict import TensorDict
 from torch import Tensor
+
+from benchmarks.speed.harness import Clock, Job, Trainer, vector_env
+from benchmarks.speed.tensor_env import ACTION_DIM, TensorEnv
 
 
 class TensorRslEnv(VecEnv):  # type: ignore[misc, unused-ignore]

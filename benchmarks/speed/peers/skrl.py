@@ -18,7 +18,6 @@ import numpy as np
 import skrl  # type: ignore[import-not-found, unused-ignore]
 import torch
 from gymnasium import spaces
-from harness import Clock, Job, Trainer, mlp, vector_env
 from skrl.agents.torch.ppo import PPO, PPO_CFG  # type: ignore[import-not-found, unused-ignore]
 from skrl.envs.wrappers.torch import Wrapper, wrap_env  # type: ignore[import-not-found, unused-ignore]
 from skrl.memories.torch import RandomMemory  # type: ignore[import-not-found, unused-ignore]
@@ -30,8 +29,10 @@ from skrl.models.torch import (  # type: ignore[import-not-found, unused-ignore]
 )
 from skrl.resources.schedulers.torch import KLAdaptiveLR  # type: ignore[import-not-found, unused-ignore]
 from skrl.trainers.torch import SequentialTrainer  # type: ignore[import-not-found, unused-ignore]
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
-from workloads import Workload
+
+from benchmarks.speed.harness import Clock, Job, Trainer, mlp, vector_env
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
+from benchmarks.speed.workloads import Workload
 
 skrl.logger.setLevel("ERROR")
 

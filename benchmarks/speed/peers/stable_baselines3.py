@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from harness import Clock, Job, Trainer, make_env
 from stable_baselines3 import PPO  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv  # type: ignore[import-not-found, unused-ignore]
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
+
+from benchmarks.speed.harness import Clock, Job, Trainer, make_env
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 
 
 class TensorVecEnv(VecEnv):  # type: ignore[misc, unused-ignore]

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_env
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from tianshou.algorithm import PPO  # type: ignore[import-not-found, unused-ignore]
 from tianshou.algorithm.modelfree.reinforce import (  # type: ignore[import-not-found, unused-ignore]
     DiscreteActorPolicy,
@@ -40,6 +38,9 @@ from tianshou.utils.torch_utils import (  # type: ignore[import-not-found, unuse
     policy_within_training_step,
     torch_train_mode,
 )
+
+from benchmarks.speed.harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_env
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 
 
 class TensorVectorEnv(BaseVectorEnv):  # type: ignore[misc, unused-ignore]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from harness import ACTIVATIONS, Clock, Job, Trainer, make_demonstrations, make_env
 from tianshou.algorithm.imitation.imitation_base import (  # type: ignore[import-not-found, unused-ignore]
     ImitationPolicy,
     OfflineImitationLearning,
@@ -22,7 +21,8 @@ from tianshou.utils.net.continuous import (  # type: ignore[import-not-found, un
 )
 from tianshou.utils.torch_utils import policy_within_training_step  # type: ignore[import-not-found, unused-ignore]
 
-from peers.tianshou import buffer_of
+from benchmarks.speed.harness import ACTIVATIONS, Clock, Job, Trainer, make_demonstrations, make_env
+from benchmarks.speed.peers.tianshou import buffer_of
 
 
 class TianshouBC(Trainer):

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from harness import Job, make_demonstrations
 from tianshou.algorithm import GAIL  # type: ignore[import-not-found, unused-ignore]
 from tianshou.algorithm.optim import AdamOptimizerFactory  # type: ignore[import-not-found, unused-ignore]
 from tianshou.utils.net.common import Net  # type: ignore[import-not-found, unused-ignore]
 from tianshou.utils.net.continuous import ContinuousCritic  # type: ignore[import-not-found, unused-ignore]
 
-from peers.tianshou import Tianshou, buffer_of
+from benchmarks.speed.harness import Job, make_demonstrations
+from benchmarks.speed.peers.tianshou import Tianshou, buffer_of
 
 
 class TianshouGail(Tianshou):

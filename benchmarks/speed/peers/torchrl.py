@@ -17,8 +17,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from harness import Clock, Job, Trainer, make_env, mlp
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torchrl.collectors import Collector  # type: ignore[import-not-found, unused-ignore]
@@ -47,6 +45,9 @@ from torchrl.modules import (  # type: ignore[import-not-found, unused-ignore]
 )
 from torchrl.objectives import ClipPPOLoss  # type: ignore[import-not-found, unused-ignore]
 from torchrl.objectives.value.advantages import GAE  # type: ignore[import-not-found, unused-ignore]
+
+from benchmarks.speed.harness import Clock, Job, Trainer, make_env, mlp
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 
 
 class TensorRLEnv(EnvBase):  # type: ignore[misc, unused-ignore]

@@ -12,25 +12,20 @@ Differences from the workload: none. A time limit bootstraps from the value of t
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from harness import Clock, Job, Trainer
-from tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from tensordict import TensorDict
 from torch import Tensor
-from workloads import Workload
 
-from understudy.core.capture import CaptureMode
-from understudy.envs.base import Step, VecEnv
-from understudy.envs.registry import Backend, make_env
-from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.ppo import PPO
+import understudy as us
+from benchmarks.speed.harness import Clock, Job, Trainer
+from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
+from benchmarks.speed.workloads import Workload
+from understudy.envs import Step, VecEnv
 
 
 class TensorTask:
@@ -64,11 +59,11 @@ class Understudy(Trainer):
         if w.env_id == "tensor":
             env = TensorTask(TensorEnv(w.num_envs, job.device, seed=job.seed))
         else:
-            backend: Backend = "envpool" if job.variant == "envpool" else "gymnasium"
-            env = make_env(w.env_id, w.num_envs, backend=backend, device=job.device, seed=job.seed)
+            backend = "envpool" if job.variant == "envpool" else "gymnasium"
+            env = us.make_env(w.env_id, w.num_envs, backend=backend, device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
-        policy = ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        self.ppo = PPO(env, policy, ppo_config(w, job.variant), seed=job.seed)
+        policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
+        self.ppo = us.PPO(env, policy, ppo_config(w, job.variant), seed=job.seed)
 
     @property
     def steps(self) -> int:  # type: ignore[override]
@@ -86,21 +81,20 @@ class Understudy(Trainer):
         return np.asarray(action)
 
 
-def policy_config(w: Workload) -> PolicyConfig:
+def policy_config(w: Workload) -> us.PolicyConfig:
     """Separate actor and critic of the workload's widths."""
-    return PolicyConfig(
+    return us.PolicyConfig(
         hidden_sizes=w.hidden,
         activation=w.activation,
-        distribution=DistributionConfig(init_std=w.init_std),
+        distribution=replace(us.PolicyConfig().distribution, init_std=w.init_std),
         normalize_observations=False,
     )
 
 
-def ppo_config(w: Workload, variant: str) -> PPOConfig:
+def ppo_config(w: Workload, variant: str) -> us.PPOConfig:
     """The workload in our words."""
     assert w.normalize_advantage in ("minibatch", "rollout")
-    capture: CaptureMode = variant if variant in get_args(CaptureMode) else "trace"  # type: ignore[assignment]
-    return PPOConfig(
+    return us.PPOConfig(
         num_steps=w.num_steps,
         epochs=w.num_epochs,
         minibatches=w.num_minibatches,
@@ -111,9 +105,9 @@ def ppo_config(w: Workload, variant: str) -> PPOConfig:
         gamma=w.gamma,
         gae_lambda=w.gae_lambda,
         advantage_normalization="minibatch" if w.normalize_advantage == "minibatch" else "rollout",
-        optimizer=OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=w.max_grad_norm),
+        optimizer=us.OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=w.max_grad_norm),
         desired_kl=w.desired_kl,
-        capture=capture,
+        capture=variant if variant in ("eager", "compile") else "trace",
     )
 
 

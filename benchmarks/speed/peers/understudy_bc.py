@@ -14,17 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Clock, Demonstrations, Job, Trainer, make_demonstrations
 
-from peers.understudy import policy_config
+import understudy as us
+from benchmarks.speed.harness import Clock, Demonstrations, Job, Trainer, make_demonstrations
+from benchmarks.speed.peers.understudy import policy_config
 from understudy.data.demonstrations.write import Episode, write_npz
-from understudy.envs.registry import make_env
-from understudy.nn.policy import ActorCritic
-from understudy.parts.behavior_cloning import BehaviorCloningConfig
-from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
-from understudy.ppo.ppo import PPO
+from understudy.parts import BehaviorCloningConfig
 from understudy.runs.config import OfflineConfig
 from understudy.training.offline import OfflineTraining
 
@@ -35,10 +30,10 @@ class UnderstudyBC(Trainer):
     def __init__(self, job: Job) -> None:
         w = job.workload
         self.clock, self.rows = Clock(job.device), w.minibatch_size
-        env = make_env(w.env_id, 1, backend="gymnasium", device=job.device, seed=job.seed)
+        env = us.make_env(w.env_id, 1, backend="gymnasium", device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
-        policy = ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        context = PartContext(
+        policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
+        context = us.PartContext(
             name="bc",
             observation_space=env.observation_space,
             action_space=env.action_space,
@@ -54,8 +49,8 @@ class UnderstudyBC(Trainer):
             loss="nll" if job.variant == "nll" else "mse",
             batch_size=w.minibatch_size,
         )
-        optimizer = OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=None)
-        self.ppo = PPO(env, policy, PPOConfig(optimizer=optimizer), {"bc": config.build(context)}, seed=job.seed)
+        optimizer = us.OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=None)
+        self.ppo = us.PPO(env, policy, us.PPOConfig(optimizer=optimizer), {"bc": config.build(context)}, seed=job.seed)
         offline = OfflineConfig(epochs=1_000, learning_rate=w.learning_rate, validation_fraction=0.0)
         self.training = OfflineTraining(self.ppo, offline)
 

@@ -10,17 +10,13 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from harness import Clock, Job, make_demonstrations
 
-from peers.understudy import Understudy, policy_config, ppo_config
-from peers.understudy_bc import written
-from understudy.envs.registry import make_env
-from understudy.nn.policy import ActorCritic
-from understudy.parts.gail import Gail, GailConfig
+import understudy as us
+from benchmarks.speed.harness import Clock, Job, make_demonstrations
+from benchmarks.speed.peers.understudy import Understudy, policy_config, ppo_config
+from benchmarks.speed.peers.understudy_bc import written
+from understudy.parts import Gail, GailConfig
 from understudy.parts.shared.discriminator import DiscriminatorConfig
-from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
-from understudy.ppo.ppo import PPO
 
 
 class UnderstudyGail(Understudy):
@@ -29,10 +25,10 @@ class UnderstudyGail(Understudy):
     def __init__(self, job: Job) -> None:
         w = job.workload
         self.clock = Clock(job.device)
-        env = make_env(w.env_id, w.num_envs, backend="gymnasium", device=job.device, seed=job.seed)
+        env = us.make_env(w.env_id, w.num_envs, backend="gymnasium", device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
-        policy = ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        context = PartContext(
+        policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
+        context = us.PartContext(
             name="gail",
             observation_space=env.observation_space,
             action_space=env.action_space,
@@ -50,11 +46,11 @@ class UnderstudyGail(Understudy):
                 hidden_sizes=w.disc_hidden,
                 activation="tanh",
                 disc_update_num=w.disc_updates,
-                optimizer=OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=None),
+                optimizer=us.OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=None),
             ),
         ).build(context)
         config = dataclasses.replace(ppo_config(w, job.variant), reward_weight=0.0)
-        self.ppo = PPO(env, policy, config, {"gail": self.gail}, seed=job.seed)
+        self.ppo = us.PPO(env, policy, config, {"gail": self.gail}, seed=job.seed)
 
     def gradient_steps(self) -> int:
         optimizers = (self.ppo.optimizer, self.gail.discriminator.optimizer)

@@ -1,6 +1,6 @@
 """Compare the library with its peers on one workload, side by side on this machine.
 
-    python benchmarks/speed/run.py --workload W1 --runs 5 --threads 1
+    python -m benchmarks.speed --workload W1 --runs 5 --threads 1
 
 Every peer gets a virtual environment of its own (made on first use), every run a process of its own. Rounds are
 interleaved (A B C A B C ...), so that what disturbs the machine disturbs all; medians and round-by-round ratios are
@@ -10,7 +10,6 @@ reported. Writes results/<workload>.md and the raw numbers in results/<workload>
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shlex
@@ -20,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tables
-from venvs import InstallError, python_of
-from workloads import EPISODE_LENGTH, OURS, PEERS, WORKLOADS, Workload, default_peers
+from benchmarks import where
+from benchmarks.speed import tables
+from benchmarks.speed.venvs import InstallError, python_of
+from benchmarks.speed.workloads import EPISODE_LENGTH, OURS, PEERS, WORKLOADS, Workload, default_peers
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,17 +86,17 @@ def prepare(peers: Sequence[str], workload: str, ours: str) -> tuple[dict[str, s
 
 def run_once(peer: str, python: str, args: argparse.Namespace, round_number: int) -> dict[str, Any] | str:
     """One process; its JSON line, or why there is none."""
-    command = [python, str(HERE / "peer.py"), peer, "--workload", args.workload]
+    command = [python, "-m", "benchmarks.speed.peer", peer, "--workload", args.workload]
     command += ["--seed", str(round_number), "--threads", str(args.threads), "--device", args.device]
     if args.iterations is not None:
         command += ["--iterations", str(args.iterations)]
     if round_number == 0:
         command.append("--check")  # outside the clock: did it learn?
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src") if peer.startswith(OURS) else ""}
+    environment = {**os.environ, "PYTHONPATH": str(where.ROOT / "src") if peer.startswith(OURS) else ""}
     environment["PYTHONWARNINGS"] = "ignore"
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=args.timeout, env=environment, check=False, cwd=HERE
+            command, capture_output=True, text=True, timeout=args.timeout, env=environment, check=False, cwd=where.ROOT
         )
     except subprocess.TimeoutExpired:
         return f"no result after {args.timeout:.0f} s"
@@ -108,7 +107,7 @@ def run_once(peer: str, python: str, args: argparse.Namespace, round_number: int
     result: dict[str, Any] = json.loads(lines[-1])
     result["round"] = round_number
     if peer.startswith(OURS):
-        result["version"] = tables.revision(REPOSITORY)
+        result["version"] = where.revision()
     return result
 
 
@@ -118,7 +117,7 @@ def write(args: argparse.Namespace, results: list[dict[str, Any]], failures: dic
     suffix = ("" if args.threads == 1 else f"-{args.threads}-threads") + ("" if args.device == "cpu" else "-gpu")
     name = args.name or args.workload + suffix
     rows = tables.summarize(results, OURS)
-    machine, first = tables.machine(), results[0]
+    machine, first = where.machine(), results[0]
     command = command_line(args)
     versions = ", ".join(f"{key} {first[key]}" for key in ("python", "torch", "gymnasium", "mujoco", "numpy"))
     load = max(result["load_before"] for result in results)
@@ -132,7 +131,7 @@ def write(args: argparse.Namespace, results: list[dict[str, Any]], failures: dic
             "",
             f"- {machine['cpu']}, {machine['cores']} cores, {machine['system']}; device {args.device}, "
             f"torch threads: {args.threads}; highest load average before a run: {load:.1f}",
-            f"- {versions}; {datetime.date.today().isoformat()}",
+            f"- {versions}; {where.today()}",
             f"- `{command}`",
             "- What each peer does differently is stated at the top of `benchmarks/speed/peers/<peer>.py`.",
             "",
@@ -154,7 +153,7 @@ def command_line(args: argparse.Namespace) -> str:
         words += ["--iterations", str(args.iterations)]
     if tuple(args.peers) != default_peers(args.workload):
         words += ["--peers", *args.peers]
-    return "python benchmarks/speed/run.py " + shlex.join(words)
+    return "python -m benchmarks.speed " + shlex.join(words)
 
 
 def describe(workload: Workload, first: dict[str, Any]) -> str:

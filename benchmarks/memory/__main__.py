@@ -1,6 +1,6 @@
 """Does a long training grow? Resident memory over 1,000 iterations, sampled from the kernel.
 
-    python benchmarks/memory/run.py --iterations 1000
+    python -m benchmarks.memory --iterations 1000
 
 A whole training (`us.train`: PPO, observation normaliser, metrics file, TensorBoard, evaluation, checkpoints)
 runs in this process; a thread reads /proc/self/statm. Growth is what memory gained after the first fifth, as the
@@ -11,7 +11,6 @@ Writes results/memory.md and results/memory.json. Linux only.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -22,10 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "speed"))
-sys.path.append(str(HERE.parents[1] / "src"))  # used where the library is not installed
+from benchmarks import where
 
+HERE = Path(__file__).resolve().parent
 MIB = 2**20
 
 
@@ -120,9 +118,6 @@ def train(args: argparse.Namespace) -> list[int]:
 
 def markdown(args: argparse.Namespace, samples: Sequence[int], gained: float, seconds: float) -> str:
     """The result in one paragraph and a small table."""
-    import tables
-
-    machine = tables.machine()
     points = [samples[min(len(samples) - 1, int(len(samples) * q))] / MIB for q in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     return "\n".join(
         (
@@ -138,8 +133,8 @@ def markdown(args: argparse.Namespace, samples: Sequence[int], gained: float, se
             f"Growth after the first fifth: **{gained:+.2f} MiB** ({gained * 1024 / (0.7 * args.iterations):+.2f} KiB "
             "per iteration).",
             "",
-            f"{machine['cpu']}; understudy {tables.revision(HERE.parents[1])}; {datetime.date.today().isoformat()}; "
-            f"`python benchmarks/memory/run.py --iterations {args.iterations}`",
+            f"{where.machine()['cpu']}; understudy {where.revision()}; {where.today()}; "
+            f"`python -m benchmarks.memory --iterations {args.iterations}`",
             "",
         )
     )

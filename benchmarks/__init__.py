@@ -1,0 +1,1 @@
+"""Measurements of the library: one folder per question, each started with `python -m benchmarks.<question>`."""

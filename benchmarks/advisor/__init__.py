@@ -1,0 +1,1 @@
+"""ADVISOR and its rivals, beside the paper's numbers: `python -m benchmarks.advisor`."""

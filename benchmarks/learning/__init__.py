@@ -1,0 +1,1 @@
+"""The library's recipes beside published scores: `python -m benchmarks.learning`."""

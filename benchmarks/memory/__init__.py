@@ -1,0 +1,1 @@
+"""Does a long training grow? `python -m benchmarks.memory`."""
