@@ -13,9 +13,8 @@ from torch import Tensor
 
 from understudy.core import devices
 from understudy.core.capture import CaptureMode, capture
-from understudy.core.spaces import Key, find_components
+from understudy.core.spaces import Key, component_keys, find_components, unflatten
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.observations import component_keys, unflatten
 from understudy.nn.policy import REPLACED, ActorCritic
 from understudy.ppo.part import Labels, Overrides, Part
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import ENVPOOL_FROM, OWN_TASKS, EnvConfig
+from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig
 from understudy.nn.policy import ActorCritic
 from understudy.tools.film import check_video_packages, film
 
@@ -126,7 +126,7 @@ def quotas(episodes: int, num_envs: int) -> list[int]:
 
 
 def _num_envs(episodes: int, env_config: EnvConfig) -> int:
-    if env_config.id in OWN_TASKS:
+    if env_config.id in ENVS:
         return min(episodes, MAX_BATCHED_ENVS)
     # backend "auto" depends on the number of copies, and backends differ in physics: stay with the training's
     if env_config.backend == "auto":

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from understudy.core.check import check_choice
 from understudy.core.spaces import Key
-from understudy.envs.segments import Segments
+from understudy.envs.observations import Segments
 from understudy.nn import heads
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.runs.codec import from_plain, to_plain

@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import component_keys
 from understudy.data.demonstrations.read import Key
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.observations import component_keys
 from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import ActorCritic
 from understudy.runs.folder import read_policy

@@ -15,9 +15,9 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.core.spaces import find_components
+from understudy.core.spaces import component_keys, find_components, unflatten
 from understudy.data.demonstrations.read import Key, Recording, open_recording
-from understudy.envs.observations import DEFAULT_GROUP, component_keys, unflatten
+from understudy.envs.observations import DEFAULT_GROUP
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from understudy.core.check import nearest
 from understudy.core.spaces import Key, find_components
-from understudy.envs.observations import nearest
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget
