@@ -375,7 +375,7 @@ def test_what_is_refused() -> None:
     other = linear(spaces.Dict({"policy": box(3)}), torch.zeros(2, 3))
     refuse(r"sees 'policy' as Box.*\(3,\).*groups=", other)
     refuse(
-        r"sees 'velocity'.*did you mean 'policy'|observation group 'velocity' does not exist",
+        r"sees 'velocity'.*did you mean policy|observation group 'velocity' does not exist",
         linear(spaces.Dict({"velocity": box(4)}), torch.zeros(2, 4), actor_groups=("velocity",)),
     )
     three = linear(seen, torch.zeros(3, 4), (0.0, 0.0, 0.0), action_space=spaces.Box(-1.0, 1.0, (3,), np.float32))  # type: ignore[arg-type]

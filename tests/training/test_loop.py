@@ -215,7 +215,6 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"env": EnvConfig(id="CartPol-v1")}, "CartPole-v1"),
-        ({"env": EnvConfig(id="CartPole-v1", num_envs=0)}, "num_envs is 0"),
         ({"policy": PolicyConfig(actor_groups=("polcy",))}, "did you mean policy"),
         ({"ppo": PPOConfig(num_steps=16, minibatches=3)}, "does not divide"),
         ({"device": "abacus"}, "cannot be used"),
