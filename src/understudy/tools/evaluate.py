@@ -146,18 +146,14 @@ def _run_episodes(
         action, state = policy.act(obs, state, deterministic=deterministic)
         step = env.step(action)
         returns += step.reward.double().cpu().numpy()
-        ended = is_first = step.terminated | step.truncated
-        if step.valid is None:
-            lengths += 1
-        else:  # a row that only reset its environment is no step of an episode
-            lengths += step.valid.cpu().numpy()
-            is_first = ended | ~step.valid
-        over = ended.cpu().numpy() | (lengths >= STEP_LIMIT)
+        # a row that only reset its environment does not count
+        lengths += 1 if step.valid is None else step.valid.cpu().numpy()
+        over = step.ended.cpu().numpy() | (lengths >= STEP_LIMIT)
         for index in np.flatnonzero(over):
             if len(finished[index]) < owed[index]:
                 finished[index].append((float(returns[index]), int(lengths[index])))
             returns[index], lengths[index] = 0.0, 0
-        state = _restart(state, is_first, policy)
+        state = _restart(state, step.starts_next, policy)
         obs = step.obs
     flat = [episode for done in finished for episode in done]
     return [episode[0] for episode in flat], [episode[1] for episode in flat]

@@ -84,9 +84,7 @@ def record_episodes(
             if len(finished[n]) < owed[n] or steps < min_steps:
                 finished[n].append(episode)
                 steps += episode.length
-        ended = step.terminated | step.truncated
-        is_first = ended if step.valid is None else ended | ~step.valid
-        obs = step.obs
+        obs, is_first = step.obs, step.starts_next
     return [episode for done in finished for episode in done]
 
 

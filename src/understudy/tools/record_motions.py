@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.core.spaces import component_keys, find_components, unflatten
+from understudy.core.spaces import component, component_keys, is_box, shape_of, unflatten
 from understudy.data.demonstrations.write import Episode
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.envs.base import VecEnv
@@ -66,8 +66,8 @@ def record_motions(
 
 def vector_reader(space: spaces.Dict) -> FeatureReader:
     """Reads all vectors and scalars of the observations, in their order. Raises ValueError where there are none."""
-    components = {"/".join(key): find_components(space, "/".join(key))[key] for key in component_keys(space)}
-    names = [name for name, part in components.items() if isinstance(part, spaces.Box) and len(part.shape) <= 1]
+    components = {"/".join(key): component(space, key) for key in component_keys(space)}
+    names = [name for name, part in components.items() if is_box(part) and len(shape_of(part)) <= 1]
     if not names:
         raise ValueError("the observations have no vectors, of which motion clips are made")
     return FeatureReader(space, names)
