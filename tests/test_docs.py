@@ -284,16 +284,16 @@ def test_fits() -> None:
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder that is not empty, and the registries as they were afterwards."""
-    from understudy.envs.registry import OWN_TASKS
+    from understudy.envs.registry import ENVS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").touch()
-    parts, tasks = set(PARTS), set(OWN_TASKS)
+    parts, tasks = set(PARTS), set(ENVS)
     yield tmp_path
     for name in PARTS.keys() - parts:
         del PARTS[name]
-    for name in OWN_TASKS.keys() - tasks:
-        del OWN_TASKS[name]
+    for name in ENVS.keys() - tasks:
+        del ENVS[name]
 
 
 @pytest.mark.parametrize("name", CODE_PAGES)

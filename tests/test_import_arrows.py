@@ -16,7 +16,7 @@ ALLOWED = {  # room -> rooms it may import from, besides itself
     "types": set(),
     "version": set(),
     "core": set(),
-    "envs": {"types", "core", "tasks"},
+    "envs": {"types", "core"},
     "tasks": {"types", "core", "envs"},
     "nn": {"types", "core", "envs"},
     "ppo": {"types", "core", "envs", "nn"},
@@ -28,7 +28,7 @@ ALLOWED = {  # room -> rooms it may import from, besides itself
     "recipes": {"types", "core", "envs", "nn", "ppo", "parts", "data", "runs", "tasks"},
     "interop": {"types", "version", "core", "envs", "nn", "ppo", "parts", "data", "runs", "tools", "training"},
 }
-LOADED_BY_PPO = {"types", "version", "core", "envs", "nn", "ppo", "tasks"}
+LOADED_BY_PPO = {"types", "version", "core", "envs", "nn", "ppo"}
 """Rooms that `us.PPO` may load at run time."""
 
 

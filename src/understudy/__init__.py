@@ -10,7 +10,7 @@ from understudy.version import __version__
 if TYPE_CHECKING:
     from understudy import data, envs, interop, nn, parts, ppo, recipes, runs, tools, training
     from understudy.core.schedules import Schedule
-    from understudy.envs.registry import EnvConfig, make_env
+    from understudy.envs.registry import EnvConfig, make_env, register_env
     from understudy.interop.clip_ppo_loss import ClipPPOLoss
     from understudy.nn.policy import ActorCritic, PolicyConfig
     from understudy.ppo.config import PPOConfig
@@ -58,6 +58,7 @@ _HOMES = {
     "gradient_step": "ppo.optim",
     "load": "runs.folder",
     "make_env": "envs.registry",
+    "register_env": "envs.registry",
     "resume": "training.loop",
     "train": "training.loop",
 }
@@ -98,6 +99,7 @@ __all__ = [
     "parts",
     "ppo",
     "recipes",
+    "register_env",
     "resume",
     "runs",
     "tools",

@@ -103,7 +103,7 @@ def test_unknown_id_and_options() -> None:
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "understudy\[envpool\]"'):
+    with pytest.raises(ImportError, match=r'pip install "understudy-rl\[envpool\]"'):
         make_env("CartPole-v1", 2, "envpool")
     assert make_env("CartPole-v1", 16).num_envs == 16  # "auto" does without
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from understudy.envs.observations import StepBuffers, leaves_space, observation_leaves, row_writers, write_batch
+from understudy.envs.buffers import StepBuffers, row_writers, write_batch
+from understudy.envs.observations import leaves_space, observation_leaves
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 FLAT = spaces.Dict({"state": BOX, "rgb": spaces.Box(0, 255, (4, 4, 3), np.uint8), "goal": spaces.Discrete(3)})
@@ -63,7 +64,7 @@ def test_the_space_keeps_the_order_given() -> None:
         (FLAT, {}, "no observation group"),
         (FLAT, {"policy": ["state", "state"]}, "names a component twice"),
         (NESTED, None, r"'robot' in observation group 'policy' is itself a Dict.*robot.joints"),
-        (spaces.Tuple((BOX, BOX)), None, "Tuple space.*turn it into a Dict of named parts"),
+        (spaces.Tuple((BOX, BOX)), None, "Tuple space.*a Tuple: into a Dict of named parts"),
         (spaces.Dict({"state": BOX, "mission": spaces.Text(9)}), None, "mission is a Text space.*FilterObservation"),
     ],
 )

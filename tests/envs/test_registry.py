@@ -15,7 +15,7 @@ from understudy.envs import (
     EnvConfig,
     EnvPoolAdapter,
     InProcessVectorEnv,
-    Task,
+    as_vec_env,
     list_envs,
     make_env,
     make_render_env,
@@ -60,11 +60,11 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="unknown environment 'hopper-v55' in Gymnasium: did you mean Hopper-v5"):
         make_env("hopper-v55", 2, "gymnasium")
     for wrong in (0, -1):
-        with pytest.raises(ValueError, match="at least one environment"):
+        with pytest.raises(ValueError, match="num_envs must be at least 1"):
             make_env("CartPole-v1", wrong)
-    with pytest.raises(ValueError, match="unknown backend 'sync'"):
+    with pytest.raises(ValueError, match="backend must be one of auto, gymnasium, envpool"):
         make_env("CartPole-v1", 1, "sync")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="max_episode_steps is 0"):
+    with pytest.raises(ValueError, match="max_episode_steps must be at least 1"):
         make_env("CartPole-v1", 1, max_episode_steps=0)
     with pytest.raises(ValueError, match=r"refuses the options {'gravty': 9.8}"):
         make_env("CartPole-v1", 1, env_kwargs={"gravty": 9.8})
@@ -80,7 +80,7 @@ def test_missing_dependency_names_the_extra() -> None:
 
     gym.register("UnderstudyAbsent-v0", absent)
     try:
-        with pytest.raises(ImportError, match=r'pip install "understudy\[mujoco\]"'):
+        with pytest.raises(ImportError, match=r'pip install "understudy-rl\[mujoco\]"'):
             make_env("UnderstudyAbsent-v0", 1)
     finally:
         del gym.registry["UnderstudyAbsent-v0"]
@@ -96,30 +96,6 @@ def test_config_builds_environment_and_action_map() -> None:
     assert env.envs[0].unwrapped.g == 9.0  # type: ignore[attr-defined]
     assert list(env.observation_space.spaces) == ["policy"]
     assert EnvConfig(id="Pendulum-v1") == EnvConfig(id="Pendulum-v1")
-
-
-class Still:
-    """The least VecEnv."""
-
-    def __init__(self, num_envs: int, device: torch.device, options: Any) -> None:
-        self.num_envs, self.device, self.options = num_envs, device, options
-        self.observation_space = spaces.Dict({"policy": spaces.Box(-1, 1, (1,), np.float32)})
-        self.action_space = spaces.Discrete(2)
-
-
-def test_own_tasks_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.OWN_TASKS, "CartPole-v1", Task(summary="stands still", make=Still))  # type: ignore[arg-type]
-    env = make_env("CartPole-v1", 4, env_kwargs={"gravity": 1.0}, max_episode_steps=9)
-    assert isinstance(env, Still)
-    assert env.options == {"gravity": 1.0, "max_episode_steps": 9}
-    entry = next(e for e in list_envs() if e.id == "CartPole-v1")
-    assert (entry.backend, entry.summary) == ("own", "stands still")
-    with pytest.raises(ValueError, match="leave the backend at 'auto'"):
-        make_env("CartPole-v1", 4, "envpool")
-    with pytest.raises(ValueError, match="leave groups out"):
-        make_env("CartPole-v1", 4, groups={"policy": "policy"})
-    with pytest.raises(ValueError, match="cannot be drawn"):
-        make_render_env(EnvConfig(id="CartPole-v1"))
 
 
 def test_list_has_one_line_per_backend() -> None:
@@ -154,7 +130,7 @@ def test_render_env_draws_and_can_be_driven_as_a_vec_env() -> None:
     try:
         config = EnvConfig(id="UnderstudyDrawn-v0", max_episode_steps=3, kwargs={"size": 4})
         single = make_render_env(config)
-        env = InProcessVectorEnv([lambda: single], groups=config.groups or None)
+        env = as_vec_env(single)
         env.reset(seed=0)
         env.step(torch.tensor([0]))
         frame: Any = single.render()

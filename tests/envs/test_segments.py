@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from understudy.envs import EnvConfig, StatefulEnv, make_env, with_segments
+from understudy.envs import EnvConfig, StatefulEnv, make_env, with_groups
 
 SEGMENTS = {"policy": {"offset": 2, "speed": 2}}
 
 
 def test_segments_are_views_by_name() -> None:
-    env = with_segments(make_env("PointMass", 3), SEGMENTS)
+    env = with_groups(make_env("PointMass", 3), segments=SEGMENTS)
     plain = make_env("PointMass", 3)
     assert list(env.observation_space["policy"].spaces) == ["offset", "speed"]
     assert env.observation_space["policy"]["speed"].shape == (2,)
@@ -32,7 +32,7 @@ def test_segments_are_views_by_name() -> None:
 
 def test_the_environments_own_tensors_stay_whole() -> None:
     inner = make_env("CartPole-v1", 2)  # hands out the same TensorDict every step
-    env = with_segments(inner, {"policy": {"cart": 2, "pole": 2}})
+    env = with_groups(inner, segments={"policy": {"cart": 2, "pole": 2}})
     first = env.reset(0)["policy", "pole"].clone()
     second = env.step(torch.zeros(2, dtype=torch.int64)).obs["policy", "pole"]
     assert first.shape == second.shape == (2, 2)
@@ -40,20 +40,20 @@ def test_the_environments_own_tensors_stay_whole() -> None:
 
 
 def test_state_can_be_saved_where_the_environment_can() -> None:
-    env = with_segments(make_env("PointMass", 3), SEGMENTS)
+    env = with_groups(make_env("PointMass", 3), segments=SEGMENTS)
     assert isinstance(env, StatefulEnv)
     env.reset(0)
     state = env.state_dict()
     assert torch.equal(env.observe()["policy", "offset"], state["position"] - state["goal"])
     env.load_state_dict(state)
-    assert not isinstance(with_segments(make_env("CartPole-v1", 2), {"policy": {"all": 4}}), StatefulEnv)
+    assert not isinstance(with_groups(make_env("CartPole-v1", 2), segments={"policy": {"all": 4}}), StatefulEnv)
 
 
 def test_the_config_names_them(scripted_env: Callable[..., Any]) -> None:
     env = EnvConfig(id="PointMass", num_envs=2, segments=SEGMENTS).make()
     assert env.reset(0)["policy", "speed"].shape == (2, 2)
     plain = scripted_env(2)
-    assert with_segments(plain, {}) is plain
+    assert with_groups(plain, segments={}) is plain
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,6 @@ def test_the_config_names_them(scripted_env: Callable[..., Any]) -> None:
 )
 def test_what_is_refused(segments: dict[str, dict[str, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        with_segments(make_env("PointMass", 2), segments)
+        with_groups(make_env("PointMass", 2), segments=segments)
     with pytest.raises(ValueError, match="segments are of a vector"):
-        with_segments(make_env("PoisonedDoors-v0", 2), {"policy": {"a": 1}})
+        with_groups(make_env("PoisonedDoors-v0", 2), segments={"policy": {"a": 1}})

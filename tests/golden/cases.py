@@ -74,7 +74,7 @@ def option_case(
                 step.obs["policy"][1, 0] = float("nan")
             return step
 
-    env = (Poisoned if poison else PointMass)(8, max_steps=6)
+    env = (Poisoned if poison else PointMass)(8, max_episode_steps=6)
     torch.manual_seed(0)
     config = PolicyConfig(hidden_sizes=(8,), memory_size=8, **(policy or {}))
     built = ActorCritic(env.observation_space, env.action_space, config)

@@ -186,7 +186,7 @@ def test_without_estimators_nothing_changes() -> None:
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"targets": ("policy/sped",)}, "did you mean 'speed'"),
+        ({"targets": ("policy/sped",)}, "did you mean speed"),
         ({"targets": ("terrain",)}, "cannot predict terrain"),
         ({"targets": ("policy/speed",), "inputs": ("policy",)}, "from itself"),
     ],

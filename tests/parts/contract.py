@@ -48,8 +48,8 @@ N, T = 8, 8
 class GuidedPointMass(PointMass):
     """PointMass whose observation holds what a controller would do, and that it cannot tell far from the goal."""
 
-    def __init__(self, num_envs: int, max_steps: int) -> None:
-        super().__init__(num_envs, max_steps=max_steps)
+    def __init__(self, num_envs: int, max_episode_steps: int) -> None:
+        super().__init__(num_envs, max_episode_steps=max_episode_steps)
         groups = {"expert_action": self.action_space, "expert_success": spaces.Discrete(2)}
         self.observation_space = spaces.Dict({**self.observation_space.spaces, **groups})
 
@@ -140,7 +140,7 @@ def demonstrations() -> str:
     """A file with episodes of a proportional controller on PointMass."""
     path = Path(tempfile.mkdtemp()) / "point_mass.npz"
     expert = lambda obs, _: (-obs["policy"][:, :2]).clamp(-1.0, 1.0)  # noqa: E731
-    episodes = record_episodes(PointMass(4, max_steps=20), expert, 4, seed=0)
+    episodes = record_episodes(PointMass(4, max_episode_steps=20), expert, 4, seed=0)
     write_npz(path, episodes, {})
     return str(path)
 
@@ -203,7 +203,7 @@ ALL = tuple(name for name in BUILDERS if name not in OVERRIDING - {"teacher"})
 
 
 def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
-    env = GuidedPointMass(N, max_steps=6)
+    env = GuidedPointMass(N, max_episode_steps=6)
     torch.manual_seed(seed)
     estimators = ESTIMATORS if "estimator" in names else {}
     config = PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8, estimators=estimators)

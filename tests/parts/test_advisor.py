@@ -364,7 +364,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("action_space", "groups", "options", "message"),
     [
-        (DISCRETE, {}, {}, r"'expert_action' does not exist: there is \['policy'\]"),
+        (DISCRETE, {}, {}, "'expert_action' does not exist; known: policy"),
         (DISCRETE, {}, {"use_rollout_labels": False}, "nothing to imitate: give demonstrations"),
         (DISCRETE, {"expert_action": BOX}, {}, r"expert's 'expert_action' is Box.* but actions are Discrete\(3\)"),
         (BOX, {"expert_action": DISCRETE}, {}, r"expert's 'expert_action' is Discrete\(3\), but actions are Box"),

@@ -54,7 +54,7 @@ def collected(ppo: PPO) -> TensorDict:
 
 @pytest.fixture
 def point_mass(tmp_path: Any, record_expert: Any, scripted_expert: Any) -> Any:
-    return record_expert(PointMass(4, max_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
+    return record_expert(PointMass(4, max_episode_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
 
 
 # ---------------------------------------------------------------------- by hand
@@ -80,7 +80,7 @@ def mlp64(mlp: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", ["logit", "shaped", "softplus"])
 def test_the_reward_of_a_rollout_by_hand(form: str, point_mass: Any) -> None:
     """f - log pi from the networks' definition, in float64; a terminated, a truncated and an ordinary row."""
-    ppo, part = build(PointMass(N, max_steps=6), point_mass, reward_form=form)
+    ppo, part = build(PointMass(N, max_episode_steps=6), point_mass, reward_form=form)
     rollout = collected(ppo)
     rollout["terminated"][2, 1] = True
     assert rollout["truncated"].any()
@@ -102,7 +102,7 @@ def test_the_reward_of_a_rollout_by_hand(form: str, point_mass: Any) -> None:
 
 def test_absorbing_states_by_hand(point_mass: Any) -> None:
     """The end leads to s_a: r there is f(s, a, s_a) - log pi, then g(s_a) + 0.9 h(s_a) - h(s_a) at each later step."""
-    ppo, part = build(PointMass(N, max_steps=6), point_mass, absorbing_states=True)
+    ppo, part = build(PointMass(N, max_episode_steps=6), point_mass, absorbing_states=True)
     rollout = collected(ppo)
     rollout["terminated"].zero_()
     plain = part.reward(rollout)
@@ -139,7 +139,7 @@ def test_log_pi_is_that_of_the_experts_noisy_action(point_mass: Any, monkeypatch
 
 
 def test_a_time_limit_is_not_the_end_of_the_task(point_mass: Any) -> None:
-    ppo, part = build(PointMass(N, max_steps=6), point_mass)
+    ppo, part = build(PointMass(N, max_episode_steps=6), point_mass)
     rollout = collected(ppo)
     before = part.reward(rollout)
     rollout["truncated"].logical_not_()
@@ -252,7 +252,7 @@ def test_the_reward_is_saved_in_the_run(point_mass: Any, tmp_path: Any) -> None:
     ids=str,
 )
 def test_every_option_trains(options: dict[str, Any], point_mass: Any) -> None:
-    ppo, part = build(PointMass(N, max_steps=6), point_mass, **options)
+    ppo, part = build(PointMass(N, max_episode_steps=6), point_mass, **options)
     before = part.discriminator.optimizer.flat.clone()
     for _ in range(2):
         metrics = ppo.iterate()

@@ -63,7 +63,7 @@ def test_squared_error_and_norm_by_hand() -> None:
 
 
 def build(path: Path | str, *, memory: str = "none", ppo: Any = None, **options: Any) -> tuple[PPO, BehaviorCloning]:
-    env = PointMass(N, max_steps=40)
+    env = PointMass(N, max_episode_steps=40)
     torch.manual_seed(0)
     policy = ActorCritic(
         env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(32,), memory=memory, memory_size=16)
@@ -86,7 +86,7 @@ def build(path: Path | str, *, memory: str = "none", ppo: Any = None, **options:
 
 @pytest.fixture
 def expert(record_expert: Callable[..., Path], scripted_expert: Any, tmp_path: Path) -> Path:
-    return record_expert(PointMass(4, max_steps=40), scripted_expert, 12, tmp_path / "expert.npz")
+    return record_expert(PointMass(4, max_episode_steps=40), scripted_expert, 12, tmp_path / "expert.npz")
 
 
 def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:

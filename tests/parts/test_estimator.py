@@ -13,7 +13,7 @@ from torch import Tensor
 
 import understudy as us
 from understudy.core.schedules import Schedule
-from understudy.envs import EnvConfig, with_segments
+from understudy.envs import EnvConfig, with_groups
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.policy import REPLACED, ActorCritic, PolicyConfig, PolicyOutput
 from understudy.parts import EstimatorConfig
@@ -42,7 +42,7 @@ def build(
     seed: int = 0,
     **options: Any,
 ) -> PPO:
-    env = with_segments(PointMass(num_envs, max_steps=12), SEGMENTS)
+    env = with_groups(PointMass(num_envs, max_episode_steps=12), segments=SEGMENTS)
     torch.manual_seed(seed)
     built = ActorCritic(
         env.observation_space,

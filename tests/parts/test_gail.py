@@ -71,7 +71,7 @@ def collected(ppo: PPO) -> TensorDict:
 
 @pytest.fixture
 def point_mass(tmp_path: Any, record_expert: Any, scripted_expert: Any) -> Any:
-    return record_expert(PointMass(4, max_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
+    return record_expert(PointMass(4, max_episode_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
 
 
 def test_the_reward_by_hand(point_mass: Any) -> None:
@@ -195,7 +195,7 @@ def test_rows_of_an_overriding_expert_are_no_policy_rows(point_mass: Any) -> Non
 
 
 def test_absorbing_states_by_hand(point_mass: Any) -> None:
-    ppo, part = build(PointMass(N, max_steps=5), point_mass, absorbing_states=True, reward_form="logit")
+    ppo, part = build(PointMass(N, max_episode_steps=5), point_mass, absorbing_states=True, reward_form="logit")
     rollout = collected(ppo)
     rollout["terminated"].zero_()
     plain = part.reward(rollout)
@@ -210,7 +210,7 @@ def test_absorbing_states_by_hand(point_mass: Any) -> None:
 
 def test_a_centred_reward_by_hand(point_mass: Any) -> None:
     """A constant taken off every step, those in the absorbing state included, of the mean over valid rows."""
-    ppo, part = build(PointMass(N, max_steps=5), point_mass, absorbing_states=True, center_reward=True)
+    ppo, part = build(PointMass(N, max_episode_steps=5), point_mass, absorbing_states=True, center_reward=True)
     rollout = collected(ppo)
     rollout["terminated"].zero_()
     rollout["valid"][0] = False
@@ -250,7 +250,7 @@ def test_one_loop_for_each_end(point_mass: Any) -> None:
     ids=str,
 )
 def test_every_option_trains(options: dict[str, Any], point_mass: Any) -> None:
-    ppo, part = build(PointMass(N, max_steps=6), point_mass, **options)
+    ppo, part = build(PointMass(N, max_episode_steps=6), point_mass, **options)
     before = part.discriminator.optimizer.flat.clone()
     for _ in range(2):
         metrics = ppo.iterate()
@@ -276,7 +276,7 @@ def test_discrete_actions_and_dict_observations(
 
 
 def test_one_environment_is_enough(point_mass: Any) -> None:
-    ppo, _ = build(PointMass(1, max_steps=6), point_mass)
+    ppo, _ = build(PointMass(1, max_episode_steps=6), point_mass)
     assert math.isfinite(ppo.iterate()["gail/loss"])
 
 
@@ -293,7 +293,7 @@ def test_it_adds_to_the_tasks_reward_with_its_weight(point_mass: Any) -> None:
         ({"reward_form": "softmax"}, "did you mean 'softplus'"),
         ({"inputs": "state_action"}, "did you mean 'state-action'"),
         ({"normalization": "policies"}, "did you mean 'policy'"),
-        ({"observations": ("polcy",)}, "did you mean 'policy'"),
+        ({"observations": ("polcy",)}, "did you mean policy"),
         ({"observations": ()}, "observations is empty"),
         ({"absorbing_states": True, "ppo": {"gamma": 1.0}}, "gamma must be below 1"),
         ({"expert_noise": True, "policy": {"distribution": DistributionConfig(kind="beta")}}, "this policy is not one"),

@@ -79,7 +79,7 @@ def build(
     seed: int = 0,
     **options: Any,
 ) -> tuple[PPO, Teacher]:
-    env = PointMass(N, max_steps=5) if env is None else env
+    env = PointMass(N, max_episode_steps=5) if env is None else env
     torch.manual_seed(seed)
     student = ActorCritic(
         env.observation_space,
@@ -187,7 +187,7 @@ def test_a_teacher_that_acts_is_executed_and_leaves_the_surrogate() -> None:
 
 
 def test_who_acts_is_drawn_per_episode_by_schedule() -> None:
-    env = PointMass(400, max_steps=4)
+    env = PointMass(400, max_episode_steps=4)
     ppo, _ = build(env=env, teacher_forcing=Schedule.parse("linear:1:0:2it"), ppo={"num_steps": 8})
     shares = [ppo.iterate()["teacher/forced"] for _ in range(3)]
     assert shares[0] == 1.0
@@ -236,7 +236,7 @@ def test_dagger_learns_the_teacher(memory: str, target: str) -> None:
     """The student acts more and more itself; only the distillation moves it."""
     mean = {"distribution": DistributionConfig(mean_activation="tanh")} if "tanh" in target else {}
     ppo, _ = build(
-        env=PointMass(32, max_steps=20),
+        env=PointMass(32, max_episode_steps=20),
         policy={"hidden_sizes": (32,), "memory": memory, "memory_size": 32, **mean},
         ppo={**PURE, "num_steps": 8, "epochs": 4, "optimizer": us.OptimizerConfig(learning_rate=1e-2)},
         teacher_forcing=Schedule.parse("exp:1:0:5it"),
@@ -375,7 +375,7 @@ def test_what_is_refused() -> None:
     other = linear(spaces.Dict({"policy": box(3)}), torch.zeros(2, 3))
     refuse(r"sees 'policy' as Box.*\(3,\).*groups=", other)
     refuse(
-        r"sees 'velocity'.*did you mean 'policy'|observation group 'velocity' does not exist",
+        r"sees 'velocity'.*did you mean policy|observation group 'velocity' does not exist",
         linear(spaces.Dict({"velocity": box(4)}), torch.zeros(2, 4), actor_groups=("velocity",)),
     )
     three = linear(seen, torch.zeros(3, 4), (0.0, 0.0, 0.0), action_space=spaces.Box(-1.0, 1.0, (3,), np.float32))  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def context(name: str, env: PointMass, policy: Any, steps: int) -> PartContext:
 
 def with_parts(make_ppo: Any, names: tuple[str, ...], **options: Any) -> Any:
     """PointMass with the registered parts in `names`."""
-    env = PointMass(N, max_steps=7)
+    env = PointMass(N, max_episode_steps=7)
     mirror = MirrorSpec(permutation=(0, 1, 2, 3), sign=(1.0, -1.0, 1.0, -1.0))
     wide = MirrorSpec(permutation=(0, 1, 2, 3, 4, 5), sign=(1.0, -1.0) * 3)
     action = MirrorSpec(permutation=(0, 1), sign=(1.0, -1.0))
@@ -107,7 +107,7 @@ def with_parts(make_ppo: Any, names: tuple[str, ...], **options: Any) -> Any:
     }
     plain = make_ppo(env, **options)  # only for its policy: parts look at its head
     parts = {name: builders[name](context(name, env, plain.policy, plain.config.num_steps)) for name in names}
-    return make_ppo(PointMass(N, max_steps=7), parts=parts, **options)
+    return make_ppo(PointMass(N, max_episode_steps=7), parts=parts, **options)
 
 
 class Reads(Part, Rewards):
@@ -305,7 +305,7 @@ def test_without_final_observations_it_warns_once(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("memory", ["none", "lstm"])
 def test_a_real_accelerator_waits_twice(make_ppo: Any, memory: str) -> None:
-    ppo = make_ppo(PointMass(N, device="cuda", max_steps=7), policy={"memory": memory}, **OPTIONS["kl"])
+    ppo = make_ppo(PointMass(N, device="cuda", max_episode_steps=7), policy={"memory": memory}, **OPTIONS["kl"])
     ppo.iterate()
     torch.cuda.set_sync_debug_mode("warn")
     try:

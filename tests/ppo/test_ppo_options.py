@@ -392,7 +392,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(scripted_env: Any, make
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_three_hundred_iterations_leave_nothing_behind(make_ppo: Any, memory: str) -> None:
-    env = PointMass(N, max_steps=7)
+    env = PointMass(N, max_episode_steps=7)
     ppo = make_ppo(env, policy={"memory": memory}, num_steps=4, epochs=1, desired_kl=0.01, reward_normalization=True)
     for _ in range(100):  # the window of finished episodes fills first
         ppo.iterate()

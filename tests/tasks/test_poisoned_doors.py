@@ -185,5 +185,5 @@ def test_make_env_and_its_options() -> None:
     assert (env.action_space.n, len(env.code), env.max_episode_steps) == (8, 3, 7)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="PoisonedDoors-v0 has no option 'door': did you mean doors"):
         make_env("PoisonedDoors-v0", 4, env_kwargs={"door": 5})
-    with pytest.raises(ValueError, match="doors is a whole number"):
+    with pytest.raises(ValueError, match="doors must be a whole number"):
         make_env("PoisonedDoors-v0", 4, env_kwargs={"doors": 5.0})

@@ -53,7 +53,7 @@ def test_rows_on_which_an_environment_resets_are_no_steps(scripted_env: Any) -> 
 
 
 def test_a_policy_with_a_memory_starts_each_episode_afresh() -> None:
-    env = PointMass(3, max_steps=5)
+    env = PointMass(3, max_episode_steps=5)
     torch.manual_seed(0)
     policy = ActorCritic(env.observation_space, env.action_space, PolicyConfig(memory="gru", memory_size=4))
     actor = PolicyActor(policy)

@@ -49,6 +49,10 @@ class Registry(MutableMapping[str, T]):
             raise ValueError(f"unknown {self.what} {name!r}; {nearest(name, self)}")
         return self[name]
 
+    def reserved(self, name: str) -> bool:
+        """Whether the library or a package has the name."""
+        return name in self._places or name in self._announced()
+
     def name_of(self, thing: T) -> str | None:
         """The name under which a thing is registered, None if it is not."""
         return next((name for name, known in self._loaded.items() if known is thing), None) or self._name_of_own(thing)

@@ -9,7 +9,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.envs.gymnasium import check_action_space
+from understudy.core.check import fit
+from understudy.core.spaces import bounds_of, check_action_space, classes_of, is_box, is_real, kind_of, shape_of
 
 _EDGE = 1e-6  # atanh is taken inside [-1 + _EDGE, 1 - _EDGE]: |raw| <= 7.25, and float32 can tell it from 1
 
@@ -43,28 +44,19 @@ class ActionMap(nn.Module):
         bound: Literal["clip", "tanh"] | None = "clip",
     ) -> None:
         super().__init__()
-        if bound not in ("clip", "tanh", None):
-            raise ValueError(f"action bound {bound!r} is unknown: choose 'clip', 'tanh' or None")
-        if scaling not in (True, False, "auto"):
-            raise ValueError(f"action scaling {scaling!r} is unknown: choose True, False or 'auto'")
+        fit(Literal["clip", "tanh"] | None, bound, "action_bound")
+        fit(bool | Literal["auto"], scaling, "action_scaling")
         self.action_space = check_action_space(action_space)
         self._tanh = self._rounds = self._clamps = self._scales = self._shifts = False
-        if isinstance(action_space, spaces.Box):
+        classes = classes_of(action_space)
+        if is_box(action_space):
             self._set_box(action_space, scaling, bound)
-        elif isinstance(action_space, spaces.Discrete | spaces.MultiDiscrete):
-            start = np.asarray(action_space.start, np.int64)
-            self._shifts = bool(start.any())
-            self._set("shift", start.reshape(-1) if start.ndim else start)
-        shape = action_space.shape
-        assert shape is not None
+        elif classes is not None:
+            self._shifts = any(classes.starts)
+            self._set("shift", np.array(classes.starts, np.int64))
+        shape = shape_of(action_space)
         # a Discrete action has no dimension to begin with
-        self._shape = None if len(shape) == 1 or isinstance(action_space, spaces.Discrete) else shape
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether the executed action is the raw one."""
-        changes = self._tanh or self._scales or self._shifts or self._clamps or self._rounds
-        return not changes and self._shape is None
+        self._shape = None if len(shape) == 1 or kind_of(action_space) == "discrete" else shape
 
     def forward(self, raw: Tensor) -> Tensor:
         """Executed action `[..., *A]` of a raw one `[..., D]` (Discrete: `[...]`); pure, no host sync."""
@@ -83,7 +75,7 @@ class ActionMap(nn.Module):
         return action if self._shape is None else action.reshape(raw.shape[:-1] + self._shape)
 
     def inverse(self, executed: Tensor) -> Tensor:
-        """The raw action `[..., D]` of an executed one `[..., *A]` (a demonstration's, say).
+        """The raw action `[..., D]` of an executed one `[..., *A]`, for example of a demonstration.
 
         Scaling is undone, tanh by atanh inside +-(1 - 1e-6); clipping cannot be undone: where it acted, the raw action
         comes back as the bound. Entries that the space fixes (low == high) come back as 0.
@@ -97,8 +89,8 @@ class ActionMap(nn.Module):
             raw = raw / self.scale if isinstance(self.scale, float) else raw / self.scale.where(self.scale != 0, 1.0)
         return torch.atanh(raw.clamp(_EDGE - 1, 1 - _EDGE)) if self._tanh else raw
 
-    def _set_box(self, space: spaces.Box, scaling: bool | str, bound: str | None) -> None:
-        low, high = _float32_inside(space.low.reshape(-1), space.high.reshape(-1))
+    def _set_box(self, space: spaces.Space[Any], scaling: bool | str, bound: str | None) -> None:
+        low, high = _float32_inside(*(side.reshape(-1) for side in bounds_of(space)))
         finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
         if scaling is True and not finite:
             raise ValueError(
@@ -106,7 +98,7 @@ class ActionMap(nn.Module):
                 "it bounds with gymnasium.wrappers.TransformAction"
             )
         self._tanh = bound == "tanh"
-        self._rounds = np.issubdtype(space.dtype, np.integer)
+        self._rounds = not is_real(space)
         if scaling is not False and finite:
             scale, shift = (high - low) / 2, (high + low) / 2
             if self._tanh:

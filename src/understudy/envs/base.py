@@ -19,10 +19,19 @@ class Step(NamedTuple):
     truncated: Tensor  # [N] bool: a time limit, bootstrap from final_obs
     final_obs: TensorDict | None  # [N]; the true last observation in rows that ended; None if the env cannot tell
     metrics: dict[str, Tensor]  # name -> 0-D or [N] float tensor, logged as a mean (NaN: left out); may be empty
-    valid: Tensor | None = None  # [N] bool, None = all true. False: this row is no transition (the environment spent
-    #   the step on resetting, its action was ignored); the core drops the row from returns and losses and cuts GAE
-    #   there. Its reward is 0, its flags are False, its obs is the next episode's first observation. The row before
-    #   it, where the episode ended, then has obs == final_obs. Hence is_first[t + 1] = ended[t] or not valid[t].
+    valid: Tensor | None = None  # [N] bool; None: every row is a transition. False: the environment spent the step on
+    #   a reset and ignored the action. Such a row has reward 0, no flag, and the next episode's first observation;
+    #   the row before it, where the episode ended, has obs == final_obs. The core leaves it out of returns and losses.
+
+    @property
+    def ended(self) -> Tensor:
+        """Rows whose episode ended with this step, `[N]` bool."""
+        return self.terminated | self.truncated
+
+    @property
+    def starts_next(self) -> Tensor:
+        """Rows whose next step is an episode's first, `[N]` bool: `is_first` of the row that follows."""
+        return self.ended if self.valid is None else self.ended | ~self.valid
 
 
 @runtime_checkable

@@ -15,16 +15,11 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.check import nearest
+from understudy.core.spaces import bounds_of, check_action_space, children, is_real
 from understudy.envs.base import Step
-from understudy.envs.gymnasium import action_array, action_shape, check_action_space
-from understudy.envs.observations import (
-    Groups,
-    StepBuffers,
-    leaves_space,
-    nearest,
-    observation_leaves,
-    write_batch,
-)
+from understudy.envs.buffers import StepBuffers, action_array, action_shape, write_batch
+from understudy.envs.observations import Groups, leaves_space, observation_leaves
 from understudy.types import WorkerError
 
 _MAX_SEED = 2**31  # EnvPool's seeds are int32
@@ -183,7 +178,7 @@ def has_envpool() -> bool:
 def import_envpool() -> ModuleType:
     """The package, or ImportError that says how to get it."""
     if not has_envpool():
-        raise ImportError('this environment needs EnvPool: pip install "understudy[envpool]"')
+        raise ImportError('this environment needs EnvPool: pip install "understudy-rl[envpool]"')
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("envpool")
@@ -191,9 +186,10 @@ def import_envpool() -> ModuleType:
 
 def _repair(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """Undo a slip in EnvPool's dm_control spaces: the low of an unbounded double is given as the least positive one."""
-    if isinstance(space, spaces.Dict):
-        return spaces.Dict({key: _repair(sub) for key, sub in space.spaces.items()})
-    if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        low = np.where(space.low == np.finfo(np.float64).tiny, -np.inf, space.low)
-        return spaces.Box(low, space.high, dtype=np.float64)
-    return space
+    inner = children(space)
+    if inner:
+        return spaces.Dict({key: _repair(sub) for key, sub in inner.items()})
+    if not is_real(space) or space.dtype != np.float64:
+        return space
+    low, high = bounds_of(space)
+    return spaces.Box(np.where(low == np.finfo(np.float64).tiny, -np.inf, low), high, dtype=np.float64)

@@ -8,21 +8,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import check_action_space
 from understudy.envs.base import Step
-from understudy.envs.observations import (
-    Groups,
-    StepBuffers,
-    check_row,
-    leaves_space,
-    observation_leaves,
-    row_writers,
-    write_batch,
-)
+from understudy.envs.buffers import StepBuffers, action_array, action_shape, check_row, row_writers, write_batch
+from understudy.envs.observations import Groups, leaves_space, observation_leaves
 from understudy.types import WorkerError
 
 
@@ -249,30 +242,3 @@ class GymnasiumVectorAdapter:
 def env_name(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> str:
     """The registered id of an environment, or the name of its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-
-
-def check_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """Return the space if actions of it can be tensors (Box, Discrete, MultiDiscrete, MultiBinary), else ValueError."""
-    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        return space
-    advice = "flatten it into one Box, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction"
-    raise ValueError(f"no action distribution covers a {type(space).__name__} action space: {advice}")
-
-
-def action_shape(space: spaces.Space[Any], num_envs: int) -> tuple[int, ...]:
-    """Shape of a batch of executed actions, `(N, *A)`."""
-    assert space.shape is not None
-    return (num_envs, *space.shape)
-
-
-def action_array(action: Tensor, space: spaces.Space[Any], shape: tuple[int, ...]) -> Any:
-    """Executed actions as fresh numpy rows of the space's dtype (Discrete: Python ints), safe to keep by the env.
-
-    Environments do keep the action (for a rate penalty, say), so they must never see the caller's memory.
-    Raises ValueError if the shape is not `(N, *A)`.
-    """
-    if action.shape != shape:
-        raise ValueError(f"step takes actions of shape {shape}, got {tuple(action.shape)}")
-    if isinstance(space, spaces.Discrete):
-        return action.tolist()
-    return np.array(action.numpy(force=True), dtype=space.dtype)

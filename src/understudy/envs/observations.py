@@ -1,47 +1,45 @@
-"""Observation groups: how an environment's observation becomes the named tensors that a policy asks for."""
+"""Observation groups: from an environment's observation to the named tensors that a policy asks for."""
 
 from __future__ import annotations
 
-import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from gymnasium import spaces
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from understudy.envs.base import Step
+from understudy.core.check import nearest
+from understudy.core.spaces import Key, array_dtype, bounds_of, children, is_box, is_real, is_vector, kind_of, shape_of
 
 Groups = Mapping[str, str | Sequence[str]]
 """Group name -> an environment's observation key (`"state"`, nested: `"robot.joints"`), or several as components."""
 
+Segments = Mapping[str, Mapping[str, int]]
+"""Group -> segment -> number of entries, in the order in which they lie: `{"policy": {"position": 5, "speed": 6}}`."""
+
 DEFAULT_GROUP = "policy"
 """The group of an observation that has no names."""
-
-Source = tuple[str, ...]
-
-# torch has no (or barely any) unsigned 16 to 64 bit types; policies compute in float32
-_TENSOR_DTYPE: dict[np.dtype[Any], np.dtype[Any]] = {
-    np.dtype(np.float64): np.dtype(np.float32),
-    np.dtype(np.float16): np.dtype(np.float32),
-    np.dtype(np.uint16): np.dtype(np.int32),
-    np.dtype(np.uint32): np.dtype(np.int64),
-    np.dtype(np.uint64): np.dtype(np.int64),
-}
-_ALIGNMENT = 64  # bytes: one cache line, and enough for any vectorised load
 
 
 class Leaf(NamedTuple):
     """One tensor of the observation: where it goes, where it comes from, and its space (per environment)."""
 
-    key: tuple[str, ...]  # (group,) or (group, component)
-    source: Source  # keys into the environment's observation; () is the observation itself
+    key: Key  # (group,) or (group, component)
+    source: Key  # keys into the environment's observation; () is the observation itself
     env_shape: tuple[int, ...]  # as the environment gives it; a scalar Box, (), becomes a (1,) tensor
     space: spaces.Space[Any]
+    span: slice | None = None  # the entries of a flat vector that are meant; None: all
+
+    def of(self, value: Tensor) -> Tensor:
+        """This leaf of the source's tensor `[N, *env_shape]`: a view, unless floats have to become float32."""
+        value = value.float() if value.is_floating_point() else value
+        if self.span is not None:
+            return value[:, self.span]
+        return value.unsqueeze(-1) if shape_of(self.space) and not self.env_shape else value
 
 
 def observation_leaves(space: spaces.Space[Any], groups: Groups | None = None) -> tuple[Leaf, ...]:
@@ -52,18 +50,35 @@ def observation_leaves(space: spaces.Space[Any], groups: Groups | None = None) -
     environment's Dict (a Dict under that key becomes its components) or a sequence of keys, its components. "a+b"
     is short for ("a", "b"); a plain space has the one key "policy".
 
-    float64 becomes float32; Discrete stays an int64 index (with its `start`). Raises ValueError for an unknown key
+    float64 becomes float32; Discrete stays an integer index (with its `start`). Raises ValueError for an unknown key
     (naming the nearest), an empty group, and spaces that have no fixed-size tensor (Tuple, Text, Sequence, Graph).
     """
     entries = _entries(space)
     if groups is None:
         keys = [name for name, (source, _) in entries.items() if len(source) <= 1]
-        named = isinstance(space, spaces.Dict) and DEFAULT_GROUP not in keys
+        named = kind_of(space) == "dict" and DEFAULT_GROUP not in keys
         groups = {DEFAULT_GROUP: keys} if named else {key: key for key in keys}
     leaves = [leaf for group, members in groups.items() for leaf in _group_leaves(group, members, entries)]
     if not leaves:
         raise ValueError("no observation group: name at least one, e.g. groups={'policy': 'state'}")
     return tuple(leaves)
+
+
+def group_leaves(space: spaces.Dict, groups: Groups | None = None) -> tuple[Leaf, ...]:
+    """`observation_leaves` of a space that is sorted already: without `groups`, its keys are the groups."""
+    return observation_leaves(space, {name: name for name in children(space)} if groups is None else groups)
+
+
+def segmented(leaves: Sequence[Leaf], segments: Segments) -> tuple[Leaf, ...]:
+    """Leaves with the vectors of some groups cut into named components.
+
+    Raises ValueError for a group that does not exist or holds no flat vector, and for sizes that do not add up.
+    """
+    groups = [leaf.key[0] for leaf in leaves]
+    for group in segments:
+        if group not in groups:
+            raise ValueError(f"segments name the group {group!r}, which does not exist; {nearest(group, groups)}")
+    return tuple(part for leaf in leaves for part in (_cut(leaf, segments) if leaf.key[0] in segments else [leaf]))
 
 
 def leaves_space(leaves: Sequence[Leaf]) -> spaces.Dict:
@@ -79,195 +94,45 @@ def leaves_space(leaves: Sequence[Leaf]) -> spaces.Dict:
     )
 
 
-class StepBuffers:
-    """The memory of a CPU environment's step, allocated once: numpy arrays to write, tensors on `device` to hand out.
-
-    On the CPU both are the same memory. On another device the arrays of one step lie in one (pinned) block and
-    `publish` is one copy for it and one for the final observations, which waits: the arrays are rewritten next step.
-    """
-
-    def __init__(self, leaves: Sequence[Leaf], num_envs: int, device: torch.device | str) -> None:
-        self.device = torch.device(device)
-        self.num_envs = num_envs
-        fields: dict[Source, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            leaf.source: ((num_envs, *leaf.env_shape), _array_dtype(leaf.space)) for leaf in leaves
-        }
-        flags: dict[Source, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            ("reward",): ((num_envs,), np.dtype(np.float32)),
-            ("terminated",): ((num_envs,), np.dtype(np.bool_)),
-            ("truncated",): ((num_envs,), np.dtype(np.bool_)),
-        }
-        self._observations = _Block(fields, self.device)
-        self._finals = _Block(fields, self.device)
-        self._flags = _Block(flags, self.device)
-        self.obs_arrays, self.final_arrays = self._observations.arrays, self._finals.arrays
-        self.obs = self._tree(leaves, self._observations.tensors)
-        self.final_obs = self._tree(leaves, self._finals.tensors)
-        self.reward_array, self.terminated_array, self.truncated_array = self._flags.arrays.values()
-        self.reward, self.terminated, self.truncated = self._flags.tensors.values()
-        self.shared = self.device.type == "cpu"  # arrays and tensors are the same memory: nothing to publish
-
-    def step(self) -> Step:
-        """The `Step` of these tensors: the same object serves every step, since the tensors are the same."""
-        return Step(self.obs, self.reward, self.terminated, self.truncated, self.final_obs, {})
-
-    def publish(self, ended: bool) -> None:
-        """Bring what was written to the arrays to the device; `ended`: final observations were written too."""
-        if self.shared:
-            return
-        self._flags.publish()
-        if ended:
-            self._finals.publish()
-        self._observations.publish()
-
-    def _tree(self, leaves: Sequence[Leaf], tensors: Mapping[Source, Tensor]) -> TensorDict:
-        """The tensors under their group keys; leaves of one source share memory."""
-        tree = TensorDict({}, batch_size=[self.num_envs], device=self.device)
-        for leaf in leaves:
-            value = tensors[leaf.source]
-            tree.set(leaf.key, value.unsqueeze(-1) if leaf.space.shape == (1,) and leaf.env_shape == () else value)
-        return tree
-
-
-class _Block:
-    """Arrays that lie in one piece of host memory, and their twins on the device (the same memory on the CPU)."""
-
-    def __init__(self, fields: Mapping[Source, tuple[tuple[int, ...], np.dtype[Any]]], device: torch.device) -> None:
-        size, offsets = 0, {}
-        for name, (shape, dtype) in fields.items():
-            offsets[name] = size
-            size += -(-int(np.prod(shape)) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self._device = self._host if device.type == "cpu" else torch.zeros(size, dtype=torch.uint8, device=device)
-        self.arrays: dict[Source, np.ndarray] = {}
-        self.tensors: dict[Source, Tensor] = {}
-        for name, (shape, dtype) in fields.items():
-            span = slice(offsets[name], offsets[name] + int(np.prod(shape)) * dtype.itemsize)
-            kind = torch.from_numpy(np.empty(0, dtype)).dtype
-            self.arrays[name] = self._host[span].view(kind).view(shape).numpy()
-            self.tensors[name] = self._device[span].view(kind).view(shape)
-
-    def publish(self) -> None:
-        self._device.copy_(self._host)
-
-
-def row_writers(arrays: Mapping[Source, np.ndarray]) -> list[Callable[[Any], None]]:
-    """One function per row that writes one environment's observation there."""
-    num_envs = len(next(iter(arrays.values())))
-    return [_row_writer({source: array[row : row + 1] for source, array in arrays.items()}) for row in range(num_envs)]
-
-
-def _row_writer(arrays: Mapping[Source, np.ndarray]) -> Callable[[Any], None]:
-    # bound once, views taken once: this runs for every environment and step
-    puts = [
-        (source, partial(array[0].__setitem__ if array.ndim > 1 else array.__setitem__, ...))
-        for source, array in arrays.items()
-    ]
-    if list(arrays) == [()]:
-        return puts[0][1]
-    if all(len(source) == 1 for source in arrays):
-        flat = [(source[0], put) for source, put in puts]
-
-        def write_flat(obs: Any) -> None:
-            for key, put in flat:
-                put(obs[key])
-
-        return write_flat
-
-    def write_nested(obs: Any) -> None:
-        for source, put in puts:
-            put(pick(obs, source))
-
-    return write_nested
-
-
-def write_batch(arrays: Mapping[Source, np.ndarray], obs: Any, rows: Any = None) -> None:
-    """Write a batched observation into all rows (checked: same shape), or row by row into the named `rows`."""
-    for source, array in arrays.items():
-        value = np.asarray(pick(obs, source))
-        target = array.shape if rows is None else (len(rows), *array.shape[1:])
-        if value.shape != target:  # numpy would broadcast
-            raise ValueError(f"observation {'.'.join(source) or 'array'} has shape {value.shape}, expected {target}")
-        array[... if rows is None else rows] = value
-
-
-def check_row(leaves: Sequence[Leaf], obs: Any) -> None:
-    """Raise ValueError where one environment's observation has another shape than its space (numpy would broadcast)."""
+def regroup(obs: TensorDictBase, leaves: Sequence[Leaf]) -> TensorDict:
+    """The leaves of an observation `[N]`, under their group keys."""
+    tree = TensorDict({}, batch_size=obs.batch_size, device=obs.device)
     for leaf in leaves:
-        shape = np.shape(pick(obs, leaf.source))
-        if shape != leaf.env_shape:
-            name = ".".join(leaf.source) or "the observation"
-            raise ValueError(f"{name} has shape {shape}, but its space says {leaf.env_shape}: correct one of them")
+        tree.set(leaf.key, leaf.of(obs.get(leaf.source)))
+    return tree
 
 
-def pick(obs: Any, source: Source) -> Any:
-    """Follow `source` into nested observation dicts."""
-    for key in source:
-        obs = obs[key]
-    return obs
-
-
-def component_keys(space: spaces.Dict, prefix: Source = ()) -> tuple[Source, ...]:
-    """Every leaf of an observation space, as TensorDict keys."""
-    keys: list[Source] = []
-    for name, child in space.spaces.items():
-        keys += component_keys(child, (*prefix, name)) if isinstance(child, spaces.Dict) else [(*prefix, name)]
-    return tuple(keys)
-
-
-def unflatten(keys: Iterable[Source], leaves: Iterable[Tensor], batch_size: Sequence[int]) -> TensorDict:
-    """A TensorDict from leaves, in the order of `keys`."""
-    obs = TensorDict({}, batch_size=batch_size)
-    for key, leaf in zip(keys, leaves):
-        obs[key] = leaf
-    return obs
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The end of an error message: the names nearest to a misspelt one, or all of them if there are few."""
-    lower = {k.lower(): k for k in known}
-    close = [lower[k] for k in difflib.get_close_matches(name.lower(), list(lower), n=5, cutoff=0.5)]
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(sorted(known))}" if len(known) <= 20 else ""
-
-
-def _entries(space: spaces.Space[Any]) -> dict[str, tuple[Source, spaces.Space[Any]]]:
+def _entries(space: spaces.Space[Any], prefix: Key = ()) -> dict[str, tuple[Key, spaces.Space[Any]]]:
     """Dotted name -> (source, space), for every level of a Dict space; a plain space is the one entry "policy"."""
-    if not isinstance(space, spaces.Dict):
-        return {DEFAULT_GROUP: ((), space)}
-    entries: dict[str, tuple[Source, spaces.Space[Any]]] = {}
-
-    def visit(prefix: Source, node: spaces.Dict) -> None:
-        for key, sub in node.spaces.items():
-            entries[".".join((*prefix, key))] = ((*prefix, key), sub)
-            if isinstance(sub, spaces.Dict):
-                visit((*prefix, key), sub)
-
-    visit((), space)
+    if kind_of(space) != "dict":
+        return {} if prefix else {DEFAULT_GROUP: ((), space)}
+    entries: dict[str, tuple[Key, spaces.Space[Any]]] = {}
+    for name, child in children(space).items():
+        source = (*prefix, name)
+        entries[".".join(source)] = (source, child)
+        entries |= _entries(child, source)
     return entries
 
 
 def _group_leaves(
-    group: str, members: str | Sequence[str], entries: Mapping[str, tuple[Source, spaces.Space[Any]]]
+    group: str, members: str | Sequence[str], entries: Mapping[str, tuple[Key, spaces.Space[Any]]]
 ) -> list[Leaf]:
     if isinstance(members, str) and members not in entries and "+" in members:
         members = members.split("+")
+    prefix = 0
     if isinstance(members, str):
         source, space = _entry(group, members, entries)
-        if not isinstance(space, spaces.Dict):
+        if kind_of(space) != "dict":
             return [_leaf((group,), source, space)]
-        members = [f"{members}.{key}" for key in space.spaces]
+        members = [f"{members}.{key}" for key in children(space)]
         prefix = len(source)
-    else:
-        prefix = 0
     if not members:
         raise ValueError(f"observation group {group!r} is empty: give it at least one key")
     leaves = []
     for member in members:
         source, space = _entry(group, member, entries)
-        if isinstance(space, spaces.Dict):
-            inner = ", ".join(f"{member}.{key}" for key in space.spaces)
+        if kind_of(space) == "dict":
+            inner = ", ".join(f"{member}.{key}" for key in children(space))
             raise ValueError(
                 f"{member!r} in observation group {group!r} is itself a Dict, and groups hold one level of components: "
                 f"name its parts ({inner}) in groups={{{group!r}: [...]}}"
@@ -279,38 +144,30 @@ def _group_leaves(
     return leaves
 
 
-def _entry(
-    group: str, key: str, entries: Mapping[str, tuple[Source, spaces.Space[Any]]]
-) -> tuple[Source, spaces.Space[Any]]:
+def _entry(group: str, key: str, entries: Mapping[str, tuple[Key, spaces.Space[Any]]]) -> tuple[Key, spaces.Space[Any]]:
     if key not in entries:
         raise ValueError(
-            f"observation group {group!r} asks for {key!r}, which the environment lacks: {nearest(key, list(entries))}"
+            f"observation group {group!r} asks for {key!r}, which the environment lacks: {nearest(key, entries)}"
         )
     return entries[key]
 
 
-def _leaf(key: tuple[str, ...], source: Source, space: spaces.Space[Any]) -> Leaf:
-    name = ".".join(source) or "the observation"
-    if isinstance(space, spaces.Box):
-        return Leaf(key, source, space.shape, _tensor_box(space))
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        shape = space.shape
-        assert shape is not None
-        return Leaf(key, source, shape, space)
-    if isinstance(space, spaces.Tuple):
-        advice = "turn it into a Dict of named parts with gymnasium.wrappers.TransformObservation"
-    else:
-        advice = "drop it with gymnasium.wrappers.FilterObservation, choose other groups, or encode it as a Box"
-    raise ValueError(f"{name} is a {type(space).__name__} space, which has no fixed-size tensor: {advice}")
+def _leaf(key: Key, source: Key, space: spaces.Space[Any]) -> Leaf:
+    if kind_of(space) is not None:
+        return Leaf(key, source, shape_of(space), _tensor_box(space) if is_box(space) else space)
+    raise ValueError(
+        f"{'.'.join(source) or 'the observation'} is a {type(space).__name__} space, which has no fixed-size tensor: "
+        "drop it with gymnasium.wrappers.FilterObservation, choose other groups, or turn it into a Box (a Tuple: into "
+        "a Dict of named parts) with gymnasium.wrappers.TransformObservation"
+    )
 
 
-def _tensor_box(space: spaces.Box) -> spaces.Box:
+def _tensor_box(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """The Box of the tensor: float32 for floats, at least one dimension."""
-    own = np.dtype(space.dtype)
-    dtype: np.dtype[Any] = _TENSOR_DTYPE.get(own, own)
-    if dtype == own and space.shape:
+    dtype = array_dtype(space)
+    if dtype == space.dtype and space.shape:
         return space
-    low, high = np.atleast_1d(space.low), np.atleast_1d(space.high)
+    low, high = map(np.atleast_1d, bounds_of(space))
     if dtype == np.float32:
         limit = np.finfo(np.float32).max  # beyond it lies infinity, without a warning on the way
         low = np.where(low < -limit, -np.inf, np.where(low > limit, limit, low))
@@ -318,7 +175,19 @@ def _tensor_box(space: spaces.Box) -> spaces.Box:
     return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
 
 
-def _array_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    if isinstance(space, spaces.Box):
-        return np.dtype(space.dtype)
-    return np.dtype(np.int8) if isinstance(space, spaces.MultiBinary) else np.dtype(np.int64)
+def _cut(leaf: Leaf, segments: Segments) -> list[Leaf]:
+    """The segments of a group's one vector, as leaves."""
+    group, whole = leaf.key[0], leaf.space
+    if len(leaf.key) > 1 or not (is_vector(whole) and is_real(whole)):
+        raise ValueError(f"segments are of a vector, but {group!r} is {whole if len(leaf.key) == 1 else 'a Dict'}")
+    sizes = segments[group]
+    ends = list(accumulate(sizes.values()))
+    if not ends or min(sizes.values()) < 1 or ends[-1] != len(bounds_of(whole)[0]):
+        raise ValueError(
+            f"the segments {dict(sizes)} of {group!r} add up to {ends[-1] if ends else 0} entries, the vector has "
+            f"{len(bounds_of(whole)[0])}: name all of them, each with at least one"
+        )
+    low, high = bounds_of(whole)
+    spans = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends)}
+    parts = {name: spaces.Box(low[span], high[span], dtype=np.float32) for name, span in spans.items()}
+    return [Leaf((group, name), leaf.source, leaf.env_shape, parts[name], span) for name, span in spans.items()]

@@ -1,135 +1,84 @@
-"""From an environment's id to a `VecEnv`: which backend builds it, and the configuration that names it."""
+"""The doors for environments: from an id, or an object of the user's own, to a `VecEnv`; the config that names one."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import importlib
+import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium as gym
 import torch
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 
+from understudy.core.check import Config, In, fit, nearest
+from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
+from understudy.envs.check import check_vec_env
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
-from understudy.envs.gymnasium import InProcessVectorEnv
-from understudy.envs.observations import Groups, nearest
-from understudy.envs.segments import with_segments
-from understudy.tasks.crossings import CROSSINGS, Crossings
-from understudy.tasks.light_house import LightHouse
-from understudy.tasks.point_mass import PointMass
-from understudy.tasks.poisoned_doors import PoisonedDoors
-from understudy.tasks.registration import SingleEnv, register_tasks
+from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
+from understudy.envs.observations import Groups, Segments
+from understudy.envs.regrouped import with_groups
+from understudy.envs.simulator import Simulator, SimulatorAdapter
 
 logger = logging.getLogger(__name__)
 
 Backend = Literal["auto", "gymnasium", "envpool"]
 KwargValue = int | float | bool | str
+Maker = Callable[..., Any]
+"""`make(num_envs, device, **options)` -> a `VecEnv`, a Gymnasium vector environment or an rsl_rl-style simulator."""
 
 ENVPOOL_FROM = 16
 """From so many copies on, "auto" prefers EnvPool: below, calling into the thread pool costs more than a light step."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One of our own environments: how to build it, and one line about it."""
-
-    summary: str
-    make: Callable[[int, torch.device, Mapping[str, KwargValue]], VecEnv]  # (num_envs, device, kwargs)
-    make_render: Callable[[Mapping[str, KwargValue]], gym.Env[Any, Any]] | None = None  # kwargs -> "rgb_array" env
-
-
-def _point_mass(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
-    numbers = _whole_numbers("PointMass", options, ("max_episode_steps",))
-    return PointMass(num_envs, device, numbers.get("max_episode_steps", 100))
-
-
-def _poisoned_doors(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
-    known = ("doors", "code_length", "max_episode_steps")
-    return PoisonedDoors(num_envs, device, **_whole_numbers("PoisonedDoors-v0", options, known))
-
-
-def _light_house(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
-    known = ("view_radius", "expert_radius", "world_radius", "max_episode_steps")
-    return LightHouse(num_envs, device, **_whole_numbers("LightHouse-v0", options, known))
-
-
-def _crossings(name: str) -> Task:
-    """One of the named crossings; its options are the fields of `CrossingsConfig`."""
-    config = CROSSINGS[name]
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(config)} | {"max_episode_steps": int}
-
-    def make(num_envs: int, device: torch.device, options: Mapping[str, KwargValue]) -> VecEnv:
-        chosen: dict[str, Any] = {}
-        for option, value in options.items():
-            if option not in kinds:
-                raise ValueError(f"{name} has no option {option!r}: {nearest(option, tuple(kinds))}")
-            if type(value) is not kinds[option]:
-                raise ValueError(f"{name}: {option} is of type {kinds[option].__name__}, got {value!r}")
-            chosen[option] = value
-        return Crossings(num_envs, device, dataclasses.replace(config, **chosen))
-
-    view = "" if config.switch == "none" else ", a view that has to be switched on"
-    expert = ", a corrupt expert" if config.corrupt else ""
-    rivers = f"{config.crossings} rivers of {config.obstacle}, {config.size} x {config.size}{view}{expert}"
-    return Task(summary=f"MiniGrid: cross {rivers}; batched torch", make=make)
-
-
-def _whole_numbers(task: str, options: Mapping[str, KwargValue], known: Sequence[str]) -> dict[str, int]:
-    """The options of a task; ValueError for one that it does not know or that is no whole number."""
-    numbers = {}
-    for name, value in options.items():
-        if name not in known:
-            raise ValueError(f"{task} has no option {name!r}: {nearest(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{task}: {name} is a whole number, got {value!r}")
-        numbers[name] = value
-    return numbers
-
-
-OWN_TASKS: dict[str, Task] = {
-    "PointMass": Task(
-        summary="fly to a goal against a wind that only the critic sees; batched torch", make=_point_mass
-    ),
-    "PoisonedDoors-v0": Task(
-        summary="choose a door that only the expert can tell, or learn a code; batched torch", make=_poisoned_doors
-    ),
-    "LightHouse-v0": Task(
-        summary="find the good corner of a dark square, the expert sees further; batched torch", make=_light_house
-    ),
-    **{name: _crossings(name) for name in CROSSINGS},
+_CROSSINGS = "WallCrossing LavaCrossing WallCrossingCorrupt LavaCrossingCorrupt WallCrossingFaulty LavaCrossingFaulty"
+OWN_TASKS = {
+    "PointMass": "understudy.tasks.point_mass:PointMass",
+    "PoisonedDoors-v0": "understudy.tasks.poisoned_doors:PoisonedDoors",
+    "LightHouse-v0": "understudy.tasks.light_house:LightHouse",
+    **{
+        f"{name}-v0": f"understudy.tasks.crossings:{name}"
+        for name in (*_CROSSINGS.split(), "WallCrossingOnce", "LavaCrossingOnce")
+    },
 }
-"""Our own environments by id; a task is one file in `tasks/` and one entry here."""
+"""The library's own tasks by id, as "module:maker": imported when somebody asks for one."""
 
-register_tasks(OWN_TASKS)
-
-
-def make_single_env(name: str, options: Mapping[str, KwargValue] | None = None) -> gym.Env[Any, Any]:
-    """One copy of our task `name` as a Gymnasium environment, what `gym.make("understudy/<name>")` calls."""
-    return SingleEnv(OWN_TASKS[name].make(1, torch.device("cpu"), options or {}))
+ENVS: Registry[Maker] = Registry("environment", "understudy.envs", OWN_TASKS)
+"""Id -> maker: own tasks, those of packages (entry points "understudy.envs"), those of `register_env`."""
 
 
-class EnvEntry(NamedTuple):
-    """One line of `list_envs`."""
+def register_env(id: str, make: Maker) -> None:
+    """Let `EnvConfig.id`, `make_env` and the command line build an environment by this id.
 
-    id: str
-    backend: str
-    summary: str
+    `make(num_envs, device, **options)` returns whatever `as_vec_env` takes. Its further parameters are the options
+    of the environment (`env.kwargs`, and `max_episode_steps` if there is such a parameter); their annotations are
+    checked. A second call with the same id replaces the first. Raises ValueError for an id of the library, of a
+    package or of Gymnasium, and for a `make` that cannot be called.
+    """
+    if not callable(make):
+        raise ValueError(f"the maker of environment {id!r} must be a function (num_envs, device, ...), got {make!r}")
+    if ENVS.reserved(id) or id in gym.registry:
+        owner = "Gymnasium" if id in gym.registry else "the library or a package"
+        raise ValueError(f"{owner} has an environment {id!r} already: register yours under another id")
+    ENVS[id] = make
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
+class EnvConfig(Config):
     """Which environment, how many copies of it, and how its observations are grouped."""
 
+    PREFIX = "env."
+
     id: str
-    """Id of the environment: one of our tasks, Gymnasium's ("Hopper-v5", "module:Id-v0") or EnvPool's."""
-    num_envs: int = 8
+    """Id of the environment: a registered one (`understudy list envs`), Gymnasium's ("Hopper-v5"), EnvPool's,
+    "module:Id" (the module registers it) or "module:function" (a maker)."""
+    num_envs: Annotated[int, In(1)] = 8
     """Copies stepped together."""
     backend: Backend = "auto"
     """Who steps it. "auto": Gymnasium below 16 copies, EnvPool from there on, whichever has the id."""
@@ -138,24 +87,24 @@ class EnvConfig:
     Empty: the environment's own."""
     segments: dict[str, dict[str, int]] = field(default_factory=dict)
     """Groups that are flat vectors, cut into named components by size: {"policy": {"position": 5, "speed": 6}}."""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, In(1)] = None
     """Time limit in steps. None: the one the environment is registered with."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Further options, passed to the environment as they are."""
 
     def make(self, device: torch.device | str = "cpu", seed: int | None = None) -> VecEnv:
-        """Build the environment on `device`; raises as `make_env` and `with_segments` do."""
-        env = make_env(
+        """Build the environment on `device`; raises as `make_env` and `with_groups` do."""
+        return make_env(
             self.id,
             self.num_envs,
             self.backend,
             device,
             groups=self.groups or None,
+            segments=self.segments,
             env_kwargs=self.kwargs,
             max_episode_steps=self.max_episode_steps,
             seed=seed,
         )
-        return with_segments(env, self.segments)
 
 
 def make_env(
@@ -165,47 +114,90 @@ def make_env(
     device: torch.device | str = "cpu",
     *,
     groups: Groups | None = None,
+    segments: Segments | None = None,
     env_kwargs: Mapping[str, KwargValue] | None = None,
     max_episode_steps: int | None = None,
     seed: int | None = None,
 ) -> VecEnv:
     """N copies of the environment `id`, stepped together.
 
-    Backend "auto": our own tasks first; else Gymnasium, in this process, for fewer than 16 copies or when
-    `env_kwargs` are given (the backends name their options differently); else EnvPool where it is installed and has
-    the id, else Gymnasium. Name the backend for runs to be compared: EnvPool ships its own MuJoCo, whose
-    version differs from that of the `mujoco` package, and its episodes differ for the same seed.
+    Backend "auto": registered makers first (see `register_env`; they know no `seed`); else Gymnasium, in this process,
+    for fewer than 16 copies or when `env_kwargs` are given (the backends name their options differently); else
+    EnvPool where it is installed and has the id, else Gymnasium. Name the backend for runs to be compared: EnvPool
+    ships its own MuJoCo, whose version differs from that of the `mujoco` package, and its episodes differ for the
+    same seed.
 
-    `groups`: see `observation_leaves`. `seed`: for the first `reset` that is given none.
-    Raises ValueError for an unknown id (naming the nearest), `num_envs` < 1, options the environment refuses, and
-    spaces that cannot become tensors; ImportError where a package is missing.
+    `groups`: see `observation_leaves`. `segments`: see `with_groups`. `seed`: for the first `reset` that is given
+    none. Raises ValueError for an unknown id (naming the nearest), `num_envs` < 1, options that the environment
+    refuses, and spaces that cannot become tensors; ImportError where a package is missing.
     """
-    _check(num_envs, max_episode_steps, backend)
-    options = dict(env_kwargs or {})
-    chosen = _choose(id, num_envs, backend, bool(options))
-    if chosen == "own":
-        if groups is not None:
-            raise ValueError(f"{id} defines its observation groups itself: leave groups out")
+    fit(Annotated[int, In(1)], num_envs, "num_envs")
+    fit(Annotated[int | None, In(1)], max_episode_steps, "max_episode_steps")
+    fit(Backend, backend, "backend")
+    options: dict[str, Any] = dict(env_kwargs or {})
+    maker = _find_maker(id)
+    if maker is not None:
+        if backend != "auto":
+            raise ValueError(f"{id} is built by its own maker: leave the backend at 'auto'")
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
-        return OWN_TASKS[id].make(num_envs, torch.device(device), options)
-    if chosen == "envpool":
-        return make_envpool(id, num_envs, device, groups, options, max_episode_steps, seed)
-    make = gymnasium_maker(id, options, max_episode_steps)
-    return InProcessVectorEnv([make] * num_envs, device, groups, seed)
+        env = _call_maker(id, maker, num_envs, torch.device(device), options)
+        return with_groups(env, groups, segments)
+    if _choose(id, num_envs, backend, bool(options)) == "envpool":
+        env = make_envpool(id, num_envs, device, groups, options, max_episode_steps, seed)
+    else:
+        make = gymnasium_maker(id, options, max_episode_steps)
+        env = InProcessVectorEnv([make] * num_envs, device, groups, seed)
+    return with_groups(env, segments=segments)
+
+
+@runtime_checkable
+class _Batched(Protocol):
+    """Mark of a simulator's own environment, which steps many copies but is no Gymnasium vector environment."""
+
+    num_envs: int
+    single_action_space: Any
+
+
+def as_vec_env(
+    env: Any,
+    device: torch.device | str = "cpu",
+    *,
+    groups: Groups | None = None,
+    segments: Segments | None = None,
+) -> VecEnv:
+    """A `VecEnv` of an environment that somebody has built.
+
+    Takes a `VecEnv`, a Gymnasium vector environment (any autoreset mode), one Gymnasium environment (one copy), or a
+    simulator with rsl_rl's interface (`num_envs`, `num_actions`, `device`, `get_observations`, `step`). `device` is
+    where Gymnasium's observations go; a `VecEnv` and a simulator stay on their own.
+
+    Raises ValueError that says what is missing for anything else, and for spaces that cannot become tensors.
+    """
+    if isinstance(env, VectorEnv):
+        return with_groups(GymnasiumVectorAdapter(env, device, groups), segments=segments)
+    if isinstance(env, Simulator):
+        return with_groups(SimulatorAdapter(env, groups), segments=segments)
+    inner = env.unwrapped if isinstance(env, gym.Env) else env
+    if isinstance(inner, _Batched):
+        raise ValueError(
+            f"{type(inner).__name__} steps its copies with Gymnasium's 5 values: wrap it in its simulator's "
+            "RslRlVecEnvWrapper, or in a gymnasium.vector.VectorEnv"
+        )
+    if isinstance(env, gym.Env):
+        return with_groups(InProcessVectorEnv([lambda: env], device, groups), segments=segments)
+    check_vec_env(env)
+    return with_groups(env, groups, segments)
 
 
 def make_render_env(config: EnvConfig) -> gym.Env[Any, Any]:
     """One Gymnasium environment of the configuration that renders "rgb_array" frames.
 
-    To drive it with a policy, wrap it: `InProcessVectorEnv([lambda: env], groups=config.groups or None)`.
-    Raises ValueError for an id that only EnvPool has or a task that cannot be drawn.
+    To drive it with a policy: `as_vec_env(env, device, groups=..., segments=...)`. Raises ValueError for an id that
+    only EnvPool or a maker has: neither draws.
     """
-    if config.id in OWN_TASKS:
-        make_render = OWN_TASKS[config.id].make_render
-        if make_render is None:
-            raise ValueError(f"{config.id} cannot be drawn: evaluate it without a video")
-        return make_render(config.kwargs)
+    if _find_maker(config.id) is not None:
+        raise ValueError(f"{config.id} cannot be drawn: evaluate it without a video")
     if not _gymnasium_has(config.id):
         known = _known_ids()
         if config.id in known:
@@ -217,16 +209,22 @@ def make_render_env(config: EnvConfig) -> gym.Env[Any, Any]:
     return gymnasium_maker(config.id, {**config.kwargs, "render_mode": "rgb_array"}, config.max_episode_steps)()
 
 
+class EnvEntry(NamedTuple):
+    """One line of `list_envs`."""
+
+    id: str
+    backend: str
+    summary: str
+
+
 def list_envs() -> list[EnvEntry]:
-    """Our own tasks, each with one line, then one line for each backend's collection."""
-    entries = [EnvEntry(name, "own", task.summary) for name, task in sorted(OWN_TASKS.items())]
+    """Every registered environment, each with one line, then one line for each backend's collection."""
+    entries = [EnvEntry(id, "own" if id in OWN_TASKS else "registered", _summary(id)) for id in ENVS]
     count = len(gym.registry)
     entries.append(EnvEntry("CartPole-v1, Hopper-v5, ...", "gymnasium", f"{count} ids: gymnasium.pprint_registry()"))
+    summary = 'not installed: pip install "understudy-rl[envpool]"'
     if has_envpool():
-        total = len(import_envpool().list_all_envs())
-        summary = f"{total} ids: envpool.list_all_envs()"
-    else:
-        summary = 'not installed: pip install "understudy[envpool]"'
+        summary = f"{len(import_envpool().list_all_envs())} ids: envpool.list_all_envs()"
     entries.append(EnvEntry("Pong-v5, Go1JoystickFlatTerrain-v1, ...", "envpool", summary))
     return entries
 
@@ -244,7 +242,7 @@ def gymnasium_maker(
         try:
             return gym.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            extra = 'pip install "understudy[mujoco]"' if "mujoco" in str(error).lower() else "install it"
+            extra = 'pip install "understudy-rl[mujoco]"' if "mujoco" in str(error).lower() else "install it"
             raise ImportError(f"{env_id} needs a package that is missing ({extra}): {error}") from error
         except TypeError as error:
             raise ValueError(f"{env_id} refuses the options {dict(env_kwargs)}: {error}") from error
@@ -252,35 +250,86 @@ def gymnasium_maker(
     return make
 
 
-def _log_mujoco_warnings_once() -> None:
-    """MuJoCo prints each model's warnings from C, once per copy, and writes MUJOCO_LOG.TXT: log each text once."""
+# --------------------------------------------------------------------------------------------- makers
+
+
+def _find_maker(id: str) -> Maker | None:
+    """The maker of a registered id or of "module:function"; None where Gymnasium or EnvPool may have the id."""
+    if id in ENVS:
+        return ENVS[id]
+    module_name, colon, name = id.partition(":")
+    if not colon:
+        return None
+    module = _import(module_name, id)  # which may register the name, with us or with Gymnasium
+    if name in ENVS:
+        return ENVS[name]
+    if _gymnasium_has(name):
+        return None
+    if name not in dir(module):
+        raise ValueError(f"{id!r} names nothing: {module_name} registers no environment {name!r} and has no such maker")
+    maker: Maker = load_object(id)
+    if isinstance(maker, type) and issubclass(maker, gym.Env):
+        raise ValueError(f"{id} is a class of single environments: have its module call gymnasium.register for it")
+    return maker
+
+
+def _call_maker(id: str, make: Maker, num_envs: int, device: torch.device, options: Mapping[str, Any]) -> VecEnv:
+    """The environment of a maker, after a check of its options, and of what came back."""
+    if not callable(make):
+        raise ValueError(f"{id} names {make!r}, which cannot be called: name a maker (num_envs, device, ...)")
+    _check_options(id, make, num_envs, device, options)
+    made = make(num_envs, device, **options)
     try:
-        mujoco = importlib.import_module("mujoco")
-    except ImportError:
-        return  # gym.make says what to install
-    mujoco.set_mju_user_warning(_log_once)
+        env = as_vec_env(made, device)
+    except ValueError as error:
+        raise ValueError(f"the maker of {id} returned no environment: {error}") from error
+    if (env.num_envs, env.device.type) != (num_envs, device.type):
+        env.close()
+        raise ValueError(
+            f"the maker of {id} was asked for {num_envs} copies on {device.type} and returned {env.num_envs} on "
+            f"{env.device.type}: have it use num_envs and device"
+        )
+    return env
 
 
-@functools.cache
-def _log_once(message: str) -> None:
-    logger.info("MuJoCo: %s", message)
+def _check_options(id: str, make: Maker, num_envs: int, device: torch.device, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the maker does not have, or of another type than annotated."""
+    try:
+        signature = inspect.signature(make, eval_str=True)
+    except NameError:  # annotations that only a type checker can resolve
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):  # written in C, without a signature
+        return
+    known = {name: parameter.annotation for name, parameter in [*signature.parameters.items()][2:]}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    for name, value in options.items():
+        if name not in known and not takes_any:
+            raise ValueError(f"{id} has no option {name!r}: {nearest(name, known)}")
+        fit(Any if known.get(name) in (None, inspect.Parameter.empty) else known[name], value, f"{id}: {name}")
+    try:
+        signature.bind(num_envs, device, **options)
+    except TypeError as error:
+        raise ValueError(f"{id}: a maker is called as make(num_envs, device, **options), this one {error}") from error
 
 
-def _check(num_envs: int, max_episode_steps: int | None, backend: str) -> None:
-    if num_envs < 1:
-        raise ValueError(f"num_envs is {num_envs}: at least one environment is needed")
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps is {max_episode_steps}: leave it out for the registered limit")
-    if backend not in ("auto", "gymnasium", "envpool"):
-        raise ValueError(f"unknown backend {backend!r}: choose 'auto', 'gymnasium' or 'envpool'")
+def _summary(id: str) -> str:
+    """First line of a maker's docstring, with the options that it fixes; or the reason why it cannot be loaded."""
+    try:
+        make = ENVS[id]
+    except (ImportError, ValueError, AttributeError) as error:
+        return f"cannot be loaded: {error}"
+    fixed = ""
+    if isinstance(make, functools.partial):
+        fixed = "".join(f", {name} {value}" for name, value in make.keywords.items())
+        make = make.func
+    return (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".") + fixed
 
 
-def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Literal["own", "gymnasium", "envpool"]:
+# ------------------------------------------------------------------------------------------- backends
+
+
+def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Literal["gymnasium", "envpool"]:
     """The backend that builds the id; ValueError if none does."""
-    if env_id in OWN_TASKS:
-        if backend != "auto":
-            raise ValueError(f"{env_id} is one of our own tasks: leave the backend at 'auto'")
-        return "own"
     if backend == "envpool":
         return "envpool"  # make_envpool checks the id
     in_gymnasium = _gymnasium_has(env_id)
@@ -297,7 +346,7 @@ def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Lite
 
 def _known_ids() -> list[str]:
     pool = import_envpool().list_all_envs() if has_envpool() else []
-    return [*OWN_TASKS, *gym.registry, *pool]
+    return [*ENVS, *gym.registry, *pool]
 
 
 def _gymnasium_has(env_id: str) -> bool:
@@ -310,10 +359,28 @@ def _gymnasium_has(env_id: str) -> bool:
 
 def _gymnasium_spec(env_id: str) -> EnvSpec:
     """The registered spec; "module:Id-v0" imports the module first, which registers it."""
-    if ":" in env_id:
-        module, _, env_id = env_id.partition(":")
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{module}:{env_id} names a module that cannot be imported: {error}") from error
-    return gym.spec(env_id)
+    module_name, colon, name = env_id.rpartition(":")
+    if colon:
+        _import(module_name, env_id)
+    return gym.spec(name)
+
+
+def _import(module_name: str, id: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{id} names a module that cannot be imported: {error}") from error
+
+
+def _log_mujoco_warnings_once() -> None:
+    """MuJoCo prints each model's warnings from C, once per copy, and writes MUJOCO_LOG.TXT: log each text once."""
+    try:
+        mujoco = importlib.import_module("mujoco")
+    except ImportError:
+        return  # gym.make says what to install
+    mujoco.set_mju_user_warning(_log_once)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logger.info("MuJoCo: %s", message)

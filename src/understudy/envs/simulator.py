@@ -13,10 +13,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step
-from understudy.envs.observations import DEFAULT_GROUP, Groups, leaves_space, observation_leaves
+from understudy.envs.observations import DEFAULT_GROUP, Groups, group_leaves, leaves_space, regroup
 from understudy.types import WorkerError
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """rsl_rl's environment interface, as far as it is used."""
 
@@ -74,8 +75,7 @@ class SimulatorAdapter:
         self.action_space = action_space or _unbounded((env.num_actions,))
         first = _as_groups(env.get_observations())
         self._check_batch(first)
-        space = _tree_space(first)
-        self._leaves = observation_leaves(space, {name: name for name in space.spaces} if groups is None else groups)
+        self._leaves = group_leaves(_tree_space(first), groups)
         self.observation_space = leaves_space(self._leaves)
         # where the groups are the simulator's own, its TensorDict is handed on untouched
         self._as_is = {leaf.key for leaf in self._leaves} == _paths(first) and all(
@@ -119,14 +119,7 @@ class SimulatorAdapter:
             self.env.close()
 
     def _regroup(self, obs: TensorDict) -> TensorDict:
-        if self._as_is:
-            return obs
-        tree = TensorDict({}, batch_size=obs.batch_size, device=self.device)
-        for leaf in self._leaves:
-            value = obs.get(leaf.source)
-            value = value if _is_plain(value) else value.float()
-            tree.set(leaf.key, value if leaf.env_shape else value.unsqueeze(-1))
-        return tree
+        return obs if self._as_is else regroup(obs, self._leaves)
 
     def _final(self, raw: Any, obs: TensorDict, dones: Tensor) -> TensorDict:
         """The final observations as `[N]`, whatever form they came in."""

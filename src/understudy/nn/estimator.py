@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.core.spaces import Key
+from understudy.core.spaces import Key, is_vector
 from understudy.nn.networks import MLP, EncoderConfig
 from understudy.nn.trunk import Precision, Trunk
 
@@ -78,7 +77,7 @@ class EstimatorHead(nn.Module):
     ) -> None:
         super().__init__()
         for key, space in targets.items():
-            if not isinstance(space, spaces.Box) or len(space.shape) != 1 or space.dtype == np.uint8:
+            if not is_vector(space):
                 raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is no vector")
         self.name, self.config = name, config
         self.targets = tuple(targets)

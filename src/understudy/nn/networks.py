@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.spaces import classes_of, is_box, kind_of, shape_of
 from understudy.nn.cells import MAX_KINDS, cell_linear, worthwhile
 from understudy.nn.interactions import active_columns
 
@@ -336,19 +336,18 @@ class InteractionEncoder(Encoder):
 def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) -> Encoder:
     """The encoder of one observation component; raises ValueError if no encoder covers the space."""
     config = config or EncoderConfig()
-    if isinstance(space, spaces.Box):
-        if config.kind == "vector" or len(space.shape) < 2:
-            return VectorEncoder(space.shape, config)
-        if len(space.shape) in (2, 3):
-            return CNN(space.shape, config.cnn)
+    if is_box(space):
+        shape = shape_of(space)
+        if config.kind == "vector" or len(shape) < 2:
+            return VectorEncoder(shape, config)
+        if len(shape) in (2, 3):
+            return CNN(shape, config.cnn)
         raise ValueError(f"no encoder covers {space}: an image has 2 or 3 dimensions; kind='vector' flattens any Box")
-    if isinstance(space, spaces.MultiBinary):
-        return VectorEncoder(space.shape or (), config, scale_bytes=False)
-    if isinstance(space, spaces.Discrete):
-        return _integer_encoder([int(space.n)], [int(space.start)], (), config)
-    if isinstance(space, spaces.MultiDiscrete):
-        nvec, start = space.nvec.flatten().tolist(), np.asarray(space.start).flatten().tolist()
-        return _integer_encoder(nvec, start, space.shape or (), config)
+    classes = classes_of(space)
+    if classes is not None:
+        return _integer_encoder(*classes, shape_of(space), config)
+    if kind_of(space) == "multi_binary":
+        return VectorEncoder(shape_of(space), config, scale_bytes=False)
     raise ValueError(f"no encoder covers {space}: supported are Box, Discrete, MultiDiscrete, MultiBinary")
 
 

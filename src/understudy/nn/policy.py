@@ -12,7 +12,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.spaces import Key, find_components, lookup
+from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
@@ -132,7 +132,7 @@ class ActorCritic(nn.Module):
         if config.normalize_observations:
             targets = [key for head in self._heads for key in head.targets]
             for key in dict.fromkeys((*actor_inputs, *self.input_keys, *targets)):
-                if key != REPLACED and _is_vector(space := self.component(key)):
+                if key != REPLACED and is_vector(space := self.component(key)):
                     size = int(np.prod(space.shape or ()))
                     self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=config.observation_clip)
         self.actor_state_sizes = [*(head.state_size for head in self._heads), self.actor.state_size]
@@ -359,16 +359,10 @@ class ActorCritic(nn.Module):
 
     def blank_observation(self, batch: int) -> TensorDict:
         """What acting needs, `[batch]`, with nothing in it: zeros, or the lowest integer."""
-        blank = TensorDict({}, batch_size=[batch], device=self.device)
+        obs = TensorDict({}, batch_size=[batch], device=self.device)
         for key in self.sensor_keys:
-            space = self.component(key)
-            dtype = torch.as_tensor(np.zeros((), dtype=space.dtype)).dtype
-            dtype = torch.float32 if dtype.is_floating_point else dtype
-            zeros = torch.zeros((batch, *(space.shape or ())), dtype=dtype, device=self.device)
-            if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-                zeros = zeros + torch.as_tensor(space.start, device=self.device)
-            blank[key] = zeros
-        return blank
+            obs[key] = blank(self.component(key), [batch], self.device)
+        return obs
 
     def update_normalizers(self, obs: TensorDictBase, valid: Tensor | None = None) -> None:
         """Absorb raw observations of any leading shape into the statistics; `valid` False: left out."""
@@ -380,10 +374,7 @@ class ActorCritic(nn.Module):
 
     def component(self, key: Key) -> spaces.Space[Any]:
         """The space of one component. Raises ValueError with the nearest name if there is none."""
-        space: spaces.Space[Any] = self.observation_space
-        for name in key:
-            space = lookup(space.spaces if isinstance(space, spaces.Dict) else {}, name, "observation")
-        return space
+        return component(self.observation_space, key)
 
     def _components(self, groups: tuple[str, ...]) -> dict[Key, spaces.Space[Any]]:
         components: dict[Key, spaces.Space[Any]] = {}
@@ -398,7 +389,3 @@ def _join(*states: Tensor | None) -> Tensor | None:
     """States `[B, S]` of those that have one, side by side; None if none has."""
     there = [state for state in states if state is not None]
     return None if not there else there[0] if len(there) == 1 else torch.cat(there, dim=-1)
-
-
-def _is_vector(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype != np.uint8

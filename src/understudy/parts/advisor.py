@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from understudy.core.check import check_choice, check_range
 from understudy.core.schedules import Number, Scalar
+from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.heads import make_head
@@ -263,7 +264,7 @@ def _one_step_later(x: Tensor) -> Tensor:
 
 
 def _is_squared(config: AdvisorConfig, action_space: spaces.Space[object]) -> bool:
-    continuous = isinstance(action_space, spaces.Box)
+    continuous = is_box(action_space)
     if config.distance == "squared" and not continuous:
         raise ValueError(f"distance='squared' is for Box actions, these are {action_space}: use 'log_prob'")
     return config.distance == "squared" or (config.distance == "auto" and continuous)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from understudy.core.check import check_choice
 from understudy.core.schedules import Number, Scalar
+from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
 from understudy.nn.policy import ActorCritic, PolicyOutput
@@ -76,7 +76,7 @@ class BehaviorCloning(Part, Losses):
         _check_actions(context, config)
         policy = context.policy
         self.config, self.recurrent = config, policy.recurrent
-        continuous = isinstance(context.action_space, spaces.Box)
+        continuous = is_box(context.action_space)
         self.squares = config.loss == "mse" or (config.loss == "auto" and continuous)
         if self.recurrent:
             check_windows(config, config.batch_size, config.sequence_length)
@@ -170,7 +170,7 @@ def half_squared_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def _check_actions(context: PartContext, config: BehaviorCloningConfig) -> None:
-    continuous = isinstance(context.action_space, spaces.Box)
+    continuous = is_box(context.action_space)
     if config.loss == "mse" and not continuous:
         raise ValueError(f"loss='mse' is for Box actions, the action space is {context.action_space}: use 'nll'")
     if config.label_smoothing and continuous:

@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from understudy.core.check import nearest
 from understudy.core.schedules import Number, Scalar
-from understudy.envs.observations import nearest
 from understudy.nn.estimator import EstimatorHead
 from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext

@@ -6,16 +6,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core import devices
 from understudy.core.capture import CaptureMode, capture
-from understudy.core.spaces import Key, find_components
+from understudy.core.spaces import Key, blank, component, component_keys, unflatten
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.observations import component_keys, unflatten
 from understudy.nn.policy import REPLACED, ActorCritic
 from understudy.ppo.part import Labels, Overrides, Part
 
@@ -107,10 +105,7 @@ class Collector:
         return data
 
     def _zeros(self, key: Key, T: int, N: int) -> Tensor:
-        space = find_components(self.env.observation_space, "/".join(key))[key]
-        dtype = torch.as_tensor(np.zeros((), dtype=space.dtype)).dtype
-        dtype = torch.float32 if dtype.is_floating_point else dtype
-        return torch.zeros((T, N, *(space.shape or ())), dtype=dtype, device=self.env.device)
+        return blank(component(self.env.observation_space, key), (T, N), self.env.device)
 
     # ------------------------------------------------------------------ captured
 
@@ -216,9 +211,7 @@ class Collector:
             self.env_metrics.setdefault(name, []).append(value.to(torch.float32, copy=True).flatten())
         self.obs = step.obs
         if self.policy.recurrent or self.labels or self.keeps_next_obs:
-            self.is_first = step.terminated | step.truncated
-            if step.valid is not None:
-                self.is_first = self.is_first | ~step.valid
+            self.is_first = step.starts_next
         self._keep_final(t, step)
 
     def _keep_final(self, t: int, step: Step) -> None:

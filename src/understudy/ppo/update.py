@@ -11,7 +11,7 @@ from torch import Tensor
 
 from understudy.core import devices
 from understudy.core.capture import capture
-from understudy.envs.observations import unflatten
+from understudy.core.spaces import unflatten
 from understudy.ppo.losses import (
     bounded_surrogate,
     bounded_value_loss,

@@ -9,36 +9,33 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from understudy.core.spaces import bounds_of, children, classes_of, kind_of, shape_of
+
 
 def space_to_plain(space: spaces.Space[Any]) -> dict[str, Any]:
     """Numbers, strings, lists and dicts that `space_from_plain` turns back into an equal space.
 
     Covers Box, Discrete, MultiDiscrete, MultiBinary and Dict. Raises ValueError for any other space.
     """
-    if isinstance(space, spaces.Dict):
-        return {"space": "dict", "spaces": {name: space_to_plain(inner) for name, inner in space.spaces.items()}}
-    if isinstance(space, spaces.Box):
-        return {
-            "space": "box",
-            "shape": list(space.shape),
-            "dtype": str(space.dtype),
-            "low": _bound_to_plain(space.low),
-            "high": _bound_to_plain(space.high),
-        }
-    if isinstance(space, spaces.Discrete):
-        return {"space": "discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}
-    if isinstance(space, spaces.MultiDiscrete):
-        return {
-            "space": "multi_discrete",
-            "nvec": space.nvec.tolist(),
-            "start": space.start.tolist(),
-            "dtype": str(space.dtype),
-        }
-    if isinstance(space, spaces.MultiBinary):
-        return {"space": "multi_binary", "shape": list(space.shape)}
-    raise ValueError(
-        f"cannot store a {type(space).__name__} space; use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them"
-    )
+    kind = kind_of(space)
+    if kind is None:
+        raise ValueError(
+            f"cannot store a {type(space).__name__} space; use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of "
+            "them"
+        )
+    if kind == "dict":
+        return {"space": kind, "spaces": {name: space_to_plain(inner) for name, inner in children(space).items()}}
+    if kind == "multi_binary":
+        return {"space": kind, "shape": list(shape_of(space))}
+    plain = {"space": kind, "dtype": str(space.dtype)}
+    classes = classes_of(space)
+    if classes is None:
+        low, high = map(_bound_to_plain, bounds_of(space))
+        return plain | {"shape": list(shape_of(space)), "low": low, "high": high}
+    if kind == "discrete":
+        return plain | {"n": classes.counts[0], "start": classes.starts[0]}
+    nvec, start = (np.reshape(x, shape_of(space)).tolist() for x in classes)
+    return plain | {"nvec": nvec, "start": start}
 
 
 def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space[Any]:

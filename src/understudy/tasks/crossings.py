@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.check import In, fit
 from understudy.envs.base import Step
+from understudy.envs.registry import OWN_TASKS
 from understudy.tasks import minigrid_rules as rules
 
 Switch = Literal["none", "faulty", "once"]
@@ -24,61 +26,8 @@ STEPS_PER_LOOK = 16
 """On an accelerator: steps between two looks at how many grids are left, each of which waits for the device."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CrossingsConfig:
-    """A family of grids and what the agent and its expert make of them. Raises ValueError for what cannot be drawn."""
-
-    size: int = 25
-    """Cells on a side, the outer walls included; odd, 5 to 63."""
-    crossings: int = 10
-    """Rivers to cross, at most size - 3."""
-    obstacle: rules.Obstacle = "wall"
-    """What rivers are made of: a wall stops the agent, lava ends the episode with reward 0."""
-    switch: Switch = "none"
-    """The view is all zeros unless the last action was "toggle" ("faulty"), or any action of this episode ("once")."""
-    corrupt: int = 0
-    """The expert acts at random from where an episode first has fewer actions than this to the goal; 0: never."""
-    repeat_failed: bool = False
-    """For training: the same grid again until an episode on it succeeds or 1,000 steps were spent on it."""
-    max_episode_steps: int | None = None
-    """Time limit in steps; None: 4 * size^2."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        if not (5 <= self.size <= rules.MAX_SIZE and self.size % 2):
-            raise ValueError(f"size is {self.size}: rivers need an odd size from 5 to {rules.MAX_SIZE}")
-        if not 1 <= self.crossings <= self.size - 3:
-            raise ValueError(
-                f"crossings is {self.crossings}: a grid of size {self.size} has room for 1 to {self.size - 3}"
-            )
-        if self.obstacle not in ("wall", "lava"):
-            raise ValueError(f"obstacle is {self.obstacle!r}: choose 'wall' or 'lava'")
-        if self.switch not in ("none", "faulty", "once"):
-            raise ValueError(f"switch is {self.switch!r}: choose 'none', 'faulty' or 'once'")
-        if self.corrupt < 0:
-            raise ValueError(f"corrupt is {self.corrupt}: give the distance from which the expert errs, or 0 for never")
-        if self.max_episode_steps is not None and self.max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps is {self.max_episode_steps}: leave it out for 4 * size^2")
-
-
-CROSSINGS: dict[str, CrossingsConfig] = {
-    "LavaCrossing-v0": CrossingsConfig(obstacle="lava"),
-    "WallCrossing-v0": CrossingsConfig(),
-    "WallCrossingCorrupt-v0": CrossingsConfig(corrupt=15),
-    "LavaCrossingCorrupt-v0": CrossingsConfig(size=15, crossings=7, obstacle="lava", corrupt=10),
-    "WallCrossingFaulty-v0": CrossingsConfig(size=15, crossings=7, switch="faulty"),
-    "WallCrossingOnce-v0": CrossingsConfig(switch="once"),
-    "LavaCrossingFaulty-v0": CrossingsConfig(size=9, crossings=4, obstacle="lava", switch="faulty"),
-    "LavaCrossingOnce-v0": CrossingsConfig(size=15, crossings=7, obstacle="lava", switch="once"),
-}
-"""The eight tasks of the ADVISOR paper (Weihs et al. 2021, arXiv 2007.12173)."""
-
-TRAINED_WITH_REPEATS = frozenset(CROSSINGS) - {"WallCrossing-v0", "WallCrossingCorrupt-v0", "WallCrossingFaulty-v0"}
-"""The tasks that the paper trains with `repeat_failed`. Never evaluate with it: failures would count many times."""
-
-
 class Crossings:
-    """A `VecEnv` of MiniGrid crossings in torch, on any device, without a loop over copies; its state can be saved.
+    """MiniGrid: find the openings of rivers of wall or lava; batched torch, on any device, its state can be saved.
 
     The agent starts in the top left corner and looks to the right; the goal is in the bottom right corner. Actions:
     0 left, 1 right, 2 forward, and with a switch 3 toggle. Reaching the goal ends the episode with the reward
@@ -90,20 +39,48 @@ class Crossings:
     (`minigrid_rules.expert_plan`: of equal paths the one that goes straight longest, left before right). Metric, of
     ended episodes: success.
 
+    | option | meaning |
+    |---|---|
+    | `size` | cells on a side, the outer walls included; odd, 5 to 63 |
+    | `crossings` | rivers to cross, at most size - 3 |
+    | `obstacle` | what rivers are made of: a "wall" stops the agent, "lava" ends the episode with reward 0 |
+    | `switch` | the view is all zeros unless the last action was "toggle" ("faulty"), or any of the episode ("once") |
+    | `corrupt` | the expert acts at random once an episode had fewer actions than this to the goal; 0: never |
+    | `repeat_failed` | for training: the same grid until an episode on it succeeds or 1,000 steps were spent on it |
+    | `max_episode_steps` | time limit; None: 4 * size^2 |
+
     Grids and plans wait in a pool: a copy holds one slot of it, and an episode that starts anew swaps its slot for a
     fresh one. On an accelerator a grid may come twice if more episodes than copies start within 16 steps.
     """
 
     def __init__(
-        self, num_envs: int, device: torch.device | str = "cpu", config: CrossingsConfig | None = None
+        self,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        *,
+        size: int = 25,
+        crossings: int = 10,
+        obstacle: rules.Obstacle = "wall",
+        switch: Switch = "none",
+        corrupt: int = 0,
+        repeat_failed: bool = False,
+        max_episode_steps: int | None = None,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"crossings need at least one copy, got {num_envs}")
-        self.config = config = config or CrossingsConfig()
+        fit(Annotated[int, In(1)], num_envs, "num_envs")
+        if not (5 <= size <= rules.MAX_SIZE and size % 2):
+            raise ValueError(f"size is {size}: rivers need an odd size from 5 to {rules.MAX_SIZE}")
+        if not 1 <= crossings <= size - 3:
+            raise ValueError(f"crossings is {crossings}: a grid of size {size} has room for 1 to {size - 3}")
+        fit(rules.Obstacle, obstacle, "obstacle")
+        fit(Switch, switch, "switch")
+        fit(Annotated[int, In(0)], corrupt, "corrupt")
+        fit(Annotated[int | None, In(1)], max_episode_steps, "max_episode_steps")
+        self.size, self.crossings, self.obstacle, self.switch = size, crossings, obstacle, switch
+        self.corrupt, self.repeat_failed = corrupt, repeat_failed
         self.num_envs, self.device = num_envs, torch.device(device)
         self.host_is_device = self.device.type == "cpu"  # a look at a number waits for nothing here
-        self.max_steps = config.max_episode_steps or 4 * config.size**2
-        num_actions = 3 if config.switch == "none" else 4
+        self.max_episode_steps = max_episode_steps or 4 * size**2
+        num_actions = 3 if switch == "none" else 4
         cell = (rules.OBJECTS, rules.COLORS, rules.STATES)
         view = np.broadcast_to(np.array(cell), (rules.VIEW, rules.VIEW, 3))
         self.observation_space = spaces.Dict(
@@ -117,7 +94,7 @@ class Crossings:
         self.generator = torch.Generator(device=self.device)
         self._tables(num_actions)
         slots = num_envs + max(POOL, 2 * num_envs)
-        area = 4 * config.size**2
+        area = 4 * size**2
         self.cells = self._full((slots, self.width, self.width), rules.WALL, torch.uint8)
         self.plans = self._full((slots, area), 0, torch.int16)
         self.waiting = self._full((slots - num_envs + 1,), 0, torch.int64)  # slots; the last entry takes idle writes
@@ -134,7 +111,7 @@ class Crossings:
 
     def _tables(self, num_actions: int) -> None:
         """What follows from direction and action, by 4 * action + direction; and the view."""
-        size, margin = self.config.size, rules.MARGIN
+        size, margin = self.size, rules.MARGIN
         self.width = size + 2 * margin
         self.view = rules.EgoView(self.width, self.device)
         ahead = torch.tensor([dy * self.width + dx for dx, dy in rules.DIRECTIONS])
@@ -179,11 +156,11 @@ class Crossings:
         self.steps = self.steps + 1
         reached = cell == rules.GOAL
         terminated = reached | (cell == rules.LAVA)
-        truncated = (self.steps >= self.max_steps) & ~terminated
-        reward = reached * (1.0 - (0.9 / self.max_steps) * self.steps)
-        if self.config.switch != "none":
+        truncated = (self.steps >= self.max_episode_steps) & ~terminated
+        reward = reached * (1.0 - (0.9 / self.max_episode_steps) * self.steps)
+        if self.switch != "none":
             toggled = action == rules.TOGGLE
-            self.shown = toggled if self.config.switch == "faulty" else self.shown | toggled
+            self.shown = toggled if self.switch == "faulty" else self.shown | toggled
         self._draw_noise()
         self._remember_distance()
         final, ended = self.observe(), terminated | truncated
@@ -193,27 +170,27 @@ class Crossings:
     def observe(self) -> TensorDict:
         """The current observation `[N]`."""
         image = self.view(self.cells, self.slot * self.width**2 + self.position, self.direction)
-        if self.config.switch != "none":
+        if self.switch != "none":
             image = image * self.shown.view(-1, 1, 1, 1)
         action = (self._plan() & 3).long()
-        if self.config.corrupt:
+        if self.corrupt:
             action = torch.where(self.corrupted, self.noise, action)
         groups = {"policy": image, "expert_action": action, "expert_success": self.success}
         return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
 
     def _plan(self) -> Tensor:
         """4 * remaining edges + expert's action where the agents are, `[N]` int16."""
-        place = self.inner.take(self.position) + self.direction * self.config.size**2
+        place = self.inner.take(self.position) + self.direction * self.size**2
         return self.plans.take(place + self.slot * self.plans.shape[1])
 
     def _draw_noise(self) -> None:
-        if self.config.corrupt:
+        if self.corrupt:
             actions, shape = len(self.turns) // 4, (self.num_envs,)
             self.noise = torch.randint(actions, shape, generator=self.generator, device=self.device)
 
     def _remember_distance(self) -> None:
-        if self.config.corrupt:
-            self.corrupted = self.corrupted | (self._plan() >> 2 <= self.config.corrupt)
+        if self.corrupt:
+            self.corrupted = self.corrupted | (self._plan() >> 2 <= self.corrupt)
 
     # ------------------------------------------------------------------ episodes
 
@@ -223,7 +200,7 @@ class Crossings:
         if self.host_is_device and not bool(ended.any()):
             return final
         fresh = ended
-        if self.config.repeat_failed:
+        if self.repeat_failed:
             fresh = ended & (reached | (self.spent >= REPEAT_LIMIT))
         self._swap_slots(fresh)
         self.looks_in -= 1
@@ -261,10 +238,7 @@ class Crossings:
         self.taken = torch.zeros_like(self.taken)
 
     def _fill(self, slots: Tensor) -> None:
-        config = self.config
-        grids = rules.draw_crossings(
-            len(slots), config.size, config.crossings, config.obstacle, self.generator, self.device
-        )
+        grids = rules.draw_crossings(len(slots), self.size, self.crossings, self.obstacle, self.generator, self.device)
         self._put(slots, grids)
 
     def _put(self, slots: Tensor, grids: Tensor) -> None:
@@ -298,10 +272,10 @@ class Crossings:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned; ValueError if that had another size or number of copies."""
         grids = state["grids"].to(self.device)
-        if grids.shape != (len(self.cells), self.config.size, self.config.size):
+        if grids.shape != (len(self.cells), self.size, self.size):
             raise ValueError(
                 f"the saved state holds {len(grids)} grids of size {grids.shape[-1]}, this environment "
-                f"{len(self.cells)} of size {self.config.size}: build it with the same num_envs and size"
+                f"{len(self.cells)} of size {self.size}: build it with the same num_envs and size"
             )
         self._put(torch.arange(len(grids), device=self.device), grids)
         self.waiting, self.taken, self.slot, self.position, self.direction, self.steps, self.spent, self.noise = (
@@ -314,3 +288,19 @@ class Crossings:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+# the eight tasks of the ADVISOR paper (Weihs et al. 2021, arXiv 2007.12173)
+LavaCrossing = partial(Crossings, obstacle="lava")
+WallCrossing = partial(Crossings)
+WallCrossingCorrupt = partial(Crossings, corrupt=15)
+LavaCrossingCorrupt = partial(Crossings, size=15, crossings=7, obstacle="lava", corrupt=10)
+WallCrossingFaulty = partial(Crossings, size=15, crossings=7, switch="faulty")
+WallCrossingOnce = partial(Crossings, switch="once")
+LavaCrossingFaulty = partial(Crossings, size=9, crossings=4, obstacle="lava", switch="faulty")
+LavaCrossingOnce = partial(Crossings, size=15, crossings=7, obstacle="lava", switch="once")
+
+CROSSINGS = frozenset(name for name, place in OWN_TASKS.items() if place.startswith(f"{__name__}:"))
+"""Ids of these tasks."""
+TRAINED_WITH_REPEATS = CROSSINGS - {"WallCrossing-v0", "WallCrossingCorrupt-v0", "WallCrossingFaulty-v0"}
+"""Ids that the paper trains with `repeat_failed`. Never evaluate with it: failures would count many times."""

@@ -14,17 +14,17 @@ from understudy.envs.base import Step
 
 
 class PointMass:
-    """A `VecEnv` in pure torch, on any device, without a loop or a host sync; its state can be saved.
+    """Fly to a goal against a wind that only the critic sees: batched torch, on any device, its state can be saved.
 
     Group "policy" is position - goal, velocity (m, m/s; 4 numbers); group "critic" adds the wind (m/s^2; 6 numbers).
     The action is an acceleration in [-1, 1]^2, the reward -distance per step and +10 for arriving (within 0.2 m),
     which terminates; leaving the 4 m square terminates with -10; time limit 100 steps of 0.1 s.
     """
 
-    def __init__(self, num_envs: int, device: torch.device | str = "cpu", max_steps: int = 100) -> None:
-        if num_envs < 1 or max_steps < 1:
-            raise ValueError(f"PointMass needs at least one copy and one step, got {num_envs} and {max_steps}")
-        self.num_envs, self.device, self.max_steps = num_envs, torch.device(device), max_steps
+    def __init__(self, num_envs: int, device: torch.device | str = "cpu", *, max_episode_steps: int = 100) -> None:
+        if num_envs < 1 or max_episode_steps < 1:
+            raise ValueError(f"PointMass needs at least one copy and one step, got {num_envs} and {max_episode_steps}")
+        self.num_envs, self.device, self.max_episode_steps = num_envs, torch.device(device), max_episode_steps
         self.observation_space = spaces.Dict({"policy": _box(4), "critic": _box(6)})
         self.action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.generator = torch.Generator(device=self.device)
@@ -48,7 +48,7 @@ class PointMass:
         arrived = distance < 0.2
         lost = self.position.abs().amax(-1) > 2.0
         terminated = arrived | lost
-        truncated = (self.steps >= self.max_steps) & ~terminated
+        truncated = (self.steps >= self.max_episode_steps) & ~terminated
         reward = 10.0 * arrived - 10.0 * (lost & ~arrived) - distance
         final = self.observe()
         self._restart(terminated | truncated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +13,9 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from understudy.core.spaces import children
 from understudy.envs.base import Step, VecEnv
+from understudy.envs.registry import KwargValue, make_env
 
 NAMESPACE = "understudy"
 
@@ -66,15 +68,20 @@ class SingleEnv(gym.Env[dict[str, Any], Any]):
 def register_tasks(names: Iterable[str]) -> None:
     """Register tasks with Gymnasium; `gym.make(f"understudy/{name}", options={...})` then builds one copy."""
     for name in names:
-        gym.register(f"{NAMESPACE}/{name}", "understudy.envs.registry:make_single_env", kwargs={"name": name})
+        gym.register(f"{NAMESPACE}/{name}", "understudy.tasks.registration:make_single", kwargs={"name": name})
 
 
-def _tree(obs: TensorDictBase, space: spaces.Dict) -> dict[str, Any]:
+def make_single(name: str, options: Mapping[str, KwargValue] | None = None) -> SingleEnv:
+    """One copy of the task `name`."""
+    return SingleEnv(make_env(name, 1, env_kwargs=options))
+
+
+def _tree(obs: TensorDictBase, space: spaces.Space[Any]) -> dict[str, Any]:
     """Row 0 of `obs` as arrays and numpy scalars, in the order of the space."""
     out: dict[str, Any] = {}
-    for name, sub in space.spaces.items():
+    for name, sub in children(space).items():
         value: Any = obs.get(name)
-        out[name] = _tree(value, sub) if isinstance(sub, spaces.Dict) else _leaf(value, sub)
+        out[name] = _tree(value, sub) if children(sub) else _leaf(value, sub)
     return out
 
 

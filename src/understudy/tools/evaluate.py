@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import ENVPOOL_FROM, OWN_TASKS, EnvConfig
+from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig
 from understudy.nn.policy import ActorCritic
 from understudy.tools.film import check_video_packages, film
 
@@ -126,7 +126,7 @@ def quotas(episodes: int, num_envs: int) -> list[int]:
 
 
 def _num_envs(episodes: int, env_config: EnvConfig) -> int:
-    if env_config.id in OWN_TASKS:
+    if env_config.id in ENVS:
         return min(episodes, MAX_BATCHED_ENVS)
     # backend "auto" depends on the number of copies, and backends differ in physics: stay with the training's
     if env_config.backend == "auto":
@@ -146,18 +146,14 @@ def _run_episodes(
         action, state = policy.act(obs, state, deterministic=deterministic)
         step = env.step(action)
         returns += step.reward.double().cpu().numpy()
-        ended = is_first = step.terminated | step.truncated
-        if step.valid is None:
-            lengths += 1
-        else:  # a row that only reset its environment is no step of an episode
-            lengths += step.valid.cpu().numpy()
-            is_first = ended | ~step.valid
-        over = ended.cpu().numpy() | (lengths >= STEP_LIMIT)
+        # a row that only reset its environment does not count
+        lengths += 1 if step.valid is None else step.valid.cpu().numpy()
+        over = step.ended.cpu().numpy() | (lengths >= STEP_LIMIT)
         for index in np.flatnonzero(over):
             if len(finished[index]) < owed[index]:
                 finished[index].append((float(returns[index]), int(lengths[index])))
             returns[index], lengths[index] = 0.0, 0
-        state = _restart(state, is_first, policy)
+        state = _restart(state, step.starts_next, policy)
         obs = step.obs
     flat = [episode for done in finished for episode in done]
     return [episode[0] for episode in flat], [episode[1] for episode in flat]

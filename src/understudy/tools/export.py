@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from understudy.core.check import check_choice
-from understudy.core.spaces import Key
-from understudy.envs.segments import Segments
+from understudy.core.spaces import Key, classes_of, shape_of
+from understudy.envs.observations import Segments
 from understudy.nn import heads
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.runs.codec import from_plain, to_plain
@@ -305,9 +305,8 @@ def _random(policy: ActorCritic, batch: int, generator: torch.Generator) -> list
 
 def _random_integers(space: spaces.Space[Any], blank: Tensor, generator: torch.Generator) -> Tensor:
     count: Any = 256 if blank.dtype == torch.uint8 else 2
-    if isinstance(space, spaces.Discrete):
-        count = int(space.n)
-    elif isinstance(space, spaces.MultiDiscrete):
-        count = torch.as_tensor(space.nvec)
+    classes = classes_of(space)
+    if classes is not None:
+        count = torch.tensor(classes.counts).reshape(shape_of(space))
     drawn = (torch.rand(blank.shape, generator=generator) * count).long()
     return (blank + drawn).to(blank.dtype)

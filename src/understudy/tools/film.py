@@ -12,9 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from understudy.envs.gymnasium import InProcessVectorEnv
-from understudy.envs.registry import EnvConfig, make_render_env
-from understudy.envs.segments import with_segments
+from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
 from understudy.nn.policy import ActorCritic
 
 FILM_SECONDS = 30.0
@@ -67,8 +65,7 @@ def _record(policy: ActorCritic, env_config: EnvConfig, path: Path, seed: int, d
 
     single = make_render_env(env_config)
     _simplify_drawing(single)
-    unnamed = InProcessVectorEnv([lambda: single], policy.device, env_config.groups or None, seed)
-    env = with_segments(unnamed, env_config.segments)
+    env = as_vec_env(single, policy.device, groups=env_config.groups or None, segments=env_config.segments)
     try:
         fps = float(single.metadata.get("render_fps") or DEFAULT_FPS)
         every = max(1, round(fps / SMOOTH_FPS))

@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import component_keys
 from understudy.data.demonstrations.read import Key
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.observations import component_keys
 from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import ActorCritic
 from understudy.runs.folder import read_policy
@@ -84,9 +84,7 @@ def record_episodes(
             if len(finished[n]) < owed[n] or steps < min_steps:
                 finished[n].append(episode)
                 steps += episode.length
-        ended = step.terminated | step.truncated
-        is_first = ended if step.valid is None else ended | ~step.valid
-        obs = step.obs
+        obs, is_first = step.obs, step.starts_next
     return [episode for done in finished for episode in done]
 
 

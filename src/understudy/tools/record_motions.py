@@ -10,13 +10,12 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.core.spaces import find_components
+from understudy.core.spaces import component, component_keys, is_box, shape_of, unflatten
 from understudy.data.demonstrations.write import Episode
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.envs.base import VecEnv
 from understudy.envs.gymnasium import InProcessVectorEnv
-from understudy.envs.observations import component_keys, unflatten
-from understudy.envs.segments import SegmentedEnv
+from understudy.envs.regrouped import RegroupedEnv
 from understudy.parts.shared.features import FeatureReader
 from understudy.runs.folder import read_policy
 from understudy.tools.evaluate import evaluation_seed
@@ -67,8 +66,8 @@ def record_motions(
 
 def vector_reader(space: spaces.Dict) -> FeatureReader:
     """Reads all vectors and scalars of the observations, in their order. Raises ValueError where there are none."""
-    components = {"/".join(key): find_components(space, "/".join(key))[key] for key in component_keys(space)}
-    names = [name for name, part in components.items() if isinstance(part, spaces.Box) and len(part.shape) <= 1]
+    components = {"/".join(key): component(space, key) for key in component_keys(space)}
+    names = [name for name, part in components.items() if is_box(part) and len(shape_of(part)) <= 1]
     if not names:
         raise ValueError("the observations have no vectors, of which motion clips are made")
     return FeatureReader(space, names)
@@ -76,7 +75,7 @@ def vector_reader(space: spaces.Dict) -> FeatureReader:
 
 def step_time(env: VecEnv) -> float | None:
     """Seconds between two observations where the environment tells them (Gymnasium's MuJoCo tasks), else None."""
-    inner = env.env if isinstance(env, SegmentedEnv) else env
+    inner = env.env if isinstance(env, RegroupedEnv) else env
     if not isinstance(inner, InProcessVectorEnv) or "mujoco" not in sys.modules:
         return None
     from gymnasium.envs.mujoco import MujocoEnv

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from understudy.core import randomness
 from understudy.core.schedules import Scalar
+from understudy.core.spaces import component_keys
 from understudy.data.demonstrations.write import write_npz
 from understudy.envs.base import VecEnv
-from understudy.envs.observations import component_keys
 from understudy.nn.policy import ActorCritic
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.config import DaggerConfig, TrainConfig

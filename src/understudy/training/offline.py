@@ -14,8 +14,8 @@ from understudy.core import randomness
 from understudy.core.capture import capture
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar
+from understudy.core.spaces import unflatten
 from understudy.data.demonstrations.demonstrations import Demonstrations
-from understudy.envs.observations import unflatten
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
 from understudy.ppo.optim import LearningRateScheduler, gradient_step

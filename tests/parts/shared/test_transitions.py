@@ -120,7 +120,7 @@ def test_own_statistics_absorb_what_they_are_given() -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(ValueError, match="image is an image"):
         TransitionFeatures(SPACE, ARM, ("image",), "state")
-    with pytest.raises(ValueError, match="did you mean 'policy'"):
+    with pytest.raises(ValueError, match="did you mean policy"):
         TransitionFeatures(SPACE, ARM, ("polcy",), "state")
     with pytest.raises(ValueError, match="observations is empty"):
         TransitionFeatures(SPACE, ARM, (), "state")

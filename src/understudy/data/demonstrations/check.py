@@ -15,9 +15,9 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.core.spaces import find_components
+from understudy.core.spaces import array_dtype, bounds_of, component, component_keys, is_box, unflatten
 from understudy.data.demonstrations.read import Key, Recording, open_recording
-from understudy.envs.observations import DEFAULT_GROUP, component_keys, unflatten
+from understudy.envs.observations import DEFAULT_GROUP
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class _Reader:
 
     def signals(self, action_space: spaces.Space[Any]) -> dict[str, np.ndarray]:
         """Executed actions, rewards and ends, `[M, ...]`."""
-        dtype = np.dtype(np.float32 if isinstance(action_space, spaces.Box) else np.int64)
+        dtype = np.dtype(np.float32 if is_box(action_space) else np.int64)
         target = _Target(("actions",), (), action_space, dtype)
         arrays = {
             "executed_action": np.empty((self.total, *target.shape), dtype),
@@ -197,7 +197,7 @@ def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> lis
     """Where the file has each of the environment's components."""
     targets = []
     for key in keys:
-        component = find_components(space, "/".join(key))[key]
+        inner = component(space, key)
         candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups means the policy's
         found = next((source for source in candidates if source in recording.shapes), None)
         if found is None:
@@ -206,7 +206,7 @@ def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> lis
                 f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this "
                 "environment with the same observation groups"
             )
-        target = _Target(key, found, component, _dtype(component))
+        target = _Target(key, found, inner, array_dtype(inner))
         shape = recording.shapes[found] or ((1,) if target.shape == (1,) else ())
         if shape != target.shape:
             raise ValueError(
@@ -215,13 +215,6 @@ def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> lis
             )
         targets.append(target)
     return targets
-
-
-def _dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """What environments hand out (`envs/observations.py`): float32, or the integer type of the space."""
-    if isinstance(space, spaces.Box):
-        return np.dtype(np.float32) if np.issubdtype(space.dtype, np.floating) else np.dtype(space.dtype)
-    return np.dtype(np.int8) if isinstance(space, spaces.MultiBinary) else np.dtype(np.int64)
 
 
 def _fitting(values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
@@ -243,16 +236,14 @@ def _fitting(values: np.ndarray, shape: tuple[int, ...], target: _Target, trajec
 
 def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -> np.ndarray:
     """Which entries lie outside the space."""
-    if isinstance(space, spaces.Box) and bounded:
-        with np.errstate(invalid="ignore"):  # infinity - infinity where there are no bounds
-            slack = np.nan_to_num(_EDGE * (space.high - space.low), nan=0.0, posinf=0.0)
-        return (rows < space.low - slack) | (rows > space.high + slack)
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        size = space.n if isinstance(space, spaces.Discrete) else space.nvec
-        return (rows < space.start) | (rows >= space.start + size)
-    if isinstance(space, spaces.MultiBinary):
-        return (rows != 0) & (rows != 1)
-    return np.zeros(1, dtype=bool)
+    if space is None or (is_box(space) and not bounded):
+        return np.zeros(1, dtype=bool)
+    low, high = bounds_of(space)
+    if not is_box(space):
+        return (rows < low) | (rows > high)
+    with np.errstate(invalid="ignore"):  # infinity - infinity where there are no bounds
+        slack = np.nan_to_num(_EDGE * (high - low), nan=0.0, posinf=0.0)
+    return (rows < low - slack) | (rows > high + slack)
 
 
 def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.envs.observations import nearest
+from understudy.core.check import nearest
 
 Array = NDArray[np.float64]
 

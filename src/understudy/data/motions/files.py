@@ -24,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from understudy.core.check import nearest
 from understudy.data.motions.fields import Array, quaternion_columns
-from understudy.envs.observations import nearest
 
 FORMAT = "understudy-motion-1"
 Loop = Literal["clamp", "wrap"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.core.check import nearest
 from understudy.data.motions.fields import (
     Array,
     FieldTable,
@@ -20,7 +21,6 @@ from understudy.data.motions.fields import (
     slerp,
 )
 from understudy.data.motions.files import MotionClip, read_motions
-from understudy.envs.observations import nearest
 
 _GRID_EDGE = 1e-6  # of a step: a clip of exactly n steps has n + 1 frames in spite of rounding
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from understudy.core.check import check_choice
-from understudy.core.spaces import Key, find_components
+from understudy.core.spaces import Key, bounds_of, classes_of, find_components, is_box, same_values, shape_of
 from understudy.nn.distributions import Categorical, Distribution, MultiCategorical
 from understudy.ppo.part import PartContext
 
@@ -147,17 +146,7 @@ def _find(space: spaces.Dict, name: str) -> tuple[Key, spaces.Space[Any]]:
 
 def _check_action_space(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """An expert's action has the space of the policy's; of a Box only the shape, as bounds are looked at later."""
-    if isinstance(action_space, spaces.Box):
-        fits = isinstance(space, spaces.Box) and space.shape == action_space.shape
-    elif isinstance(action_space, spaces.Discrete):
-        fits = isinstance(space, spaces.Discrete) and (space.n, space.start) == (action_space.n, action_space.start)
-    elif isinstance(action_space, spaces.MultiDiscrete):
-        fits = isinstance(space, spaces.MultiDiscrete) and bool(
-            np.array_equal(space.nvec, action_space.nvec) and np.array_equal(space.start, action_space.start)
-        )
-    else:
-        fits = space == action_space
-    if not fits:
+    if not same_values(space, action_space):
         raise ValueError(
             f"the expert's {group!r} is {space}, but actions are {action_space}: both must be the same space; "
             "have the environment convert what its expert says"
@@ -166,36 +155,32 @@ def _check_action_space(group: str, space: spaces.Space[Any], action_space: spac
 
 def _policy_blocks(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, ...]:
     """Number of classes of each block of probabilities."""
-    if isinstance(action_space, spaces.Discrete):
-        blocks: tuple[int, ...] = (int(action_space.n),)
-    elif isinstance(action_space, spaces.MultiDiscrete):
-        blocks = tuple(int(n) for n in action_space.nvec.flatten())
-    else:
+    classes = classes_of(action_space)
+    if classes is None:
         raise ValueError(
             f"{group!r}: probabilities are for discrete actions, these are {action_space}; use kind action"
         )
-    if not isinstance(space, spaces.Box) or space.shape != (sum(blocks),):
+    blocks = tuple(classes.counts)
+    if not is_box(space) or space.shape != (sum(blocks),):
         raise ValueError(f"{group!r} is {space}, but the actions {action_space} need a Box of shape {(sum(blocks),)}")
     return blocks
 
 
 def _is_flag(space: spaces.Space[Any]) -> bool:
-    if isinstance(space, spaces.Discrete):
-        return bool(space.n == 2 and space.start == 0)
-    return isinstance(space, spaces.MultiBinary | spaces.Box) and space.shape in ((), (1,))
+    classes = classes_of(space)
+    if classes is not None:
+        return shape_of(space) == () and classes == ([2], [0])
+    return space.shape in ((), (1,))
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
     """Least and greatest action; of a Box a little more, for what rounding does to an action at the bound."""
-    if isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(x, dtype=torch.float32) for x in (space.low, space.high))
-        slack = 1e-4 * torch.nan_to_num(high - low, posinf=0.0).clamp(min=1e-3)
-        return low - slack, high + slack
-    if isinstance(space, spaces.Discrete):
-        return torch.tensor(int(space.start)), torch.tensor(int(space.start + space.n - 1))
-    if isinstance(space, spaces.MultiDiscrete):
-        return torch.as_tensor(space.start), torch.as_tensor(space.start + space.nvec - 1)
-    return torch.tensor(0), torch.tensor(1)
+    if not is_box(space):
+        low, high = map(torch.as_tensor, bounds_of(space))
+        return low, high
+    low, high = (torch.as_tensor(x, dtype=torch.float32) for x in bounds_of(space))
+    slack = 1e-4 * torch.nan_to_num(high - low, posinf=0.0).clamp(min=1e-3)
+    return low - slack, high + slack
 
 
 def _name(key: Key) -> str:

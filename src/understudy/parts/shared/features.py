@@ -10,7 +10,7 @@ from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from understudy.core.spaces import Key, find_components
+from understudy.core.spaces import Key, find_components, is_box, shape_of
 
 
 class FeatureReader:
@@ -26,9 +26,9 @@ class FeatureReader:
         self.shapes: dict[Key, tuple[int, ...]] = {}
         for name in names:
             for key, component in find_components(space, name).items():
-                if not isinstance(component, spaces.Box) or len(component.shape) > 1:
+                if not is_box(component) or len(shape_of(component)) > 1:
                     raise ValueError(f"{'/'.join(key)} is {component}, but only vectors can be features here")
-                self.shapes[key] = component.shape
+                self.shapes[key] = shape_of(component)
         self.size = sum(math.prod(shape) for shape in self.shapes.values())
         self.names = [name for key, shape in self.shapes.items() for name in _column_names("/".join(key), shape)]
         """A name for each column: `group[3]`, `group/component[0]`; without an index for a scalar."""

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from understudy.core.spaces import Key, find_components
-from understudy.envs.observations import nearest
+from understudy.core.check import nearest
+from understudy.core.spaces import Key, classes_of, find_components
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget
@@ -90,9 +90,10 @@ def make_selector(space: spaces.Dict, select: str | None, count: int) -> Teacher
             raise ValueError(f"{count} teachers need `select`: the integer observation that says which one labels")
         return None
     ((key, component), *others) = find_components(space, select).items()
-    if others or not isinstance(component, spaces.Discrete) or component.n != count:
+    classes = classes_of(component)
+    if others or component.shape != () or classes is None or classes.counts != [count]:
         raise ValueError(f"select = {select!r} must be a Discrete({count}) for {count} teachers, it is {component}")
-    return TeacherSelector(key, int(component.start))
+    return TeacherSelector(key, classes.starts[0])
 
 
 def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:

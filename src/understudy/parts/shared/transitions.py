@@ -11,7 +11,7 @@ from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.spaces import Key, find_components
+from understudy.core.spaces import Key, bounds_of, find_components, is_box, is_real, shape_of, size_of
 from understudy.nn.networks import Encoder, EncoderConfig, make_encoder
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.policy import ActorCritic
@@ -113,7 +113,7 @@ class SharedNormalizer(nn.Module):
         # pairs outside of the module tree: the policy's normalisers belong to the policy
         self.sources: list[tuple[int, ObservationNormalizer]] = []
         for key, space in features.components.items():
-            if kind != "none" and isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            if kind != "none" and is_real(space):
                 source = _policys(policy, "/".join(key)) if kind == "policy" else self._add_own(key, space)
                 self.sources += [(start + features.state_offsets[key], source) for start in features.state_starts]
         size = features.size + extra
@@ -127,8 +127,8 @@ class SharedNormalizer(nn.Module):
             action = slice(features.state_size, features.state_size + features.action_size)
             self.shift[action], self.scale[action] = shift, scale
 
-    def _add_own(self, key: Key, space: spaces.Box) -> ObservationNormalizer:
-        normalizer = ObservationNormalizer(int(np.prod(space.shape)))
+    def _add_own(self, key: Key, space: spaces.Space[Any]) -> ObservationNormalizer:
+        normalizer = ObservationNormalizer(size_of(space))
         self.own["/".join(key)] = normalizer
         return normalizer
 
@@ -158,7 +158,7 @@ def policy_weight(rollout: TensorDictBase) -> Tensor:
 
 
 def _encoder(key: Key, space: spaces.Space[Any]) -> Encoder:
-    if isinstance(space, spaces.Box) and len(space.shape) > 1:
+    if is_box(space) and len(shape_of(space)) > 1:
         raise ValueError(
             f"{'/'.join(key)} is an image or matrix {space.shape}, which a discriminator of rows does not read: name "
             "vector or discrete components in `observations`"
@@ -180,8 +180,8 @@ def _policys(policy: ActorCritic, name: str) -> ObservationNormalizer:
 def _unit_box(space: spaces.Space[Any], size: int) -> tuple[Tensor, Tensor]:
     """Shift and scale `[size]` that bring actions within finite bounds to [-1, 1]; identity for all others."""
     shift, scale = torch.zeros(size), torch.ones(size)
-    if isinstance(space, spaces.Box):
-        low, high = (torch.as_tensor(x.reshape(-1).astype(np.float64)) for x in (space.low, space.high))
+    if is_box(space):
+        low, high = (torch.as_tensor(x.reshape(-1).astype(np.float64)) for x in bounds_of(space))
         known = torch.isfinite(low) & torch.isfinite(high) & (high > low)
         width = torch.where(known, high - low, 2.0)
         scale = (2.0 / width).float()
