@@ -24,6 +24,16 @@ class Step(NamedTuple):
     #   there. Its reward is 0, its flags are False, its obs is the next episode's first observation. The row before
     #   it, where the episode ended, then has obs == final_obs. Hence is_first[t + 1] = ended[t] or not valid[t].
 
+    @property
+    def ended(self) -> Tensor:
+        """`[N]` bool: the episode ended, either way."""
+        return self.terminated | self.truncated
+
+    @property
+    def starts_next(self) -> Tensor:
+        """`[N]` bool: `obs` is the first observation of an episode."""
+        return self.ended if self.valid is None else self.ended | ~self.valid
+
 
 @runtime_checkable
 class VecEnv(Protocol):

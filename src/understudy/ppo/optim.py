@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -14,10 +14,12 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from understudy.core import devices
+from understudy.core.capture import Batch, BatchFunction, CaptureMode, capture
 from understudy.core.check import check_choice
 from understudy.core.schedules import Number, Scalar
 
 OptimizerKind = Literal["adam", "adamw", "sgd", "rmsprop"]
+LossFunction = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +173,36 @@ def gradient_step(optimizer: Optimizer, loss: Tensor | None = None, stop: Tensor
             optimizer.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         optimizer.move((bad if stop is None else bad | stop).float())
         return norm
+
+
+def capture_gradient(loss: LossFunction, optimizer: Optimizer, mode: CaptureMode) -> BatchFunction:
+    """`loss(batch) -> (0-D loss, named results)` and its backward pass as one captured program.
+
+    A call leaves the gradient in `optimizer.grads`, for `gradient_step`, and returns the results, detached.
+    """
+
+    def with_gradient(batch: Batch) -> dict[Any, Tensor]:
+        with torch.enable_grad():
+            total, results = loss(batch)
+            found = torch.autograd.grad(total, optimizer.targets, allow_unused=True, materialize_grads=True)
+        gradients: dict[Any, Tensor] = {("grad", i): x for i, x in enumerate(found)}
+        return gradients | {name: x.detach() for name, x in results.items()}
+
+    return capture(with_gradient, mode, out={("grad", i): x for i, x in enumerate(optimizer.grads)})
+
+
+def adapt_learning_rate(
+    optimizer: Optimizer, kl: Tensor, desired: float, limits: tuple[float, float], stop: Tensor
+) -> None:
+    """x 1.5 or / 1.5, within the limits, decided where the KL is: no host sync (st_rl's and rsl_rl's schedule).
+
+    Nothing moves once `stop` (0-D) is true: an accelerator goes on after it, without effect.
+    """
+    kl = average_over_ranks(kl.clone())
+    with torch.no_grad():
+        factor = torch.where(kl > 2.0 * desired, 1.0 / 1.5, torch.where((kl < 0.5 * desired) & (kl > 0.0), 1.5, 1.0))
+        rate = optimizer.learning_rate.value
+        rate.copy_((rate * torch.where(stop, 1.0, factor)).clamp(*limits))
 
 
 def average_over_ranks(x: Tensor) -> Tensor:

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from understudy.core.capture import capture
+from understudy.core.capture import Batch, unbind
 from understudy.core.check import check_choice
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
-from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
+from understudy.ppo.metrics import mean_statistics
+from understudy.ppo.optim import Optimizer, OptimizerConfig, capture_gradient, gradient_step
 from understudy.types import Metrics
 
 DiscriminatorLoss = Literal["bce", "least_squares"]
 RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
 Penalty = Literal["interpolates", "expert", "both"]
-
-_STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
 
 
 # ---------------------------------------------------------------------- pure functions
@@ -202,7 +201,7 @@ class Discriminator(nn.Module):
         # a schedule that is 0 for now still needs the penalty in the program
         self.penalized = self.config.gradient_penalty != 0.0
         mode: Literal["eager", "trace"] = "eager" if config.spectral_norm else "trace"
-        self._program = capture(self._loss_and_gradients, mode, self.optimizer.grads)
+        self._program = capture_gradient(self._loss, self.optimizer, mode)
 
     @property
     def num_expert_rows(self) -> int:
@@ -232,17 +231,15 @@ class Discriminator(nn.Module):
         # a product with 0 would keep a NaN
         drawn, weights = self._draw(torch.where(weight.unsqueeze(-1) > 0.0, policy, 0.0), weight)  # [U, B, C], [U, B]
         both = normalize(torch.stack((drawn, expert.view_as(drawn))))  # one map: nothing else could tell the sides
-        columns = [both[0], both[1], weights]
+        steps = {"policy": both[0], "expert": both[1], "weight": weights}
         if self.penalized and self.config.penalty_on == "interpolates":
             shape = (self.updates, self.batch_size, 1)
-            columns.append(torch.rand(shape, generator=self.generator, device=both.device))
+            steps["share"] = torch.rand(shape, generator=self.generator, device=both.device)
         statistics, norms = [], []
-        for step in zip(*(x.unbind(0) for x in columns)):
-            (values,) = self._program(*step)
+        for batch in unbind(steps):
+            statistics.append(self._program(batch))
             norms.append(gradient_step(self.optimizer))
-            statistics.append(values)
-        means = torch.stack(statistics).mean(0).unbind(0)
-        return {**dict(zip(_STATISTICS, means)), "grad_norm": torch.stack(norms).mean()}
+        return mean_statistics(statistics) | {"grad_norm": torch.stack(norms).mean()}
 
     def _draw(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Policy rows of all steps at once: every row of the rollout before any twice, half of them from the replay."""
@@ -266,35 +263,35 @@ class Discriminator(nn.Module):
 
     # ------------------------------------------------------------------ captured
 
-    def _loss_and_gradients(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all parameters, then the statistics; args: policy rows, expert rows, weight, (share)."""
-        policy, expert, weight, *share = args
-        with torch.enable_grad():
-            logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
-            loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
-            penalty = self._penalty(policy, expert, weight, share) if self.penalized else torch.zeros_like(loss)
-            total = loss + self.coefficient() * penalty
-            if self.config.logit_regularizer:
-                total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
-            gradients = torch.autograd.grad(total, self.optimizer.targets, allow_unused=True, materialize_grads=True)
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss and statistics of one step: `policy` and `expert` rows `[B, C]`, `weight` `[B]`, perhaps `share`."""
+        policy, expert, weight = batch["policy"], batch["expert"], batch["weight"]
+        logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
+        loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
+        penalty = self._penalty(batch) if self.penalized else torch.zeros_like(loss)
+        total = loss + self.coefficient() * penalty
+        if self.config.logit_regularizer:
+            total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
         with torch.no_grad():
-            statistics = (
-                loss,
-                penalty,
-                weighted_mean((logit_pi < 0.0).float(), weight),
-                (logit_exp > 0.0).float().mean(),
-                weighted_mean(logit_pi, weight),
-                logit_exp.mean(),
-            )
-            return (*gradients, torch.stack([x.detach() for x in statistics]))
+            statistics = {
+                "loss": loss,
+                "penalty": penalty,
+                "acc_pi": weighted_mean((logit_pi < 0.0).float(), weight),
+                "acc_exp": (logit_exp > 0.0).float().mean(),
+                "logit_pi": weighted_mean(logit_pi, weight),
+                "logit_exp": logit_exp.mean(),
+            }
+        return total, statistics
 
-    def _penalty(self, policy: Tensor, expert: Tensor, weight: Tensor, share: list[Tensor]) -> Tensor:
-        points = interpolate(policy, expert, share[0]) if share else expert
+    def _penalty(self, batch: Batch) -> Tensor:
+        policy, expert, share = batch["policy"], batch["expert"], batch.get("share")
+        points = expert if share is None else interpolate(policy, expert, share)
         if self.config.penalty_on == "both":  # in place of rows left out, the expert's once more
-            points = torch.cat((expert, torch.where(weight.unsqueeze(-1) > 0.0, policy, expert)))
+            points = torch.cat((expert, torch.where(batch["weight"].unsqueeze(-1) > 0.0, policy, expert)))
         features, others = points[:, : self.num_features], points[:, self.num_features :]
         x = features.detach().requires_grad_()
-        return gradient_penalty(self.network(torch.cat((x, others), dim=-1)), x, target=1.0 if share else 0.0)
+        logit = self.network(torch.cat((x, others), dim=-1))
+        return gradient_penalty(logit, x, target=0.0 if share is None else 1.0)
 
 
 class Replay(nn.Module):
