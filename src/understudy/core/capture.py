@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from understudy.core.check import check_choice
+from understudy.core.check import fit
 from understudy.core.lowering import Lowering
 
 CaptureMode = Literal["eager", "trace", "compile", "cudagraph"]
@@ -49,7 +49,7 @@ def capture(function: BatchFunction, mode: CaptureMode = "trace", out: Batch | N
     It is prepared at the first call for each combination of names and shapes. A result whose name is in `out` is
     written into that tensor (same shape), the others are returned. Raises ValueError for an unknown mode.
     """
-    check_choice("capture mode", mode, get_args(CaptureMode))
+    fit(CaptureMode, mode, "capture")
     return _Eager(function, out or {}) if mode == "eager" else _Traced(function, mode, out or {})
 
 

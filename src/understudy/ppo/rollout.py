@@ -69,7 +69,8 @@ class Collector:
         self._warned = False
         self.data = self._allocate()
         # taken once: indexing a TensorDict or a tensor at every step costs more than the copy itself
-        self._rows = {name: x.unbind(0) for name, x in self.data.items(True, True) if name != "state"}
+        leaves: Any = self.data.items(True, True)
+        self._rows: dict[Any, tuple[Tensor, ...]] = {name: x.unbind(0) for name, x in leaves if name != "state"}
         acts_on = policy.input_keys if policy.recurrent else policy.actor_keys
         self._acts_on = [{("obs", *key): self._rows["obs", *key][t] for key in acts_on} for t in range(num_steps)]
         if mode == "compile":
@@ -181,7 +182,7 @@ class Collector:
         rows = self._rows
         for key in self.keys:
             rows["obs", *key][t].copy_(self.obs.get(key))
-        batch = self._acts_on[t] if noise is None else {**self._acts_on[t], "noise": noise}
+        batch: dict[Any, Tensor] = self._acts_on[t] if noise is None else {**self._acts_on[t], "noise": noise}
         if self.state is not None:
             acted = self._act({**batch, "state": self.state, "is_first": self.is_first})
             rows["params"][t].copy_(acted["params"])

@@ -55,7 +55,7 @@ class OfflineTraining:
             None if config.lr_scheduler is None else LearningRateScheduler(ppo.optimizer, config.lr_scheduler)
         )
         observed = [("obs", *_path(key)) for key in self.part.demonstrations.observations.keys(True, True)]
-        self.names = (*observed, "action", "is_first")
+        self.names: tuple[Any, ...] = (*observed, "action", "is_first")
         self.program = capture_gradient(self._clone, ppo.optimizer, ppo.config.capture)
         self.renew(self.part.demonstrations)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from understudy.core.capture import Batch, unbind
-from understudy.core.check import check_choice
+from understudy.core.check import Config, In
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
 from understudy.ppo.metrics import mean_statistics
@@ -99,8 +99,10 @@ def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Config):
     """A discriminator and how it learns. Raises ValueError for what cannot work."""
+
+    PREFIX = "discriminator."
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers."""
@@ -110,38 +112,22 @@ class DiscriminatorConfig:
     """Divide every weight matrix by its largest singular value (Miyato et al. 2018, arXiv:1802.05957)."""
     loss: DiscriminatorLoss = "bce"
     """Binary cross-entropy on logits, or least squares to +1 (expert) and -1 (policy)."""
-    disc_update_num: int = 4
+    disc_update_num: Annotated[int, In(1)] = 4
     """Gradient steps for each rollout."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, In(1)] = None
     """Policy rows in each step, and as many expert rows; None: the rollout, split among the steps."""
-    gradient_penalty: Number = 0.0
+    gradient_penalty: Annotated[Number, In(0.0)] = 0.0
     """Weight of the gradient penalty, a number or a schedule; 0: none."""
     penalty_on: Penalty = "interpolates"
     """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1) or on both sides'."""
-    logit_regularizer: float = 0.0
+    logit_regularizer: Annotated[float, In(0.0)] = 0.0
     """Weight of the sum of squares of the last layer's weights, which keeps logits small."""
-    replay_size: int = 0
+    replay_size: Annotated[int, In(0)] = 0
     """Policy rows of earlier rollouts to keep; half of each step's policy rows then come from them. 0: none."""
-    replay_add: int | None = None
+    replay_add: Annotated[int | None, In(1)] = None
     """Rows of each rollout that enter the replay; None: as many as fit. Few rows reach far back."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(max_grad_norm=None))
     """Own optimizer."""
-
-    def __post_init__(self) -> None:
-        check_choice("discriminator.loss", self.loss, get_args(DiscriminatorLoss))
-        check_choice("discriminator.penalty_on", self.penalty_on, get_args(Penalty))
-        for name, value, least in (
-            ("disc_update_num", self.disc_update_num, 1),
-            ("batch_size", self.batch_size, 1),
-            ("replay_size", self.replay_size, 0),
-            ("replay_add", self.replay_add, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"discriminator.{name} is {value}; it must be at least {least}")
-        if isinstance(self.gradient_penalty, int | float) and self.gradient_penalty < 0.0:
-            raise ValueError(f"discriminator.gradient_penalty must not be negative, got {self.gradient_penalty}")
-        if not self.logit_regularizer >= 0.0:
-            raise ValueError(f"discriminator.logit_regularizer must not be negative, got {self.logit_regularizer}")
 
 
 class DiscriminatorNetwork(nn.Module):
