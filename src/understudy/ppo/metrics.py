@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,20 +68,17 @@ class MinibatchRecord(NamedTuple):
     advantage: Tensor  # [B] or [T, B], normalised
     mask: Tensor | None  # [B] or [T, B] bool; None: all samples count
     grad_norm: Tensor  # 0-D
-    ran: Tensor  # 0-D bool; False after a stop: an accelerator computes those minibatches in vain
+    ran: (
+        Tensor | None
+    )  # 0-D bool, False after a stop: an accelerator computes those minibatches in vain; None: no stops
 
 
 def update_statistics(
-    records: Sequence[MinibatchRecord], clip_low: float | Tensor, clip_high: float | Tensor, stops: bool
+    records: Sequence[MinibatchRecord], clip_low: float | Tensor, clip_high: float | Tensor
 ) -> Metrics:
-    """Means over the minibatches of an iteration, and how far the policy moved; minibatches that `ran` only.
-
-    Without `stops` all of them did.
-    """
+    """Means over the minibatches of an iteration that ran, and how far the policy moved."""
     log_ratio, advantage = torch.stack([r.log_ratio for r in records]), torch.stack([r.advantage for r in records])
-    masks = [r.mask for r in records if r.mask is not None]
-    valid = torch.stack(masks) if masks else None
-    ran = torch.stack([r.ran for r in records]) if stops else None
+    valid, ran = _stacked(r.mask for r in records), _stacked(r.ran for r in records)
     if ran is not None:
         counts = ran.view(-1, *[1] * (log_ratio.ndim - 1)).expand_as(log_ratio)
         valid = counts if valid is None else valid & counts
@@ -127,6 +124,11 @@ def _effective_share(log_ratio: Tensor, weight: Tensor) -> Tensor:
     total, squares = ratio.sum(dim=1), (ratio * ratio).sum(dim=1)
     share = total * total / torch.where(some > 0.0, count * squares, 1.0)  # [M]
     return _mean(share, some)
+
+
+def _stacked(column: Iterable[Tensor | None]) -> Tensor | None:
+    there = [x for x in column if x is not None]
+    return torch.stack(there) if there else None
 
 
 def _mean_where(x: Tensor, ran: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from understudy.core import devices, randomness
 from understudy.core.capture import Batch
+from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
@@ -105,7 +105,7 @@ class PPO:
         self.value_normalizer = ValueNormalizer(config.value_normalization, device)
         self.episodes = EpisodeStatistics(env.num_envs, device)
         self.minibatches = Minibatches(policy, self.parts, config, self.coefficients, self.generators["minibatches"])
-        self.loss = capture_gradient(
+        self.loss_and_gradient = capture_gradient(
             MinibatchLoss(policy, self.parts, config, self.coefficients), self.optimizer, config.capture
         )
         if total_steps is None:
@@ -158,6 +158,36 @@ class PPO:
         self.observe(result)
         return result
 
+    def _learn(self, rollout: TensorDict, masked: bool) -> dict[str, Tensor]:
+        """The epochs: for each minibatch one loss with its gradient, and one step; returns 0-D metrics."""
+        config, optimizer = self.config, self.optimizer
+        records: list[MinibatchRecord] = []
+        stop = torch.zeros((), dtype=torch.bool, device=self.env.device)
+        for batch in self._epochs(rollout, masked):
+            stats = self.loss_and_gradient(batch)  # the gradient waits in the optimizer
+            log_ratio, ran = stats.pop("log_ratio"), None
+            # the first minibatch meets the behaviour policy itself: its KL is 0 up to rounding
+            if config.desired_kl is not None and records:
+                adapt_learning_rate(optimizer, stats["kl_exact"], config.desired_kl, config.learning_rate_range, stop)
+            if config.target_kl is not None:
+                ran, stop = ~stop, stop | (stats["kl_step"] > 1.5 * config.target_kl)
+            norm = gradient_step(optimizer, stop=None if config.target_kl is None else stop)
+            records.append(MinibatchRecord(stats, log_ratio, batch["advantage"], batch.get("mask"), norm, ran))
+            if devices.host_is_device(stop.device) and bool(stop):
+                break
+        clip = (self.coefficients["clip_low"](), self.coefficients["clip_high"]())
+        metrics = update_statistics(records, *clip)
+        metrics |= {"learning_rate": optimizer.learning_rate(), "skipped_steps": optimizer.skipped}
+        return {name if "/" in name else f"ppo/{name}": x for name, x in metrics.items()}
+
+    def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
+        """The minibatches of all epochs."""
+        for epoch in range(self.config.epochs):
+            if epoch and self.config.recompute_advantage:  # with the critic as it is now; rewards and log-probs stay
+                self.collector.evaluate(values_only=True)
+                self._advantages(rollout, masked)
+            yield from self.minibatches.epoch(rollout, masked)
+
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let schedules with a condition see host metrics: `iterate` calls it with its own, a loop with evaluations."""
         for scalar in self._scalars():
@@ -169,15 +199,14 @@ class PPO:
             condition = scalar.condition
             if condition is None or condition.metric in metrics or condition.metric.startswith("evaluation/"):
                 continue
-            near = difflib.get_close_matches(condition.metric, metrics, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(metrics))}"
+            hint = nearest(condition.metric, metrics)
             raise ValueError(f"the schedule {scalar.source} waits for a metric that does not exist; {hint}")
 
     def _check_lengths(self) -> None:
         for scalar in self._scalars():
             if isinstance(scalar.source, Schedule) and scalar.source.needs_total:
                 raise ValueError(
-                    f"the schedule {scalar.source} runs over the whole training, but nobody said how long that is: "
+                    f"the schedule {scalar.source} runs over the whole training, whose length is not known: "
                     "pass total_steps to PPO, or give the schedule a length"
                 )
 
@@ -249,36 +278,6 @@ class PPO:
     def _advantages(self, rollout: TensorDict, masked: bool) -> Tensor:
         with torch.no_grad():
             return fill_advantages(rollout, self.value_normalizer, self.gamma, self.config.gae_lambda, masked)
-
-    def _learn(self, rollout: TensorDict, masked: bool) -> dict[str, Tensor]:
-        """The epochs: for each minibatch one loss with its gradient, and one step; returns 0-D metrics."""
-        config, optimizer = self.config, self.optimizer
-        records: list[MinibatchRecord] = []
-        stop = torch.zeros((), dtype=torch.bool, device=self.env.device)
-        for batch in self._epochs(rollout, masked):
-            stats = self.loss(batch)  # and the gradient, in the optimizer
-            log_ratio, ran = stats.pop("log_ratio"), ~stop
-            # the first minibatch meets the behaviour policy itself: its KL is 0 up to rounding
-            if config.desired_kl is not None and records:
-                adapt_learning_rate(optimizer, stats["kl_exact"], config.desired_kl, config.learning_rate_range, stop)
-            if config.target_kl is not None:
-                stop = stop | (stats["kl_step"] > 1.5 * config.target_kl)
-            norm = gradient_step(optimizer, stop=None if config.target_kl is None else stop)
-            records.append(MinibatchRecord(stats, log_ratio, batch["advantage"], batch.get("mask"), norm, ran))
-            if devices.host_is_device(stop.device) and bool(stop):
-                break
-        clip = (self.coefficients["clip_low"](), self.coefficients["clip_high"]())
-        metrics = update_statistics(records, *clip, stops=config.target_kl is not None)
-        metrics |= {"learning_rate": optimizer.learning_rate(), "skipped_steps": optimizer.skipped}
-        return {name if "/" in name else f"ppo/{name}": x for name, x in metrics.items()}
-
-    def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
-        """The minibatches of all epochs."""
-        for epoch in range(self.config.epochs):
-            if epoch and self.config.recompute_advantage:  # with the critic as it is now; rewards and log-probs stay
-                self.collector.evaluate(values_only=True)
-                self._advantages(rollout, masked)
-            yield from self.minibatches.epoch(rollout, masked)
 
     def _read(self, rollout: TensorDict, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Everything the host wants to know, in one transfer."""
@@ -377,10 +376,10 @@ def _check_sizes(env: VecEnv, policy: ActorCritic, config: PPOConfig) -> None:
         rows, what = env.num_envs, f"{env.num_envs} environments (a recurrent policy trains on whole columns)"
     if rows % config.minibatches:
         divisors = [d for d in range(1, min(rows, 4 * config.minibatches) + 1) if rows % d == 0]
-        nearest = min(divisors, key=lambda d: abs(d - config.minibatches))
+        closest = min(divisors, key=lambda d: abs(d - config.minibatches))
         raise ValueError(
             f"ppo.minibatches = {config.minibatches} does not divide {what}; rows would be dropped. "
-            f"The nearest number that does is {nearest}"
+            f"The nearest number that does is {closest}"
         )
     if config.recompute_advantage and policy.recurrent:
         raise ValueError("ppo.recompute_advantage needs a feed-forward policy: switch it or the memory off")
