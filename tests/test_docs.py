@@ -174,7 +174,14 @@ def test_every_option_of_the_origin_is_answered(origin: tuple[str, str]) -> None
 
 
 def test_a_wrong_name_is_found(metric_names: set[str]) -> None:
-    for wrong in ("ppo.clip", 'ppo.surrogate = "ac2"', "us.ClipPPOLos", "us.ClipPPOLoss(clip=)", "ppo/klx", "policies"):
+    for wrong in (
+        "ppo.clip",
+        'ppo.loss_critic_type = "l3"',
+        "us.ClipPPOLos",
+        "us.ClipPPOLoss(clip=)",
+        "ppo/klx",
+        "policies",
+    ):
         with pytest.raises((ValueError, AssertionError)):
             check_reference(wrong, metric_names)
 

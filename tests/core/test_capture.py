@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,11 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from understudy.core.capture import capture
+from understudy.core.capture import Batch, CaptureMode, unbind
+from understudy.core.capture import capture as by_name
 from understudy.core.lowering import _is_random
 from understudy.nn.memory import Memory
 
 Function = Callable[..., tuple[Tensor, ...]]
+
+
+def capture(function: Function, mode: CaptureMode = "trace", out: Sequence[Tensor] = ()) -> Function:
+    """`by_name` for functions of several tensors that return several: names are the places."""
+    prepared = by_name(lambda batch: dict(enumerate(function(*batch.values()))), mode, out=dict(enumerate(out)))
+    return lambda *args: tuple(prepared(dict(enumerate(args))).values())
 
 
 def inputs(call: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -329,6 +336,52 @@ def test_a_parameter_used_twice_and_its_steps() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("mode", ["eager", "trace"])
+def test_results_come_back_under_their_names(mode: CaptureMode) -> None:
+    total, batch = torch.zeros(()), {"x": torch.arange(3.0), ("obs", "y"): torch.ones(3)}
+
+    def run(batch: Batch) -> dict[Any, Tensor]:
+        both = batch["x"] + 2 * batch["obs", "y"]
+        return {"both": both, "total": both.sum(), ("a", "b"): batch["x"] - 1}
+
+    prepared = by_name(run, mode, out={"total": total})
+    for scale in (1.0, 2.0):
+        found = prepared({name: scale * x for name, x in batch.items()})
+        assert list(found) == ["both", ("a", "b")]
+        assert found["both"].tolist() == [scale * 2.0, scale * 3.0, scale * 4.0]
+        assert found["a", "b"].tolist() == [-1.0, scale - 1.0, 2 * scale - 1.0]
+        assert total == scale * 9.0
+
+
+def test_every_set_of_names_has_its_own_program() -> None:
+    recorded = []
+
+    def run(batch: Batch) -> dict[Any, Tensor]:
+        recorded.append(list(batch))
+        return {
+            "y": batch["x"] * batch["mask"] if "mask" in batch else batch["x"],
+            **({"n": batch["mask"].sum()} if "mask" in batch else {}),
+        }
+
+    prepared, x, mask = by_name(run), torch.arange(3.0), torch.tensor([1.0, 0.0, 1.0])
+    for _ in range(2):
+        assert prepared({"x": x})["y"].tolist() == [0.0, 1.0, 2.0]
+        masked = prepared({"x": x, "mask": mask})
+        assert (masked["y"].tolist(), masked["n"].item()) == ([0.0, 0.0, 2.0], 2.0)
+        assert prepared({"mask": mask, "x": x})["y"].tolist() == [0.0, 0.0, 2.0]  # another order: not mixed up
+    assert recorded == [["x"], ["x", "mask"], ["mask", "x"]]  # each once
+
+
+def test_a_stack_of_batches_comes_apart() -> None:
+    first, second = unbind({"x": torch.tensor([[1, 2], [3, 4]]), ("obs", "y"): torch.tensor([5, 6])})
+    assert first["x"].tolist() == [1, 2]
+    assert list(second) == ["x", ("obs", "y")]
+    assert second["obs", "y"] == 6
+
+
 # ---------------------------------------------------------------------- constants, shapes, results
 
 
@@ -500,7 +553,7 @@ def test_an_own_generator_is_refused() -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="'fast' is unknown; choose eager, trace, compile or cudagraph"):
+    with pytest.raises(ValueError, match="capture must be one of eager, trace, compile, cudagraph"):
         capture(lambda x: (x,), "fast")  # type: ignore[arg-type]
 
 

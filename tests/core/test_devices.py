@@ -43,8 +43,8 @@ def test_an_error_restores() -> None:
 def test_an_iteration_flushes(make_ppo: Callable[..., PPO], scripted_env: type[Any], monkeypatch: Any) -> None:
     ppo = make_ppo(scripted_env())
     seen = []
-    step = ppo.updater._step
-    monkeypatch.setattr(ppo.updater, "_step", lambda *args: (seen.append(flushing()), step(*args))[1])
+    loss = ppo.loss_and_gradient
+    monkeypatch.setattr(ppo, "loss_and_gradient", lambda batch: (seen.append(flushing()), loss(batch))[1])
     ppo.iterate()
     assert seen
     assert all(seen)

@@ -106,7 +106,7 @@ def test_recorded_recurrent_trunk_with_other_kinds_than_at_recording() -> None:
         latent, _ = trunk({("policy",): x}, side="actor", latents={})
         return latent.detach(), *torch.autograd.grad(latent.square().sum(), weights)
 
-    recorded = capture(gradients)
+    recorded = capture(lambda batch: dict(enumerate(gradients(batch["x"]))))
     for high in (1, 2, 3):
         x = torch.randint(0, high, (8, MIN_ROWS // 8, 4, 4, 3))
         features = trunk.encoders[0](x)
@@ -115,5 +115,5 @@ def test_recorded_recurrent_trunk_with_other_kinds_than_at_recording() -> None:
             features, trunk.memory.initial_state(x.shape[1]), torch.zeros(x.shape[:2], dtype=torch.bool)
         )
         expected = (latent, *torch.autograd.grad(latent.square().sum(), weights))
-        for found, wanted in zip(recorded(x), expected):
+        for found, wanted in zip(recorded({"x": x}).values(), expected):
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

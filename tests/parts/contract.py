@@ -48,8 +48,8 @@ N, T = 8, 8
 class GuidedPointMass(PointMass):
     """PointMass whose observation holds what a controller would do, and that it cannot tell far from the goal."""
 
-    def __init__(self, num_envs: int, max_episode_steps: int) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps)
+    def __init__(self, num_envs: int, max_episode_steps: int, device: str = "cpu") -> None:
+        super().__init__(num_envs, device=device, max_episode_steps=max_episode_steps)
         groups = {"expert_action": self.action_space, "expert_success": spaces.Discrete(2)}
         self.observation_space = spaces.Dict({**self.observation_space.spaces, **groups})
 
@@ -66,10 +66,11 @@ class Scripted(Part, Labels, Overrides):
 
     def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
         expert = (-obs["policy"][:, :2] - obs["policy"][:, 2:]).clamp(-1.0, 1.0)
-        return TensorDict({"action": expert, "noise": torch.rand(N, generator=self.generator)}, batch_size=[N])
+        noise = torch.rand(N, generator=self.generator, device=expert.device)
+        return TensorDict({"action": expert, "noise": noise}, batch_size=[N])
 
     def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
-        mask = torch.arange(N) % 2 == 0
+        mask = torch.arange(N, device=action.device) % 2 == 0
         return torch.where(mask.unsqueeze(-1), label["action"], action), mask
 
 
@@ -85,11 +86,11 @@ class Imitate(Part, Losses):
 
     def __init__(self, context: PartContext) -> None:
         super().__init__(context)
-        self.net = nn.Linear(4, 2)
+        self.net = nn.Linear(4, 2).to(context.device)
         self.rows = context.num_envs * context.num_steps // 2
 
     def sample(self, batch: TensorDict) -> TensorDict | None:
-        drawn = torch.randn(self.rows // 2, 4, generator=self.generator)
+        drawn = torch.randn(self.rows // 2, 4, generator=self.generator, device=self.generator.device)
         return TensorDict({"state": drawn, "action": drawn[:, :2]}, batch_size=[len(drawn)])
 
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
@@ -114,7 +115,7 @@ class Critique(Part, Updates):
 
     def __init__(self, context: PartContext) -> None:
         super().__init__(context)
-        self.net = nn.Linear(4, 1)
+        self.net = nn.Linear(4, 1).to(context.device)
         self.optimizer = Optimizer(self.net.parameters(), OptimizerConfig(learning_rate=1e-2))
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
@@ -202,28 +203,20 @@ PAIRS = [pair for pair in itertools.combinations(BUILDERS, 2) if not set(pair) <
 ALL = tuple(name for name in BUILDERS if name not in OVERRIDING - {"teacher"})
 
 
-def make_ppo(names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0) -> PPO:
-    env = GuidedPointMass(N, max_episode_steps=6)
+def make_ppo(
+    names: tuple[str, ...], *, capture: str = "trace", memory: str = "none", seed: int = 0, device: str = "cpu"
+) -> PPO:
+    env = GuidedPointMass(N, max_episode_steps=6, device=device)
     torch.manual_seed(seed)
     estimators = ESTIMATORS if "estimator" in names else {}
     config = PolicyConfig(hidden_sizes=(8,), memory=memory, memory_size=8, estimators=estimators)
-    policy = ActorCritic(env.observation_space, env.action_space, config)
+    policy = ActorCritic(env.observation_space, env.action_space, config).to(env.device)
     parts: dict[str, Part] = {}
     for name in names:
         part_seed = randomness.mix(seed, name)
-        context = PartContext(
-            name=name,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            policy=policy,
-            num_envs=N,
-            num_steps=T,
-            gamma=0.99,
-            device=env.device,
-            seed=part_seed,
-        )
+        context = PartContext.of(env, policy, name=name, num_steps=T, seed=part_seed)
         torch.manual_seed(part_seed)
-        parts[name] = BUILDERS[name](context)
+        parts[name] = BUILDERS[name](context).to(env.device)
     ppo = PPOConfig(num_steps=T, epochs=2, minibatches=2, capture=capture, entropy_coef=0.01, warmup_steps=4)
     torch.manual_seed(seed)
     return PPO(env, policy, ppo, parts, seed=seed, total_steps=1000)

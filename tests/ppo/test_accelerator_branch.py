@@ -78,20 +78,6 @@ def _waits(func: Any, args: Any) -> list[str]:
     return [str(func)] if waits else []
 
 
-def context(name: str, env: PointMass, policy: Any, steps: int) -> PartContext:
-    return PartContext(
-        name=name,
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=env.num_envs,
-        num_steps=steps,
-        gamma=0.99,
-        device=env.device,
-        seed=1,
-    )
-
-
 def with_parts(make_ppo: Any, names: tuple[str, ...], **options: Any) -> Any:
     """PointMass with the registered parts in `names`."""
     env = PointMass(N, max_episode_steps=7)
@@ -106,7 +92,9 @@ def with_parts(make_ppo: Any, names: tuple[str, ...], **options: Any) -> Any:
         "reads": Reads,
     }
     plain = make_ppo(env, **options)  # only for its policy: parts look at its head
-    parts = {name: builders[name](context(name, env, plain.policy, plain.config.num_steps)) for name in names}
+    steps = plain.config.num_steps
+    contexts = {name: PartContext.of(env, plain.policy, name=name, num_steps=steps, seed=1) for name in names}
+    parts = {name: builders[name](context) for name, context in contexts.items()}
     return make_ppo(PointMass(N, max_episode_steps=7), parts=parts, **options)
 
 

@@ -14,12 +14,12 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core import capture
 from understudy.envs.base import Step
 from understudy.nn.policy import PolicyOutput
 from understudy.parts import RandomNetworkDistillationConfig
 from understudy.ppo.finiteness import all_finite
 from understudy.ppo.part import Labels, Losses, Part, PartContext, Rewards
-from understudy.tasks.point_mass import PointMass
 from understudy.types import Metrics, NonFiniteError
 
 T, N = 8, 3
@@ -302,17 +302,7 @@ def test_parts_see_no_nan_and_keep_none(scripted_env: Any, make_ppo: Any, make_p
     env = scripted_env(
         N, edit=lambda t, step: final(6, 0)(t, edit(t, step)), ends=lambda t, n: "truncated" if t == 6 else ""
     )
-    context = PartContext(
-        name="rnd",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=make_policy(env),
-        num_envs=N,
-        num_steps=T,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
+    context = PartContext.of(env, make_policy(env), name="rnd", num_steps=T)
     rnd = RandomNetworkDistillationConfig(num_outputs=4, predictor_hidden_sizes=(8,)).build(context)
     watcher = Watcher()
     ppo = make_ppo(env, parts={"rnd": rnd, "watcher": watcher})
@@ -405,12 +395,21 @@ def test_large_finite_numbers_are_no_fault(scripted_env: Any, make_ppo: Any) -> 
     assert_healthy(ppo, metrics)
 
 
-def test_a_clean_run_pays_one_program(make_ppo: Any) -> None:
-    ppo = make_ppo(PointMass(N))
+def test_a_clean_run_pays_one_program_and_a_mask_another(scripted_env: Any, make_ppo: Any, monkeypatch: Any) -> None:
+    recorded: list[set[Any]] = []
+    trace = capture.trace
+    monkeypatch.setattr(
+        capture, "trace", lambda function, batch, out: recorded.append({*batch}) or trace(function, batch, out)
+    )
+
+    def learning() -> list[bool]:
+        return ["mask" in names for names in recorded if "advantage" in names]
+
+    ppo = make_ppo(scripted_env(N, edit=observation((12, 1), bad=NAN)))
     ppo.iterate()
-    programs = ppo.updater.programs
-    assert len(programs[False].programs) == 1
-    assert len(programs[True].programs) == 0
+    assert learning() == [False]
+    ppo.iterate()
+    assert learning() == [False, True]
 
 
 def assert_healthy(ppo: Any, metrics: dict[str, float], skipped: float = 0.0) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from understudy.core.schedules import Scalar, Schedule
 from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.ppo import update
+from understudy.ppo import losses, minibatch
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
 from understudy.ppo.part import Labels, Part, PartContext, Rewards
@@ -244,7 +244,7 @@ def test_shuffling_is_new_in_every_epoch_and_iteration(
         orders.append(order.tolist())
         return order
 
-    monkeypatch.setattr(update.torch, "randperm", watched)
+    monkeypatch.setattr(minibatch.torch, "randperm", watched)
     ppo = make_ppo(scripted_env(N), epochs=3)
     ppo.iterate()
     ppo.iterate()
@@ -259,27 +259,31 @@ def test_shuffling_is_new_in_every_epoch_and_iteration(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"surrogate": "clipp"}, "unknown ppo.surrogate 'clipp'; did you mean 'clip'"),
-        ({"advantage_normalization": "batch"}, "unknown ppo.advantage_normalization 'batch'; did you mean 'minibatch'"),
-        ({"value_normalization": "std"}, "unknown ppo.value_normalization"),
-        ({"loss_critic_type": "mse"}, "unknown ppo.loss_critic_type"),
-        ({"on_nonfinite": "ignore"}, "unknown ppo.on_nonfinite"),
-        ({"capture": "jit"}, "unknown ppo.capture"),
-        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
-        ({"num_steps": 2.5}, "num_steps must be a whole number of at least 1, got 2.5"),
-        ({"epochs": 0}, "epochs must be a whole number"),
-        ({"minibatches": 0}, "minibatches must be a whole number"),
-        ({"samples_mc_entropy": 0}, "samples_mc_entropy must be a whole number"),
-        ({"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0"),
-        ({"gamma": 1.01}, r"gamma must lie in \[0, 1\]"),
-        ({"gae_lambda": math.nan}, r"gae_lambda must lie in \[0, 1\]"),
-        ({"clip_epsilon": -0.2}, "clip_epsilon must not be negative"),
-        ({"clip_epsilon_high": -0.2}, "clip_epsilon_high must not be negative"),
-        ({"value_clip": -0.2}, "value_clip must not be negative"),
+        ({"surrogate": "clipp"}, "ppo.surrogate must be one of clip, a2c or 'module:function' .did you mean clip"),
+        (
+            {"advantage_normalization": "batch"},
+            "ppo.advantage_normalization must be one of minibatch, rollout, none .did you mean minibatch",
+        ),
+        ({"value_normalization": "std"}, "ppo.value_normalization must be one of none, scale"),
+        ({"loss_critic_type": "mse"}, "ppo.loss_critic_type must be one of l1"),
+        ({"on_nonfinite": "ignore"}, "ppo.on_nonfinite must be one of mask"),
+        ({"capture": "jit"}, "ppo.capture must be one of eager"),
+        ({"num_steps": 0}, "ppo.num_steps must be at least 1, got 0"),
+        ({"num_steps": 2.5}, "ppo.num_steps must be a whole number, got 2.5"),
+        ({"epochs": 0}, "ppo.epochs must be at least 1"),
+        ({"minibatches": 0}, "ppo.minibatches must be at least 1"),
+        ({"samples_mc_entropy": 0}, "ppo.samples_mc_entropy must be at least 1"),
+        ({"warmup_steps": -1}, "ppo.warmup_steps must be at least 0"),
+        ({"gamma": 1.01}, r"ppo.gamma must lie in \[0, 1\], got 1.01"),
+        ({"gamma": Schedule.parse("linear:0.9:1.1")}, r"ppo.gamma must lie in \[0, 1\]"),
+        ({"gae_lambda": math.nan}, "ppo.gae_lambda must be finite"),
+        ({"clip_epsilon": -0.2}, "clip_epsilon must be at least 0"),
+        ({"clip_epsilon_high": -0.2}, "clip_epsilon_high must be at least 0"),
+        ({"value_clip": -0.2}, "value_clip must be at least 0"),
         ({"dual_clip": 1.0}, "dual_clip must be greater than 1"),
-        ({"desired_kl": 0.0}, "desired_kl must be positive"),
-        ({"target_kl": -0.01}, "target_kl must be positive"),
-        ({"reward_clip": 0.0}, "reward_clip must be positive"),
+        ({"desired_kl": 0.0}, "desired_kl must be greater than 0"),
+        ({"target_kl": -0.01}, "target_kl must be greater than 0"),
+        ({"reward_clip": 0.0}, "reward_clip must be greater than 0"),
         ({"learning_rate_range": (1e-2, 1e-5)}, "learning_rate_range must be"),
         (
             {"desired_kl": 0.01, "optimizer": OptimizerConfig(learning_rate=Schedule.parse("linear:1:0"))},
@@ -343,17 +347,7 @@ class Labelled(Part, Labels):
 
 
 def context(env: Any, policy: ActorCritic) -> PartContext:
-    return PartContext(
-        name="part",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=N,
-        num_steps=T,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
+    return PartContext.of(env, policy, name="part", num_steps=T)
 
 
 def test_the_schedule_of_a_part_needs_the_length_too(scripted_env: Any, make_ppo: Any, make_policy: Any) -> None:
@@ -430,6 +424,6 @@ def cart_pole(iterations: int) -> float:
 
 def test_cart_pole_is_learnt_and_not_with_the_sign_flipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cart_pole(48) >= 150.0  # 25,000 steps
-    bounded: Callable[..., Tensor] = update.bounded_surrogate
-    monkeypatch.setattr(update, "bounded_surrogate", lambda *args: -bounded(*args))
+    bounded: Callable[..., Tensor] = losses.bounded_surrogate
+    monkeypatch.setattr(losses, "bounded_surrogate", lambda *args: -bounded(*args))
     assert cart_pole(12) < 30.0

@@ -84,14 +84,14 @@ def test_epochs_flush_denormals(configure: Any, monkeypatch: Any) -> None:
 
 
 def test_an_epoch_keeps_nothing_of_its_steps(configure: Any, monkeypatch: Any) -> None:
-    minibatches, alive = OfflineTraining._minibatches, []
+    minibatches, alive = OfflineTraining.minibatches, []
 
     def count(self: OfflineTraining) -> Any:
-        for leaves in minibatches(self):
-            yield leaves
+        for batch in minibatches(self):
+            yield batch
             alive.append(sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects()))
 
-    monkeypatch.setattr(OfflineTraining, "_minibatches", count)
+    monkeypatch.setattr(OfflineTraining, "minibatches", count)
     train(configure(part={"batch_size": 16}, offline={"epochs": 1, "validation_fraction": 0.0}))
     # the first 32 are views of one gathered block
     assert alive[31] < alive[5] + 10, "small tensors among large ones break up the memory"

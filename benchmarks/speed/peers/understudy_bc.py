@@ -33,17 +33,7 @@ class UnderstudyBC(Trainer):
         env = us.make_env(w.env_id, 1, backend="gymnasium", device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
         policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        context = us.PartContext(
-            name="bc",
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            policy=policy,
-            num_envs=1,
-            num_steps=1,
-            gamma=w.gamma,
-            device=env.device,
-            seed=job.seed,
-        )
+        context = us.PartContext.of(env, policy, name="bc", num_steps=1, gamma=w.gamma, seed=job.seed)
         config = BehaviorCloningConfig(
             demonstrations=written(make_demonstrations(w.episodes, job.seed)),
             loss="nll" if job.variant == "nll" else "mse",

@@ -28,17 +28,7 @@ class UnderstudyGail(Understudy):
         env = us.make_env(w.env_id, w.num_envs, backend="gymnasium", device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
         policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        context = us.PartContext(
-            name="gail",
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            policy=policy,
-            num_envs=w.num_envs,
-            num_steps=w.num_steps,
-            gamma=w.gamma,
-            device=env.device,
-            seed=job.seed,
-        )
+        context = us.PartContext.of(env, policy, name="gail", num_steps=w.num_steps, gamma=w.gamma, seed=job.seed)
         self.gail: Gail = GailConfig(
             demonstrations=written(make_demonstrations(w.episodes, job.seed)),
             normalization="none",

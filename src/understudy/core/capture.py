@@ -1,10 +1,10 @@
-"""Capture: run a fixed-shape tensor function without paying for autograd, modules and dispatch on every call.
+"""Capture: run a fixed-shape function of named tensors without paying for autograd, modules and dispatch on every call.
 
 The per-step and per-minibatch functions of PPO are small (64 rows, two hidden layers), so that their time is
 overhead, not arithmetic. `capture` records such a function once as a flat list of aten calls, backward included,
 simplifies the list without changing a single number, and replays it as straight-line Python under inference mode.
-What is captured must have static shapes, no `.item()`, no Python branch on a tensor and no module that reassigns its
-buffers; a number that changes in training is a 0-D tensor.
+Captured code has static shapes, no `.item()`, no Python branch on a tensor and no module that reassigns its buffers;
+a number that changes in training is a 0-D tensor.
 
 Modes: "eager" calls the function as it is (slowest, for debugging), "trace" is the above (milliseconds to
 prepare, the default), "compile" hands the traced list to `torch.compile` (tens of seconds the first time, fastest for
@@ -14,19 +14,25 @@ wide networks), "cudagraph" records the traced list into a CUDA graph.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from understudy.core.check import fit
 from understudy.core.lowering import Lowering
 
 CaptureMode = Literal["eager", "trace", "compile", "cudagraph"]
-TensorFunction = Callable[..., tuple[Tensor, ...]]
+
+Batch = Mapping[Any, Tensor]
+"""Named tensors, flat: a name is a string, or a tuple of strings as in a TensorDict; the order of names is fixed."""
+
+BatchFunction = Callable[[Batch], dict[Any, Tensor]]
+Program = Callable[..., tuple[Tensor, ...]]
 
 aten = torch.ops.aten
 
@@ -37,70 +43,77 @@ _HOST_READ = (
 )
 
 
-def capture(
-    function: TensorFunction, mode: CaptureMode = "trace", out: Sequence[Tensor] = ()
-) -> Callable[..., tuple[Tensor, ...]]:
-    """A faster stand-in for `function(*tensors) -> tuple of tensors`, prepared at its first call for each shape.
+def capture(function: BatchFunction, mode: CaptureMode = "trace", out: Batch | None = None) -> BatchFunction:
+    """A faster stand-in for `function`, which maps named tensors to named tensors.
 
-    The first `len(out)` results are written into the tensors of `out` (same shapes) instead of being returned.
-    Raises ValueError for an unknown mode.
+    It is prepared at the first call for each combination of names and shapes. A result whose name is in `out` is
+    written into that tensor (same shape), the others are returned. Raises ValueError for an unknown mode.
     """
-    if mode not in ("eager", "trace", "compile", "cudagraph"):
-        raise ValueError(f"capture mode {mode!r} is unknown; choose eager, trace, compile or cudagraph")
-    if mode == "eager":
-        return _Eager(function, out)
-    return _Traced(function, mode, out)
+    fit(CaptureMode, mode, "capture")
+    return _Eager(function, out or {}) if mode == "eager" else _Traced(function, mode, out or {})
+
+
+def unbind(batch: Batch) -> list[dict[Any, Tensor]]:
+    """The M batches that are stacked in tensors `[M, ...]`."""
+    return [dict(zip(batch, row)) for row in zip(*(x.unbind(0) for x in batch.values()))]
 
 
 class _Eager:
-    def __init__(self, function: TensorFunction, out: Sequence[Tensor]) -> None:
-        self.function, self.out = function, tuple(out)
+    def __init__(self, function: BatchFunction, out: Batch) -> None:
+        self.function, self.out = function, out
 
-    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        results = self.function(*args)
+    def __call__(self, batch: Batch) -> dict[Any, Tensor]:
+        results = self.function(batch)
         with torch.no_grad():
-            for target, result in zip(self.out, results):
-                target.copy_(result)
-        return tuple(r.detach() for r in results[len(self.out) :])
+            for name, target in self.out.items():
+                target.copy_(results[name])
+        return {name: x.detach() for name, x in results.items() if name not in self.out}
 
 
 class _Traced:
-    """One prepared program for each combination of input shapes."""
+    """One prepared program, and the names of its results, for each combination of names and shapes."""
 
-    def __init__(self, function: TensorFunction, mode: CaptureMode, out: Sequence[Tensor]) -> None:
-        self.function, self.mode, self.out = function, mode, tuple(out)
-        self.programs: dict[tuple[torch.Size, ...], Callable[..., tuple[Tensor, ...]]] = {}
+    def __init__(self, function: BatchFunction, mode: CaptureMode, out: Batch) -> None:
+        self.function, self.mode, self.out = function, mode, out
+        self.programs: dict[Any, tuple[Program, tuple[Any, ...]]] = {}
 
-    def __call__(self, *args: Tensor) -> tuple[Tensor, ...]:
-        key = tuple([x.shape for x in args])
-        program = self.programs.get(key)
-        if program is None:
-            program = self.programs[key] = self._prepare(args)
+    def __call__(self, batch: Batch) -> dict[Any, Tensor]:
+        tensors = tuple(batch.values())
+        key = (tuple(batch), tuple([x.shape for x in tensors]))
+        prepared = self.programs.get(key)
+        if prepared is None:
+            prepared = self.programs[key] = self._prepare(batch)
+        program, names = prepared
         with torch.inference_mode():
-            return program(*args)
+            return dict(zip(names, program(*tensors)))
 
-    def _prepare(self, args: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
-        program = trace(self.function, args, self.out)
+    def _prepare(self, batch: Batch) -> tuple[Program, tuple[Any, ...]]:
+        program, names = trace(self.function, batch, self.out)
         if self.mode == "compile":
-            return torch.compile(program, fullgraph=True, dynamic=False)
-        if self.mode == "cudagraph":
-            return _cuda_graph(program, args)
-        return program
+            program = torch.compile(program, fullgraph=True, dynamic=False)
+        elif self.mode == "cudagraph":
+            program = _cuda_graph(program, tuple(batch.values()))
+        return program, names
 
 
-def trace(function: TensorFunction, args: Sequence[Tensor], out: Sequence[Tensor] = ()) -> TensorFunction:
-    """The straight-line program of `function` for these argument shapes; `out` as in `capture`."""
-    devices = {x.device for x in args if x.device.type == "cuda"}
-    tape = _Tape(args)
+def trace(function: BatchFunction, batch: Batch, out: Batch) -> tuple[Program, tuple[Any, ...]]:
+    """The straight-line program of `function` for these names and shapes, and the names of what it returns.
+
+    The program takes the tensors of a batch in the order of their names; `out` as in `capture`.
+    """
+    devices = {x.device for x in batch.values() if x.device.type == "cuda"}
+    tape = _Tape(tuple(batch.values()))
     # recording runs the function once
     with torch.random.fork_rng(devices=[d.index or 0 for d in devices]), _NoHostReads(), tape:
-        results = function(*args)
-    forward, constants = Lowering(tape.graph, tape.fixed, tape.constant, [tape.node(x) for x in results]).lower(out)
+        results = function(batch)
+    names = tuple(name for name in results if name not in out)
+    nodes = [tape.node(results[name]) for name in (*out, *names)]
+    forward, constants = Lowering(tape.graph, tape.fixed, tape.constant, nodes).lower(tuple(out.values()))
 
     def program(*inputs: Tensor) -> tuple[Tensor, ...]:
         return forward(*inputs, *constants)
 
-    return program
+    return program, names
 
 
 class _NoHostReads(TorchFunctionMode):
@@ -195,9 +208,9 @@ def _depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags
 
 
-def _cuda_graph(program: TensorFunction, args: tuple[Tensor, ...]) -> TensorFunction:
+def _cuda_graph(program: Program, tensors: tuple[Tensor, ...]) -> Program:
     """Record the program into a CUDA graph with its own input and output buffers."""
-    inputs = tuple(x.clone() for x in args)
+    inputs = [x.clone() for x in tensors]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode(), torch.cuda.stream(stream):
@@ -209,10 +222,11 @@ def _cuda_graph(program: TensorFunction, args: tuple[Tensor, ...]) -> TensorFunc
         results = program(*inputs)
 
     def replay(*new: Tensor) -> tuple[Tensor, ...]:
-        for buffer, x in zip(inputs, new):
-            buffer.copy_(x, non_blocking=True)
+        torch._foreach_copy_(inputs, new, non_blocking=True)
         graph.replay()
         # the next replay overwrites the recorded results
-        return tree_map(lambda x: x.clone(), results)
+        fresh = tuple([torch.empty_like(x) for x in results])
+        torch._foreach_copy_(fresh, results)
+        return fresh
 
     return replay

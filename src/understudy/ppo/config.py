@@ -3,57 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from understudy.core.capture import CaptureMode
-from understudy.core.check import check_choice
+from understudy.core.check import Config, In, nearest
 from understudy.core.schedules import Number, OptionalNumber, Schedule
+from understudy.ppo.losses import SURROGATES, ValueLossKind
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
 from understudy.ppo.returns import ValueNormalization
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "surrogate": ("clip", "a2c"),
-    "loss_critic_type": ("l1", "l2", "smooth_l1"),
-    "advantage_normalization": ("minibatch", "rollout", "none"),
-    "value_normalization": ("none", "scale", "standardize"),
-    "on_nonfinite": ("mask", "raise"),
-    "capture": ("eager", "trace", "compile", "cudagraph"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(Config):
     """Every choice of the PPO core; the defaults are those of the paper's continuous-control experiments."""
 
-    num_steps: int = 128
+    PREFIX = "ppo."
+
+    num_steps: Annotated[int, In(1)] = 128
     """T, steps per environment and rollout."""
-    epochs: int = 4
+    epochs: Annotated[int, In(1)] = 4
     """Passes over the rollout."""
-    minibatches: int = 4
+    minibatches: Annotated[int, In(1)] = 4
     """Minibatches per pass; must divide T x N (feed-forward) or N (recurrent: whole environment columns)."""
-    surrogate: Literal["clip", "a2c"] = "clip"
-    """Clipped ratio (PPO), or the plain policy gradient (A2C, with epochs 1 and minibatches 1)."""
-    clip_epsilon: Number = 0.2
+    surrogate: str = "clip"
+    """Loss of a sample: clip (PPO's clipped ratio), a2c (plain policy gradient, with epochs 1 and minibatches 1), or
+    "module:function" of your own."""
+    clip_epsilon: Annotated[Number, In(0.0)] = 0.2
     """The ratio is clipped to [1 - this, 1 + clip_epsilon_high]."""
-    clip_epsilon_high: OptionalNumber = None
+    clip_epsilon_high: Annotated[OptionalNumber, In(0.0)] = None
     """Upper clip; None: symmetric."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float | None, In(1.0, without=(1.0,))] = None
     """c > 1: lower bound c A of the objective where A < 0; None: off."""
     value_coef: Number = 0.5
     """Weight of the value loss."""
-    value_clip: OptionalNumber = None
+    value_clip: Annotated[OptionalNumber, In(0.0)] = None
     """Pessimistic value clipping, in the critic's units; None: off."""
-    loss_critic_type: Literal["l1", "l2", "smooth_l1"] = "l2"
+    loss_critic_type: ValueLossKind = "l2"
     """Value loss (l2 is the squared error, without a half)."""
-    surrogate_coef: Number = 1.0
+    surrogate_coef: Annotated[Number, In(0.0)] = 1.0
     """Weight of the surrogate alone; 0 with `entropy_coef` 0 leaves the parts' losses: pure imitation."""
     entropy_coef: Number = 0.0
     """Weight of the entropy bonus."""
-    samples_mc_entropy: int = 1
+    samples_mc_entropy: Annotated[int, In(1)] = 1
     """Samples where the entropy has no closed form."""
-    gamma: Number = 0.99
+    gamma: Annotated[Number, In(0.0, 1.0)] = 0.99
     """Discount. A schedule can lengthen the horizon: `step:0=0.97,1500000=0.99`."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, In(0.0, 1.0)] = 0.95
     """Lambda of GAE."""
     advantage_normalization: Literal["minibatch", "rollout", "none"] = "minibatch"
     """Where advantages are standardised."""
@@ -63,21 +58,21 @@ class PPOConfig:
     """Weight of the task reward beside the parts' rewards."""
     reward_normalization: bool = False
     """Divide task rewards by the running standard deviation of their discounted sum."""
-    reward_clip: float = 10.0
+    reward_clip: Annotated[float, In(0.0, without=(0.0,))] = 10.0
     """Normalised rewards are clipped to +- this."""
     value_normalization: ValueNormalization = "none"
     """Units of the critic: scale (divide returns by their running std) or standardize (subtract the mean too)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of policy and loss parts."""
-    desired_kl: float | None = None
+    desired_kl: Annotated[float | None, In(0.0, without=(0.0,))] = None
     """KL-adaptive learning rate: times or over 1.5 where a minibatch's KL is below half or above twice this."""
-    learning_rate_range: tuple[float, float] = (1e-5, 1e-2)
+    learning_rate_range: Annotated[tuple[float, float], In(0.0, without=(0.0,))] = (1e-5, 1e-2)
     """Where the adaptive learning rate stays."""
     lr_scheduler: LRSchedulerConfig | None = None
     """Any torch.optim.lr_scheduler, stepped once per iteration."""
-    target_kl: float | None = None
+    target_kl: Annotated[float | None, In(0.0, without=(0.0,))] = None
     """Stop the iteration's updates where a minibatch's KL exceeds 1.5 times this."""
-    warmup_steps: int = 32
+    warmup_steps: Annotated[int, In(0)] = 32
     """Steps per environment before the first rollout that only give the normaliser its first statistics."""
     on_nonfinite: Literal["mask", "raise"] = "mask"
     """A NaN from the environment: report it and leave the transition out, or stop."""
@@ -86,29 +81,15 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, with what to change."""
-        for name, known in _CHOICES.items():
-            check_choice(f"ppo.{name}", vars(self)[name], known)
-        for name in ("num_steps", "epochs", "minibatches", "samples_mc_entropy", "warmup_steps"):
-            value, least = vars(self)[name], int(name != "warmup_steps")
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"ppo.{name} must be a whole number of at least {least}, got {value}")
-        for name in ("gamma", "gae_lambda"):
-            value = vars(self)[name]
-            if not all(0.0 <= x <= 1.0 for x in (value.extremes() if isinstance(value, Schedule) else (value,))):
-                raise ValueError(f"ppo.{name} must lie in [0, 1], got {value}")
-        for name in ("clip_epsilon", "clip_epsilon_high", "value_clip", "surrogate_coef"):
-            value = vars(self)[name]
-            if isinstance(value, int | float) and not value >= 0.0:
-                raise ValueError(f"ppo.{name} must not be negative, got {value}")
-        for name in ("reward_clip", "desired_kl", "target_kl"):
-            value = vars(self)[name]
-            if value is not None and not value > 0.0:
-                raise ValueError(f"ppo.{name} must be positive, got {value}")
-        if self.dual_clip is not None and not self.dual_clip > 1.0:
-            raise ValueError(f"ppo.dual_clip must be greater than 1 (3 is usual) or None, got {self.dual_clip}")
+        super().__post_init__()
+        if self.surrogate not in SURROGATES and ":" not in self.surrogate:
+            raise ValueError(
+                f"ppo.surrogate must be one of {', '.join(SURROGATES)} or 'module:function' "
+                f"({nearest(self.surrogate, SURROGATES)}), got {self.surrogate!r}"
+            )
         low, high = self.learning_rate_range
-        if not 0.0 < low <= high:
-            raise ValueError(f"ppo.learning_rate_range must be (low, high) with 0 < low <= high, got {(low, high)}")
+        if low > high:
+            raise ValueError(f"ppo.learning_rate_range must be (low, high) with low <= high, got {(low, high)}")
         movers = [
             name
             for name, on in {

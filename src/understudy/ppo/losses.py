@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -97,6 +97,17 @@ def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
     check_same_shape({"log_prob": log_prob, "advantage": advantage})
     _check_constant("advantage", advantage)
     return log_prob * -advantage  # negated on the constant side: one operation less in the backward pass
+
+
+Surrogate = Callable[[Mapping[Any, Tensor]], Tensor]
+"""From a minibatch's named tensors, `new_log_prob`, `log_ratio`, `clip_low` and `clip_high` among them, a loss for each
+sample, `[B]` (`[T, B]` for a recurrent policy)."""
+
+SURROGATES: dict[str, Surrogate] = {
+    "clip": lambda batch: bounded_surrogate(batch["log_ratio"], batch["cost"], batch["floor"], batch.get("ceiling")),
+    "a2c": lambda batch: policy_gradient(batch["new_log_prob"], batch["advantage"]),
+}
+"""The library's own, by their names in `ppo.surrogate`; one of the user's is named "module:function"."""
 
 
 def value_loss(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,41 @@ def ratio_statistics(
     }
 
 
+class MinibatchRecord(NamedTuple):
+    """What one minibatch leaves for the statistics of its iteration."""
+
+    statistics: Mapping[str, Tensor]  # 0-D each
+    log_ratio: Tensor  # [B] or [T, B]
+    advantage: Tensor  # [B] or [T, B], normalised
+    mask: Tensor | None  # [B] or [T, B] bool; None: all samples count
+    grad_norm: Tensor  # 0-D
+    ran: (
+        Tensor | None
+    )  # 0-D bool, False after a stop: an accelerator computes those minibatches in vain; None: no stops
+
+
+def update_statistics(
+    records: Sequence[MinibatchRecord], clip_low: float | Tensor, clip_high: float | Tensor
+) -> Metrics:
+    """Means over the minibatches of an iteration that ran, and how far the policy moved."""
+    log_ratio, advantage = torch.stack([r.log_ratio for r in records]), torch.stack([r.advantage for r in records])
+    valid, ran = _stacked(r.mask for r in records), _stacked(r.ran for r in records)
+    if ran is not None:
+        counts = ran.view(-1, *[1] * (log_ratio.ndim - 1)).expand_as(log_ratio)
+        valid = counts if valid is None else valid & counts
+    metrics = mean_statistics([r.statistics for r in records], ran)
+    metrics |= ratio_statistics(log_ratio, advantage, clip_low, clip_high, valid)
+    metrics["first_ratio_error"] = torch.expm1(log_ratio[0]).abs().max()
+    metrics["grad_norm"] = _mean_where(torch.stack([r.grad_norm for r in records]), ran)
+    return metrics
+
+
+def mean_statistics(steps: Sequence[Mapping[str, Tensor]], ran: Tensor | None = None) -> Metrics:
+    """The means of named 0-D tensors over M steps, of those where `ran` `[M]` holds."""
+    table = torch.stack([x for step in steps for x in step.values()]).view(len(steps), -1)  # [M, S]
+    return dict(zip(steps[0], _mean_where(table, ran).unbind(0)))
+
+
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 - Var(target - value) / Var(target), 0-D; any shape, the same for all.
 
@@ -87,6 +124,19 @@ def _effective_share(log_ratio: Tensor, weight: Tensor) -> Tensor:
     total, squares = ratio.sum(dim=1), (ratio * ratio).sum(dim=1)
     share = total * total / torch.where(some > 0.0, count * squares, 1.0)  # [M]
     return _mean(share, some)
+
+
+def _stacked(column: Iterable[Tensor | None]) -> Tensor | None:
+    there = [x for x in column if x is not None]
+    return torch.stack(there) if there else None
+
+
+def _mean_where(x: Tensor, ran: Tensor | None) -> Tensor:
+    """The mean over the first dimension of x `[M, ...]`, of the rows where `ran` `[M]` holds."""
+    if ran is None:
+        return x.mean(0)
+    known = torch.where(ran.view(-1, *[1] * (x.ndim - 1)), x, 0.0)
+    return known.sum(0) / ran.sum()
 
 
 def _mean(x: Tensor, weight: Tensor) -> Tensor:

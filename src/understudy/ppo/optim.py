@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,46 +14,37 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from understudy.core import devices
-from understudy.core.check import check_choice
+from understudy.core.capture import Batch, BatchFunction, CaptureMode, capture
+from understudy.core.check import Config, In, nearest
+from understudy.core.registry import load_object
 from understudy.core.schedules import Number, Scalar
 
 OptimizerKind = Literal["adam", "adamw", "sgd", "rmsprop"]
+LossFunction = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """An optimizer over one flat vector of parameters. Raises ValueError for what cannot work."""
+
+    PREFIX = "optimizer."
 
     kind: OptimizerKind = "adam"
     """Which rule."""
-    learning_rate: Number = 3e-4
+    learning_rate: Annotated[Number, In(0.0)] = 3e-4
     """Step size, a number or a schedule such as `linear:3e-4:0`."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], In(0.0, 1.0, without=(1.0,))] = (0.9, 0.999)
     """Decay of the first and second moment (Adam)."""
-    eps: float = 1e-5
+    eps: Annotated[float, In(0.0)] = 1e-5
     """Added to the root of the second moment."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, In(0.0)] = 0.0
     """L2 penalty (decoupled for adamw)."""
-    momentum: float = 0.0
+    momentum: Annotated[float, In(0.0)] = 0.0
     """Momentum of SGD and RMSprop."""
-    alpha: float = 0.99
+    alpha: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.99
     """Smoothing of RMSprop."""
-    max_grad_norm: float | None = 0.5
+    max_grad_norm: Annotated[float | None, In(0.0, without=(0.0,))] = 0.5
     """L2 norm to which the gradient of all parameters together is clipped; None: no clipping."""
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown rule and numbers that make no sense."""
-        check_choice("optimizer.kind", self.kind, get_args(OptimizerKind))
-        if isinstance(self.learning_rate, int | float) and not self.learning_rate >= 0.0:
-            raise ValueError(f"optimizer.learning_rate must not be negative, got {self.learning_rate}")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0.0:
-            raise ValueError(f"optimizer.max_grad_norm must be positive (None: no clipping), got {self.max_grad_norm}")
-        for name in ("eps", "weight_decay", "momentum"):
-            if not vars(self)[name] >= 0.0:
-                raise ValueError(f"optimizer.{name} must not be negative, got {vars(self)[name]}")
-        for name, decay in (("betas", self.betas[0]), ("betas", self.betas[1]), ("alpha", self.alpha)):
-            if not 0.0 <= decay < 1.0:
-                raise ValueError(f"optimizer.{name} must lie in [0, 1), got {vars(self)[name]}")
 
 
 def _aligned(numel: int) -> int:
@@ -173,6 +164,36 @@ def gradient_step(optimizer: Optimizer, loss: Tensor | None = None, stop: Tensor
         return norm
 
 
+def capture_gradient(loss: LossFunction, optimizer: Optimizer, mode: CaptureMode) -> BatchFunction:
+    """`loss(batch) -> (0-D loss, named results)` and its backward pass as one captured program.
+
+    A call leaves the gradient in `optimizer.grads`, for `gradient_step`, and returns the results, detached.
+    """
+
+    def with_gradient(batch: Batch) -> dict[Any, Tensor]:
+        with torch.enable_grad():
+            total, results = loss(batch)
+            found = torch.autograd.grad(total, optimizer.targets, allow_unused=True, materialize_grads=True)
+        gradients: dict[Any, Tensor] = {("grad", i): x for i, x in enumerate(found)}
+        return gradients | {name: x.detach() for name, x in results.items()}
+
+    return capture(with_gradient, mode, out={("grad", i): x for i, x in enumerate(optimizer.grads)})
+
+
+def adapt_learning_rate(
+    optimizer: Optimizer, kl: Tensor, desired: float, limits: tuple[float, float], stop: Tensor
+) -> None:
+    """x 1.5 or / 1.5, within the limits, decided where the KL is: no host sync (st_rl's and rsl_rl's schedule).
+
+    Nothing moves once `stop` (0-D) is true: an accelerator goes on after it, without effect.
+    """
+    kl = average_over_ranks(kl.clone())
+    with torch.no_grad():
+        factor = torch.where(kl > 2.0 * desired, 1.0 / 1.5, torch.where((kl < 0.5 * desired) & (kl > 0.0), 1.5, 1.0))
+        rate = optimizer.learning_rate.value
+        rate.copy_((rate * torch.where(stop, 1.0, factor)).clamp(*limits))
+
+
 def average_over_ranks(x: Tensor) -> Tensor:
     """The mean of `x` over all processes of a distributed run, in place; `x` itself otherwise."""
     if dist.is_available() and dist.is_initialized():
@@ -192,7 +213,7 @@ class LRSchedulerConfig:
 
 
 _NOT_SCHEDULERS = {"ChainedScheduler", "LRScheduler", "ReduceLROnPlateau", "SequentialLR"}
-_WHY_NOT = "needs a metric or other schedulers, which a configuration cannot give (a Schedule can be piecewise)"
+"""They need a metric or other schedulers, which a configuration cannot give; a Schedule can be piecewise."""
 
 
 class LearningRateScheduler:
@@ -202,14 +223,15 @@ class LearningRateScheduler:
     """
 
     def __init__(self, optimizer: Optimizer, config: LRSchedulerConfig) -> None:
-        known = sorted(set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS)
-        if config.name in _NOT_SCHEDULERS:
-            raise ValueError(f"lr_scheduler {config.name!r} {_WHY_NOT}; choose one of {', '.join(known)}")
-        check_choice("lr_scheduler", config.name, tuple(known))
+        known = set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS
+        if config.name not in known:
+            raise ValueError(
+                f"lr_scheduler {config.name!r} is not one that needs options alone; {nearest(config.name, known)}"
+            )
         self.optimizer = optimizer
         start = float(optimizer.learning_rate.value)
         self.stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
-        factory = vars(torch.optim.lr_scheduler)[config.name]
+        factory = load_object(f"torch.optim.lr_scheduler:{config.name}")
         # command lines and YAML give floats where some schedulers insist on whole numbers
         options = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in config.options.items()}
         try:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.nn.policy import PolicyOutput
+from understudy.envs.base import VecEnv
+from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.types import Metrics
-
-if TYPE_CHECKING:
-    from understudy.nn.policy import ActorCritic
 
 
 def _no_loader(run: str) -> ActorCritic:
-    raise ValueError(f"nobody said how to load {run}: build the PartContext with load_policy=us.load")
+    raise ValueError(f"a part cannot load {run} by itself: build the PartContext with load_policy=us.load")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,34 @@ class PartContext:
     seed: int  # already mixed with the name: two parts never share a stream
     env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with
     load_policy: Callable[[str], ActorCritic] = _no_loader  # `us.load`: a part does not know the trainer
+
+    @classmethod
+    def of(
+        cls,
+        env: VecEnv,
+        policy: ActorCritic,
+        *,
+        name: str,
+        num_steps: int,
+        gamma: float = 0.99,
+        seed: int = 0,
+        env_id: str | None = None,
+        load_policy: Callable[[str], ActorCritic] = _no_loader,
+    ) -> PartContext:
+        """The context of a part beside `policy` on `env`."""
+        return cls(
+            name=name,
+            observation_space=env.observation_space,
+            action_space=env.action_space,
+            policy=policy,
+            num_envs=env.num_envs,
+            num_steps=num_steps,
+            gamma=gamma,
+            device=env.device,
+            seed=seed,
+            env_id=env_id,
+            load_policy=load_policy,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +163,3 @@ class Losses(ABC):
     @abstractmethod
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """A scalar, coefficients included, and detached 0-D metrics."""
-
-
-HOOKS: tuple[type, ...] = (Labels, Overrides, Rewards, Updates, Weights, Losses)

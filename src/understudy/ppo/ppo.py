@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -12,19 +11,28 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.core import randomness
+from understudy.core import devices, randomness
+from understudy.core.capture import Batch
+from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
 from understudy.nn.policy import ActorCritic
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
-from understudy.ppo.metrics import EpisodeStatistics, explained_variance
-from understudy.ppo.optim import LearningRateScheduler, Optimizer
+from understudy.ppo.metrics import EpisodeStatistics, MinibatchRecord, explained_variance, update_statistics
+from understudy.ppo.minibatch import COMPUTED, Minibatches
+from understudy.ppo.optim import (
+    LearningRateScheduler,
+    Optimizer,
+    adapt_learning_rate,
+    capture_gradient,
+    gradient_step,
+)
 from understudy.ppo.part import Part, Rewards, Updates
 from understudy.ppo.returns import RewardScaler, ValueNormalizer, fill_advantages
 from understudy.ppo.rollout import Collector
-from understudy.ppo.update import Updater
+from understudy.ppo.update import MinibatchLoss
 from understudy.types import ROLLOUT_KEYS, NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +104,10 @@ class PPO:
         self.reward_scaler = RewardScaler(env.num_envs, self.gamma, config.reward_clip, device)
         self.value_normalizer = ValueNormalizer(config.value_normalization, device)
         self.episodes = EpisodeStatistics(env.num_envs, device)
-        self.updater = Updater(self)
+        self.minibatches = Minibatches(policy, self.parts, config, self.coefficients, self.generators["minibatches"])
+        self.loss_and_gradient = capture_gradient(
+            MinibatchLoss(policy, self.parts, config, self.coefficients), self.optimizer, config.capture
+        )
         if total_steps is None:
             self._check_lengths()
         self.last_report = ""
@@ -129,7 +140,7 @@ class PPO:
                 begun = time.perf_counter()
                 metrics |= {f"{name}/{key}": x for key, x in part.update(self.policy, rollout).items()}
                 seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
-        metrics |= self.updater.run(rollout, masked)
+        metrics |= self._learn(rollout, masked)
         self.value_normalizer.update(returns, rollout["valid"])
         self.policy.update_normalizers(rollout["obs"], rollout["valid"] if masked else None)
         if self.lr_scheduler is not None:
@@ -147,6 +158,36 @@ class PPO:
         self.observe(result)
         return result
 
+    def _learn(self, rollout: TensorDict, masked: bool) -> dict[str, Tensor]:
+        """The epochs: for each minibatch one loss with its gradient, and one step; returns 0-D metrics."""
+        config, optimizer = self.config, self.optimizer
+        records: list[MinibatchRecord] = []
+        stop = torch.zeros((), dtype=torch.bool, device=self.env.device)
+        for batch in self._epochs(rollout, masked):
+            stats = self.loss_and_gradient(batch)  # the gradient waits in the optimizer
+            log_ratio, ran = stats.pop("log_ratio"), None
+            # the first minibatch meets the behaviour policy itself: its KL is 0 up to rounding
+            if config.desired_kl is not None and records:
+                adapt_learning_rate(optimizer, stats["kl_exact"], config.desired_kl, config.learning_rate_range, stop)
+            if config.target_kl is not None:
+                ran, stop = ~stop, stop | (stats["kl_step"] > 1.5 * config.target_kl)
+            norm = gradient_step(optimizer, stop=None if config.target_kl is None else stop)
+            records.append(MinibatchRecord(stats, log_ratio, batch["advantage"], batch.get("mask"), norm, ran))
+            if devices.host_is_device(stop.device) and bool(stop):
+                break
+        clip = (self.coefficients["clip_low"](), self.coefficients["clip_high"]())
+        metrics = update_statistics(records, *clip)
+        metrics |= {"learning_rate": optimizer.learning_rate(), "skipped_steps": optimizer.skipped}
+        return {name if "/" in name else f"ppo/{name}": x for name, x in metrics.items()}
+
+    def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
+        """The minibatches of all epochs."""
+        for epoch in range(self.config.epochs):
+            if epoch and self.config.recompute_advantage:  # with the critic as it is now; rewards and log-probs stay
+                self.collector.evaluate(values_only=True)
+                self._advantages(rollout, masked)
+            yield from self.minibatches.epoch(rollout, masked)
+
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let schedules with a condition see host metrics: `iterate` calls it with its own, a loop with evaluations."""
         for scalar in self._scalars():
@@ -158,15 +199,14 @@ class PPO:
             condition = scalar.condition
             if condition is None or condition.metric in metrics or condition.metric.startswith("evaluation/"):
                 continue
-            near = difflib.get_close_matches(condition.metric, metrics, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(metrics))}"
+            hint = nearest(condition.metric, metrics)
             raise ValueError(f"the schedule {scalar.source} waits for a metric that does not exist; {hint}")
 
     def _check_lengths(self) -> None:
         for scalar in self._scalars():
             if isinstance(scalar.source, Schedule) and scalar.source.needs_total:
                 raise ValueError(
-                    f"the schedule {scalar.source} runs over the whole training, but nobody said how long that is: "
+                    f"the schedule {scalar.source} runs over the whole training, whose length is not known: "
                     "pass total_steps to PPO, or give the schedule a length"
                 )
 
@@ -239,11 +279,6 @@ class PPO:
         with torch.no_grad():
             return fill_advantages(rollout, self.value_normalizer, self.gamma, self.config.gae_lambda, masked)
 
-    def recompute(self, rollout: TensorDict, masked: bool) -> None:
-        """Values, advantages and targets again, with the critic as it is now; rewards and log-probs stay."""
-        self.collector.evaluate(values_only=True)
-        self._advantages(rollout, masked)
-
     def _read(self, rollout: TensorDict, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Everything the host wants to know, in one transfer."""
         metrics |= {f"env/{key}": torch.cat(x).nanmean() for key, x in self.collector.env_metrics.items()}
@@ -286,9 +321,7 @@ class PPO:
             state["lr_scheduler"] = self.lr_scheduler.state_dict()
         if isinstance(self.env, StatefulEnv) and self.collector.obs is not None:
             state["env"] = dict(self.env.state_dict())
-            state["collector"] = {"is_first": self.collector.is_first}
-            if self.collector.state is not None:
-                state["collector"]["state"] = self.collector.state
+            state["collector"] = self.collector.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -306,10 +339,7 @@ class PPO:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if isinstance(self.env, StatefulEnv) and "env" in state:
             self.env.load_state_dict(state["env"])
-            self.collector.obs = self.env.observe()
-            self.collector.is_first = state["collector"]["is_first"].to(self.env.device)
-            if self.collector.state is not None:
-                self.collector.state = state["collector"]["state"].to(self.env.device)
+            self.collector.load_state_dict(state["collector"], self.env.observe())
         else:
             self.reset_envs()
         randomness.restore(self.generators, state["rng"])
@@ -324,7 +354,13 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 
 def _check_names(parts: Mapping[str, Part]) -> None:
     """A part's name is its place in the rollout and in front of its metrics."""
-    taken = {row.name for row in ROLLOUT_KEYS if row.writer != "part, by return"} | {"ppo", "env", "time", "episode"}
+    taken = {row.name for row in ROLLOUT_KEYS if row.writer != "part, by return"} | {
+        "ppo",
+        "env",
+        "time",
+        "episode",
+        *COMPUTED,
+    }
     for name in parts:
         if not name or "/" in name or name in taken:
             raise ValueError(
@@ -340,10 +376,10 @@ def _check_sizes(env: VecEnv, policy: ActorCritic, config: PPOConfig) -> None:
         rows, what = env.num_envs, f"{env.num_envs} environments (a recurrent policy trains on whole columns)"
     if rows % config.minibatches:
         divisors = [d for d in range(1, min(rows, 4 * config.minibatches) + 1) if rows % d == 0]
-        nearest = min(divisors, key=lambda d: abs(d - config.minibatches))
+        closest = min(divisors, key=lambda d: abs(d - config.minibatches))
         raise ValueError(
             f"ppo.minibatches = {config.minibatches} does not divide {what}; rows would be dropped. "
-            f"The nearest number that does is {nearest}"
+            f"The nearest number that does is {closest}"
         )
     if config.recompute_advantage and policy.recurrent:
         raise ValueError("ppo.recompute_advantage needs a feed-forward policy: switch it or the memory off")

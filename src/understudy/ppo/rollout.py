@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core import devices
-from understudy.core.capture import CaptureMode, capture
+from understudy.core.capture import Batch, CaptureMode, capture
 from understudy.core.spaces import Key, blank, component, component_keys, unflatten
 from understudy.envs.base import Step, VecEnv
 from understudy.nn.policy import REPLACED, ActorCritic
@@ -57,10 +57,20 @@ class Collector:
         self.obs: TensorDict | None = None
         self.is_first = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         self.state = policy.initial_state(env.num_envs)
-        self.finals: Finals | None = None  # the true final observations at the time limits of this rollout
-        self._warned = False
         self.env_metrics: dict[str, list[Tensor]] = {}
+        self.finals: Finals | None = None  # the true final observations at the time limits of this rollout
+        self._sparse_finals: list[Finals] = []
+        # on an accelerator "did anything end?" would be a host sync: keep every final observation instead
+        kept = self.host_is_device or self.keeps_next_obs
+        self._dense_finals = {} if kept else {key: self._zeros(key) for key in policy.value_keys}
+        self._blind: list[int] = []  # steps whose final observations the environment could not give
+        self._warned = False
         self.data = self._allocate()
+        # taken once: indexing a TensorDict or a tensor at every step costs more than the copy itself
+        leaves: Any = self.data.items(True, True)
+        self._rows: dict[Any, tuple[Tensor, ...]] = {name: x.unbind(0) for name, x in leaves if name != "state"}
+        acts_on = policy.input_keys if policy.recurrent else policy.actor_keys
+        self._acts_on = [{("obs", *key): self._rows["obs", *key][t] for key in acts_on} for t in range(num_steps)]
         if mode == "compile":
             mode = "trace"  # compiling a dozen operations takes minutes to win back
         self._act = capture(self._act_recurrent if policy.recurrent else self._act_feed_forward, mode)
@@ -73,9 +83,9 @@ class Collector:
         head = self.policy.head
         data = TensorDict({}, batch_size=[T, N], device=device)
         for key in self.keys:
-            data["obs", *key] = self._zeros(key, T, N)
+            data["obs", *key] = self._zeros(key)
             if self.keeps_next_obs:
-                data["next_obs", *key] = self._zeros(key, T, N)
+                data["next_obs", *key] = self._zeros(key)
         if self.policy.mixes_estimates:
             shape = (T, N, len(self.policy.estimators))
             data["obs", *REPLACED] = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -93,41 +103,34 @@ class Collector:
         if self.state is not None:
             # one copy, seen from every t: a minibatch of whole columns reads row 0
             data["state"] = torch.zeros(1, N, self.policy.state_size, device=device).expand(T, N, -1)
-        # taken once: indexing a TensorDict or a tensor at every step costs more than the copy itself
-        self._obs_rows = [(key, data["obs", *key].unbind(0)) for key in self.keys]
-        self._next_rows = [(key, data["next_obs", *key].unbind(0)) for key in self.keys] if self.keeps_next_obs else []
-        self._input_rows = [data["obs", *key].unbind(0) for key in self.policy.input_keys]
-        self._actor_rows = [data["obs", *key].unbind(0) for key in self.policy.actor_keys]
-        self._rows = {name: data[name].unbind(0) for name in data.keys() if name not in ("obs", "next_obs", "state")}  # noqa: SIM118
-        if not self.host_is_device:
-            # on an accelerator "did anything end?" would be a host sync: keep every final observation instead
-            self._dense_finals = {key: self._zeros(key, T, N) for key in self.policy.value_keys}
         return data
 
-    def _zeros(self, key: Key, T: int, N: int) -> Tensor:
-        return blank(component(self.env.observation_space, key), (T, N), self.env.device)
+    def _zeros(self, key: Key) -> Tensor:
+        """`[T, N, ...]` for one component of the observation."""
+        shape = (self.num_steps, self.env.num_envs)
+        return blank(component(self.env.observation_space, key), shape, self.env.device)
 
     # ------------------------------------------------------------------ captured
 
-    def _act_feed_forward(self, *args: Tensor) -> tuple[Tensor, ...]:
-        keys = self.policy.actor_keys
-        obs = unflatten(keys, [_finite(x) for x in args[: len(keys)]], [self.env.num_envs])
-        raw = self.policy.distribution(obs).sample(args[len(keys)] if len(args) > len(keys) else None)
-        return raw, self.policy.action_map(raw)
+    def _act_feed_forward(self, batch: Batch) -> dict[str, Tensor]:
+        raw = self.policy.distribution(self._inputs(batch, self.policy.actor_keys)).sample(batch.get("noise"))
+        return {"action": raw, "executed_action": self.policy.action_map(raw)}
 
-    def _act_recurrent(self, *args: Tensor) -> tuple[Tensor, ...]:
-        keys = self.policy.input_keys
-        obs = unflatten(keys, [_finite(x) for x in args[: len(keys)]], [self.env.num_envs])
-        state, is_first, *noise = args[len(keys) :]
-        out = self.policy(obs, state, is_first)
-        raw = out.distribution.sample(noise[0] if noise else None)
+    def _act_recurrent(self, batch: Batch) -> dict[str, Tensor]:
+        out = self.policy(self._inputs(batch, self.policy.input_keys), batch["state"], batch["is_first"])
+        raw = out.distribution.sample(batch.get("noise"))
         assert out.state is not None
-        return raw, self.policy.action_map(raw), out.distribution.params, out.value, out.state
+        acted = {"action": raw, "executed_action": self.policy.action_map(raw), "state": out.state}
+        return {**acted, "params": out.distribution.params, "value": out.value}
 
-    def _evaluate_feed_forward(self, *args: Tensor) -> tuple[Tensor, ...]:
-        *leaves, action = args
-        out = self.policy(unflatten(self.policy.input_keys, leaves, [action.shape[0]]))
-        return out.value, out.distribution.params, out.distribution.log_prob(action)
+    def _inputs(self, batch: Batch, keys: tuple[Key, ...]) -> TensorDict:
+        return unflatten(keys, [_finite(batch["obs", *key]) for key in keys], [self.env.num_envs])
+
+    def _evaluate_feed_forward(self, batch: Batch) -> dict[str, Tensor]:
+        action, keys = batch["action"], self.policy.input_keys
+        out = self.policy(unflatten(keys, [batch["obs", *key] for key in keys], [len(action)]))
+        log_prob = out.distribution.log_prob(action)
+        return {"value": out.value, "params": out.distribution.params, "log_prob": log_prob}
 
     # ------------------------------------------------------------------ one rollout
 
@@ -148,41 +151,44 @@ class Collector:
             self.reset()
         data, N = self.data, self.env.num_envs
         noise = self.policy.head.noise(self.num_steps, N, generator=self.generator)
-        noise_rows = [()] * self.num_steps if noise is None else [(row,) for row in noise.to(self.env.device).unbind(0)]
-        self._sparse_finals: list[tuple[int, Tensor, TensorDict]] = []
-        self._blind: list[int] = []  # steps whose final observations the environment could not give
+        noise_rows = None if noise is None else noise.to(self.env.device).unbind(0)
+        self._sparse_finals, self._blind = [], []
         self.env_metrics.clear()
         data["valid"].fill_(True)
         if self.policy.mixes_estimates:  # drawn once: the update sees what the actor saw
             data["obs", *REPLACED].copy_(self.policy.draw_replacements((self.num_steps, N), self.generator))
         if self.state is not None:
             data["state"][0].copy_(self.state)
-        self._first_row = self.is_first.clone()
+        data["is_first"][0].copy_(self.is_first)
         num_steps = num_steps or self.num_steps
         for t in range(num_steps):
             executed = self._rows["executed_action"][t]
-            executed.copy_(self._choose(t, noise_rows[t]))
+            executed.copy_(self._choose(t, None if noise_rows is None else noise_rows[t]))
             self._store(t, self.env.step(executed))
-        self._finish_flags(num_steps)
+        first = data["terminated"] | data["truncated"] | ~data["valid"]
+        data["is_first"][1:].copy_(first[:-1])
+        self.is_first = first[num_steps - 1]
         self.finals = self._gather_finals(num_steps)
         return data
 
-    def _choose(self, t: int, noise: tuple[Tensor, ...]) -> Tensor:
+    def _choose(self, t: int, noise: Tensor | None) -> Tensor:
         """Copy the observation into row t, choose the action, let labels and overrides speak."""
         assert self.obs is not None
-        for key, rows in self._obs_rows:
-            rows[t].copy_(self.obs.get(key))
-        if self.policy.recurrent:
-            assert self.state is not None
-            inputs = [rows[t] for rows in self._input_rows]
-            raw, executed, params, value, self.state = self._act(*inputs, self.state, self.is_first, *noise)
-            self._rows["params"][t].copy_(params)
-            self._rows["value"][t].copy_(value)
+        rows = self._rows
+        for key in self.keys:
+            rows["obs", *key][t].copy_(self.obs.get(key))
+        batch: dict[Any, Tensor] = self._acts_on[t] if noise is None else {**self._acts_on[t], "noise": noise}
+        if self.state is not None:
+            acted = self._act({**batch, "state": self.state, "is_first": self.is_first})
+            rows["params"][t].copy_(acted["params"])
+            rows["value"][t].copy_(acted["value"])
+            self.state = acted["state"]
         else:
-            raw, executed = self._act(*[rows[t] for rows in self._actor_rows], *noise)
+            acted = self._act(batch)
+        raw, executed = acted["action"], acted["executed_action"]
         if self.labels:
             raw, executed = self._consult(t, raw, executed)
-        self._rows["action"][t].copy_(raw)
+        rows["action"][t].copy_(raw)
         return executed
 
     def _consult(self, t: int, raw: Tensor, executed: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,62 +222,54 @@ class Collector:
 
     def _keep_final(self, t: int, step: Step) -> None:
         """Remember the true final observations: the episode goes on in V, but not in `step.obs`."""
-        final = step.final_obs
-        truncated = step.truncated
+        final, truncated = step.final_obs, step.truncated
         if self.keeps_next_obs:
-            for key, rows in self._next_rows:
+            for key in self.keys:
                 x = step.obs.get(key) if final is None else _where(self.is_first, final.get(key), step.obs.get(key))
-                rows[t].copy_(x)
+                self._rows["next_obs", *key][t].copy_(x)
         if self.host_is_device and not bool(truncated.any()):
             return
         if final is None:
             self._blind.append(t)
             return
-        if self.policy.recurrent:
+        if self.policy.recurrent:  # only now is there the memory that the value needs
             value = self.policy.value(_finite_all(final), self.state, torch.zeros_like(truncated))
             self._rows["next_value"][t].copy_(value)
-        if self.host_is_device:
+        if self.host_is_device and not self.keeps_next_obs:
             envs = truncated.nonzero().squeeze(-1)
-            self._sparse_finals.append((t, envs, final[envs]))
-        else:
-            for key, dense in self._dense_finals.items():
-                # rows that did not end may hold anything
-                dense[t].copy_(_where(truncated, final.get(key), torch.zeros_like(dense[t])))
+            obs: Any = final.select(*self.policy.value_keys)
+            self._sparse_finals.append(Finals(torch.full_like(envs, t), envs, obs[envs]))
+        for key, dense in self._dense_finals.items():
+            # rows that did not end may hold anything
+            dense[t].copy_(_where(truncated, final.get(key), torch.zeros_like(dense[t])))
 
-    def _warn_blind(self) -> None:
-        if not self._warned:
+    def _gather_finals(self, num_steps: int) -> Finals | None:
+        # an accelerator does not know whether anything ended in a blind step: it warns if all of them were
+        if self._blind and (self.host_is_device or len(self._blind) == num_steps) and not self._warned:
             warnings.warn(
                 "the environment does not give final observations: time-outs bootstrap from V(s_t), which is "
                 "biased; have it put them into extras['final_obs']",
                 stacklevel=2,
             )
             self._warned = True
-
-    def _finish_flags(self, num_steps: int) -> None:
-        data = self.data
-        first = data["terminated"] | data["truncated"] | ~data["valid"]
-        data["is_first"][0].copy_(self._first_row)
-        data["is_first"][1:].copy_(first[:-1])
-        self.is_first = first[num_steps - 1]
-
-    def _gather_finals(self, num_steps: int) -> Finals | None:
-        # an accelerator does not know whether anything ended in a blind step: it warns if all of them were
-        if self._blind and (self.host_is_device or len(self._blind) == num_steps):
-            self._warn_blind()
+        if self.host_is_device and not self.keeps_next_obs:
+            if not self._sparse_finals:
+                return None
+            steps, envs, rows = zip(*self._sparse_finals)
+            joined: Any = torch.cat(rows)
+            return Finals(torch.cat(steps), torch.cat(envs), joined)
         if len(self._blind) == num_steps:
             return None
+        T, N, keys = self.num_steps, self.env.num_envs, self.policy.value_keys
+        dense = {key: self.data["next_obs", *key] for key in keys} if self.keeps_next_obs else self._dense_finals
+        obs = unflatten(keys, [dense[key].flatten(0, 1) for key in keys], [T * N])
         if not self.host_is_device:
-            T, N = self.num_steps, self.env.num_envs
             places = torch.arange(T * N, device=self.env.device)
-            dense = [x.flatten(0, 1) for x in self._dense_finals.values()]
-            return Finals(places // N, places % N, unflatten(self._dense_finals, dense, [T * N]))
-        if not self._sparse_finals:
-            return None
-        steps = torch.cat([torch.full_like(envs, t) for t, envs, _ in self._sparse_finals])
-        envs = torch.cat([envs for _, envs, _ in self._sparse_finals])
-        rows: Any = [x.select(*self.policy.value_keys) for _, _, x in self._sparse_finals]
-        joined: Any = torch.cat(rows)
-        return Finals(steps, envs, joined)
+            return Finals(places // N, places % N, obs)
+        known = self.data["truncated"].clone()
+        known[num_steps:], known[self._blind] = False, False
+        places = known.flatten().nonzero().squeeze(-1)
+        return Finals(places // N, places % N, obs[places]) if len(places) else None
 
     # ------------------------------------------------------------------ values
 
@@ -285,40 +283,42 @@ class Collector:
         if self.policy.recurrent:
             data["log_prob"].copy_(self.policy.head.from_params(data["params"]).log_prob(data["action"]))
         else:
-            self._evaluate_rollout(values_only)
-        self.bootstrap()
+            self._evaluate_rollout(("value",) if values_only else ("value", "params", "log_prob"))
+        self._bootstrap()
 
-    def _evaluate_rollout(self, values_only: bool) -> None:
-        data = self.data
-        leaves = [data["obs", *key].flatten(0, 1) for key in self.policy.input_keys]
-        results = [data[name].flatten(0, 1) for name in ("value", "params", "log_prob")]
+    def _evaluate_rollout(self, names: tuple[str, ...]) -> None:
         size = self.num_steps * self.env.num_envs // self.chunks
-        chunks = zip(*(x.split(size) for x in [*leaves, data["action"].flatten(0, 1), *results]))
-        for chunk in chunks:
-            inputs, targets = chunk[: len(leaves) + 1], chunk[len(leaves) + 1 :]
-            for target, result in zip(targets[: 1 if values_only else 3], self._evaluate(*inputs)):
-                target.copy_(result)
+        inputs: list[Any] = [*(("obs", *key) for key in self.policy.input_keys), "action"]
+        chunks = {name: self.data[name].flatten(0, 1).split(size) for name in (*inputs, *names)}
+        for i in range(self.chunks):
+            results = self._evaluate({name: chunks[name][i] for name in inputs})
+            for name in names:
+                chunks[name][i].copy_(results[name])
 
-    def bootstrap(self) -> None:
+    def _bootstrap(self) -> None:
         """next_value: V of the next row, of the true final observation at a time limit, of the last observation."""
-        data = self.data
-        value, next_value, truncated = data["value"], data["next_value"], data["truncated"]
+        data, finals = self.data, self.finals
+        value, next_value = data["value"], data["next_value"]
         assert self.obs is not None
-        clean = _finite_all(self.obs)
-        last = self.policy.value(clean, self.state, self.is_first)
-        shifted = torch.cat((value[1:], last.unsqueeze(0)))
-        if self.policy.recurrent:  # each step wrote what its memory made of its final observation
-            next_value.copy_(torch.where(truncated, next_value, shifted))
-        elif self.finals is None:
-            next_value.copy_(shifted)
-        elif self.host_is_device:
-            next_value.copy_(shifted)
-            next_value[self.finals.step, self.finals.env] = self.policy.value(_finite_all(self.finals.obs))
-        else:
-            final = self.policy.value(_finite_all(self.finals.obs)).view_as(value)
-            next_value.copy_(torch.where(truncated, final, shifted))
+        last = self.policy.value(_finite_all(self.obs), self.state, self.is_first)
+        if finals is not None and not self.policy.recurrent:  # a memory's value was written while collecting
+            next_value[finals.step, finals.env] = self.policy.value(_finite_all(finals.obs))
         for t in self._blind:  # the best there is: the value of the observation before the last action
-            next_value[t].copy_(torch.where(truncated[t], value[t], shifted[t]))
+            next_value[t].copy_(value[t])
+        shifted = torch.cat((value[1:], last.unsqueeze(0)))
+        next_value.copy_(torch.where(data["truncated"], next_value, shifted))
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step depends on beside environment and policy."""
+        return {"is_first": self.is_first} | ({} if self.state is None else {"state": self.state})
+
+    def load_state_dict(self, state: Mapping[str, Tensor], obs: TensorDict) -> None:
+        """Restore what `state_dict` returned; `obs` is what the environment shows now."""
+        self.obs, self.is_first = obs, state["is_first"].to(self.env.device)
+        if self.state is not None:
+            self.state = state["state"].to(self.env.device)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -108,15 +108,12 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
     """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
     parts = {}
     for name, part in config.parts.items():
-        context = PartContext(
+        context = PartContext.of(
+            env,
+            policy,
             name=name,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            policy=policy,
-            num_envs=env.num_envs,
             num_steps=config.ppo.num_steps,
             gamma=config.ppo.last_gamma,
-            device=env.device,
             seed=randomness.mix(config.seed, f"part/{name}"),
             env_id=config.env.id,
             load_policy=load,

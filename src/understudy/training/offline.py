@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core import randomness
-from understudy.core.capture import capture
+from understudy.core.capture import Batch, unbind
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar
-from understudy.core.spaces import unflatten
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
-from understudy.ppo.optim import LearningRateScheduler, gradient_step
+from understudy.ppo.minibatch import nest
+from understudy.ppo.optim import LearningRateScheduler, capture_gradient, gradient_step
 from understudy.ppo.ppo import PPO
 from understudy.runs.config import OfflineConfig
 from understudy.training.dagger import Dagger
+from understudy.types import Metrics
 
 _GATHERED = 32
 """Minibatches gathered at once: copying them one by one costs as much as the arithmetic, all at once a second copy."""
@@ -52,9 +55,8 @@ class OfflineTraining:
             None if config.lr_scheduler is None else LearningRateScheduler(ppo.optimizer, config.lr_scheduler)
         )
         observed = [("obs", *_path(key)) for key in self.part.demonstrations.observations.keys(True, True)]
-        self.keys = (*observed, ("action",), ("is_first",))
-        self.metric_names: tuple[str, ...] = ()
-        self.program = capture(self._loss_and_gradients, ppo.config.capture, ppo.optimizer.grads)
+        self.names: tuple[Any, ...] = (*observed, "action", "is_first")
+        self.program = capture_gradient(self._clone, ppo.optimizer, ppo.config.capture)
         self.renew(self.part.demonstrations)
 
     @property
@@ -98,13 +100,14 @@ class OfflineTraining:
             self.rate.advance(*position)
             ppo.optimizer.learning_rate.value.copy_(self.rate())
         rate = float(ppo.optimizer.learning_rate.value)
-        # a sum, no list: small tensors kept from every step lie among the large ones, whose memory then goes to waste
-        sums, steps = torch.zeros((), dtype=torch.float64, device=ppo.env.device), 0
-        for leaves in self._minibatches():
-            sums, steps = sums + self.program(*leaves)[0], steps + 1
+        # summed at once: a list would keep small tensors of every step between the large ones and fragment the memory
+        sums: dict[str, Tensor] = {}
+        steps = 0
+        for batch in self.minibatches():
+            sums, steps = {name: sums.get(name, 0.0) + x for name, x in self.program(batch).items()}, steps + 1
             gradient_step(ppo.optimizer)
-        numbers = (sums / steps).tolist()
-        metrics = {f"offline/{name}": number for name, number in zip(self.metric_names, numbers)}
+        numbers = (torch.stack(list(sums.values())) / steps).tolist()
+        metrics = {f"offline/{name}": number for name, number in zip(sums, numbers)}
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.epochs_done, self.round_epochs = self.epochs_done + 1, self.round_epochs + 1
@@ -175,7 +178,7 @@ class OfflineTraining:
         normalizers = {
             tuple(name.split("/")): normalizer
             for name, normalizer in self.ppo.policy.normalizers.items()
-            if ("obs", *name.split("/")) in self.keys and isinstance(normalizer, ObservationNormalizer)
+            if ("obs", *name.split("/")) in self.names and isinstance(normalizer, ObservationNormalizer)
         }
         for normalizer in normalizers.values():
             normalizer.count.zero_()  # of an earlier round, whose trajectories are among these
@@ -186,34 +189,24 @@ class OfflineTraining:
 
     # ------------------------------------------------------------------ minibatches
 
-    def _minibatches(self) -> Iterator[Sequence[Tensor]]:
-        """The leaves of every minibatch, in the order of `self.keys`."""
+    def minibatches(self) -> Iterator[Batch]:
+        """The minibatches of one epoch, `[B]` or `[T, B]`."""
         demonstrations, part = self.training, self.part
         if part.recurrent:
             for _ in range(max(demonstrations.num_transitions // part.config.batch_size, 1)):
-                drawn = part.draw(demonstrations)
-                yield [drawn[key] for key in self.keys]
+                yield self._named(part.draw(demonstrations))
             return
         size = min(part.config.batch_size, demonstrations.num_transitions)
         for rows in demonstrations.shuffled(size * _GATHERED, part.generator):
-            drawn = demonstrations.gather(rows, next_obs=False)
-            for leaves in zip(*(drawn[key].split(size) for key in self.keys)):
-                if len(leaves[0]) == size:
-                    yield leaves
+            if whole := len(rows) // size:
+                drawn = demonstrations.gather(rows[: whole * size].view(whole, size), next_obs=False)
+                yield from unbind(self._named(drawn))
 
-    def _loss_and_gradients(self, *leaves: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all parameters, then the metrics in one vector."""
-        with torch.enable_grad():
-            loss, metrics = self._clone(leaves)
-            targets = self.ppo.optimizer.targets
-            gradients = torch.autograd.grad(loss, targets, allow_unused=True, materialize_grads=True)
-        self.metric_names = tuple(metrics)
-        return (*gradients, torch.stack([x.detach() for x in metrics.values()]))
+    def _named(self, drawn: TensorDict) -> Batch:
+        return {name: drawn[name] for name in self.names}
 
-    def _clone(self, leaves: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        action = leaves[self.keys.index(("action",))]
-        size = action.shape[: 2 if self.part.recurrent else 1]
-        drawn = unflatten(self.keys, leaves, size)
+    def _clone(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        drawn = nest(batch, self.part.recurrent)
         return self.part.clone(self.ppo.policy, drawn["obs"], drawn["action"], drawn["is_first"])
 
     # ------------------------------------------------------------------ validation
@@ -223,7 +216,7 @@ class OfflineTraining:
         if self.validation is None:
             return {}
         numbers = self._validation_numbers(self.validation)
-        metrics = {f"offline/validation_{name}": x for name, x in zip(self.metric_names, numbers)}
+        metrics = {f"offline/validation_{name}": x for name, x in numbers.items()}
         loss = metrics["offline/validation_loss"]
         if loss < self.best_loss:
             self.best_loss, self.waited = loss, 0
@@ -234,7 +227,7 @@ class OfflineTraining:
         return metrics
 
     @torch.no_grad()
-    def _validation_numbers(self, held: Demonstrations) -> list[float]:
+    def _validation_numbers(self, held: Demonstrations) -> dict[str, float]:
         """Means over all transitions held out; for a policy with a memory over the same windows each time."""
         if self.part.recurrent:
             generator = torch.Generator(self.ppo.env.device).manual_seed(0)
@@ -242,13 +235,13 @@ class OfflineTraining:
             batches = iter([held.sequences(length, max(held.num_transitions // length, 1), generator)])
         else:
             batches = (held.gather(rows, next_obs=False) for rows in held.rows.split(_VALIDATION_ROWS))
-        sums, count = torch.zeros(len(self.metric_names), dtype=torch.float64), 0
+        sums, count = Counter[str](), 0
         for drawn in batches:
-            metrics = self._clone([drawn[key] for key in self.keys])[1]
-            sums += drawn.numel() * torch.stack(list(metrics.values())).double().cpu()
+            _, metrics = self._clone(self._named(drawn))
+            numbers = torch.stack(list(metrics.values())).tolist()
+            sums.update({name: drawn.numel() * number for name, number in zip(metrics, numbers)})
             count += drawn.numel()
-        numbers: list[float] = (sums / count).tolist()
-        return numbers
+        return {name: total / count for name, total in sums.items()}
 
 
 def find_cloning_part(ppo: PPO) -> BehaviorCloning:

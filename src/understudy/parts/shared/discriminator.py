@@ -4,25 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from understudy.core.capture import capture
-from understudy.core.check import check_choice
+from understudy.core.capture import Batch, unbind
+from understudy.core.check import Config, In
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
-from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
+from understudy.ppo.metrics import mean_statistics
+from understudy.ppo.optim import Optimizer, OptimizerConfig, capture_gradient, gradient_step
 from understudy.types import Metrics
 
 DiscriminatorLoss = Literal["bce", "least_squares"]
 RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
 Penalty = Literal["interpolates", "expert", "both"]
-
-_STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
 
 
 # ---------------------------------------------------------------------- pure functions
@@ -100,8 +99,10 @@ def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Config):
     """A discriminator and how it learns. Raises ValueError for what cannot work."""
+
+    PREFIX = "discriminator."
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     """Hidden layers."""
@@ -111,38 +112,22 @@ class DiscriminatorConfig:
     """Divide every weight matrix by its largest singular value (Miyato et al. 2018, arXiv:1802.05957)."""
     loss: DiscriminatorLoss = "bce"
     """Binary cross-entropy on logits, or least squares to +1 (expert) and -1 (policy)."""
-    disc_update_num: int = 4
+    disc_update_num: Annotated[int, In(1)] = 4
     """Gradient steps for each rollout."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, In(1)] = None
     """Policy rows in each step, and as many expert rows; None: the rollout, split among the steps."""
-    gradient_penalty: Number = 0.0
+    gradient_penalty: Annotated[Number, In(0.0)] = 0.0
     """Weight of the gradient penalty, a number or a schedule; 0: none."""
     penalty_on: Penalty = "interpolates"
     """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1) or on both sides'."""
-    logit_regularizer: float = 0.0
+    logit_regularizer: Annotated[float, In(0.0)] = 0.0
     """Weight of the sum of squares of the last layer's weights, which keeps logits small."""
-    replay_size: int = 0
+    replay_size: Annotated[int, In(0)] = 0
     """Policy rows of earlier rollouts to keep; half of each step's policy rows then come from them. 0: none."""
-    replay_add: int | None = None
+    replay_add: Annotated[int | None, In(1)] = None
     """Rows of each rollout that enter the replay; None: as many as fit. Few rows reach far back."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(max_grad_norm=None))
     """Own optimizer."""
-
-    def __post_init__(self) -> None:
-        check_choice("discriminator.loss", self.loss, get_args(DiscriminatorLoss))
-        check_choice("discriminator.penalty_on", self.penalty_on, get_args(Penalty))
-        for name, value, least in (
-            ("disc_update_num", self.disc_update_num, 1),
-            ("batch_size", self.batch_size, 1),
-            ("replay_size", self.replay_size, 0),
-            ("replay_add", self.replay_add, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"discriminator.{name} is {value}; it must be at least {least}")
-        if isinstance(self.gradient_penalty, int | float) and self.gradient_penalty < 0.0:
-            raise ValueError(f"discriminator.gradient_penalty must not be negative, got {self.gradient_penalty}")
-        if not self.logit_regularizer >= 0.0:
-            raise ValueError(f"discriminator.logit_regularizer must not be negative, got {self.logit_regularizer}")
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -202,7 +187,7 @@ class Discriminator(nn.Module):
         # a schedule that is 0 for now still needs the penalty in the program
         self.penalized = self.config.gradient_penalty != 0.0
         mode: Literal["eager", "trace"] = "eager" if config.spectral_norm else "trace"
-        self._program = capture(self._loss_and_gradients, mode, self.optimizer.grads)
+        self._program = capture_gradient(self._loss, self.optimizer, mode)
 
     @property
     def num_expert_rows(self) -> int:
@@ -232,17 +217,15 @@ class Discriminator(nn.Module):
         # a product with 0 would keep a NaN
         drawn, weights = self._draw(torch.where(weight.unsqueeze(-1) > 0.0, policy, 0.0), weight)  # [U, B, C], [U, B]
         both = normalize(torch.stack((drawn, expert.view_as(drawn))))  # one map: nothing else could tell the sides
-        columns = [both[0], both[1], weights]
+        steps = {"policy": both[0], "expert": both[1], "weight": weights}
         if self.penalized and self.config.penalty_on == "interpolates":
             shape = (self.updates, self.batch_size, 1)
-            columns.append(torch.rand(shape, generator=self.generator, device=both.device))
+            steps["share"] = torch.rand(shape, generator=self.generator, device=both.device)
         statistics, norms = [], []
-        for step in zip(*(x.unbind(0) for x in columns)):
-            (values,) = self._program(*step)
+        for batch in unbind(steps):
+            statistics.append(self._program(batch))
             norms.append(gradient_step(self.optimizer))
-            statistics.append(values)
-        means = torch.stack(statistics).mean(0).unbind(0)
-        return {**dict(zip(_STATISTICS, means)), "grad_norm": torch.stack(norms).mean()}
+        return mean_statistics(statistics) | {"grad_norm": torch.stack(norms).mean()}
 
     def _draw(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Policy rows of all steps at once: every row of the rollout before any twice, half of them from the replay."""
@@ -266,35 +249,35 @@ class Discriminator(nn.Module):
 
     # ------------------------------------------------------------------ captured
 
-    def _loss_and_gradients(self, *args: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of all parameters, then the statistics; args: policy rows, expert rows, weight, (share)."""
-        policy, expert, weight, *share = args
-        with torch.enable_grad():
-            logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
-            loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
-            penalty = self._penalty(policy, expert, weight, share) if self.penalized else torch.zeros_like(loss)
-            total = loss + self.coefficient() * penalty
-            if self.config.logit_regularizer:
-                total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
-            gradients = torch.autograd.grad(total, self.optimizer.targets, allow_unused=True, materialize_grads=True)
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Loss and statistics of one step: `policy` and `expert` rows `[B, C]`, `weight` `[B]`, perhaps `share`."""
+        policy, expert, weight = batch["policy"], batch["expert"], batch["weight"]
+        logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
+        loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
+        penalty = self._penalty(batch) if self.penalized else torch.zeros_like(loss)
+        total = loss + self.coefficient() * penalty
+        if self.config.logit_regularizer:
+            total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
         with torch.no_grad():
-            statistics = (
-                loss,
-                penalty,
-                weighted_mean((logit_pi < 0.0).float(), weight),
-                (logit_exp > 0.0).float().mean(),
-                weighted_mean(logit_pi, weight),
-                logit_exp.mean(),
-            )
-            return (*gradients, torch.stack([x.detach() for x in statistics]))
+            statistics = {
+                "loss": loss,
+                "penalty": penalty,
+                "acc_pi": weighted_mean((logit_pi < 0.0).float(), weight),
+                "acc_exp": (logit_exp > 0.0).float().mean(),
+                "logit_pi": weighted_mean(logit_pi, weight),
+                "logit_exp": logit_exp.mean(),
+            }
+        return total, statistics
 
-    def _penalty(self, policy: Tensor, expert: Tensor, weight: Tensor, share: list[Tensor]) -> Tensor:
-        points = interpolate(policy, expert, share[0]) if share else expert
+    def _penalty(self, batch: Batch) -> Tensor:
+        policy, expert, share = batch["policy"], batch["expert"], batch.get("share")
+        points = expert if share is None else interpolate(policy, expert, share)
         if self.config.penalty_on == "both":  # in place of rows left out, the expert's once more
-            points = torch.cat((expert, torch.where(weight.unsqueeze(-1) > 0.0, policy, expert)))
+            points = torch.cat((expert, torch.where(batch["weight"].unsqueeze(-1) > 0.0, policy, expert)))
         features, others = points[:, : self.num_features], points[:, self.num_features :]
         x = features.detach().requires_grad_()
-        return gradient_penalty(self.network(torch.cat((x, others), dim=-1)), x, target=1.0 if share else 0.0)
+        logit = self.network(torch.cat((x, others), dim=-1))
+        return gradient_penalty(logit, x, target=0.0 if share is None else 1.0)
 
 
 class Replay(nn.Module):
