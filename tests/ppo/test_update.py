@@ -83,7 +83,9 @@ def learned(ppo: Any, iterations: int = 2) -> tuple[dict[str, float], Tensor]:
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_every_row_comes_once_under_its_name(make_ppo: Any, memory: str) -> None:
-    ppo = make_ppo(PointMass(N, max_steps=5), policy={"memory": memory}, minibatches=2, value_clip=0.2, dual_clip=3.0)
+    ppo = make_ppo(
+        PointMass(N, max_episode_steps=5), policy={"memory": memory}, minibatches=2, value_clip=0.2, dual_clip=3.0
+    )
     ppo.iterate()
     rollout = ppo.collector.data
     batches = list(ppo.minibatches.epoch(rollout, masked=False))

@@ -33,16 +33,6 @@ class Step(NamedTuple):
         """Rows whose next step is an episode's first, `[N]` bool: `is_first` of the row that follows."""
         return self.ended if self.valid is None else self.ended | ~self.valid
 
-    @property
-    def ended(self) -> Tensor:
-        """`[N]` bool: the episode ended, either way."""
-        return self.terminated | self.truncated
-
-    @property
-    def starts_next(self) -> Tensor:
-        """`[N]` bool: `obs` is the first observation of an episode."""
-        return self.ended if self.valid is None else self.ended | ~self.valid
-
 
 @runtime_checkable
 class VecEnv(Protocol):
