@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from understudy.recipes.registry import recipe
-
-if TYPE_CHECKING:
-    from understudy.core.schedules import Schedule
-    from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.part import PartConfig
-    from understudy.runs.config import TrainConfig
+from understudy.core.check import check_choice
+from understudy.core.schedules import Schedule
+from understudy.envs.registry import EnvConfig
+from understudy.nn.heads import DistributionConfig
+from understudy.nn.networks import EncoderConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.parts.advisor import AdvisorConfig
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.scripted_expert import ScriptedExpertConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartConfig
+from understudy.runs.config import EvaluationConfig, TrainConfig
+from understudy.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
 
 
 class Pipeline(NamedTuple):
@@ -50,27 +56,23 @@ METHODS = (*PIPELINES, *FROM_DEMONSTRATIONS, "forced-advisor")
 """Every method that `pipeline` takes."""
 
 
-@recipe
 def advisor(env_id: str = "PoisonedDoors-v0", *, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on any task whose observation has an expert's action (--env.id; group expert_action)."""
     return pipeline("advisor", env_id, total_steps=total_steps, seed=seed)
 
 
-@recipe
 def poisoned_doors(*, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on Poisoned Doors, to the best return that is possible without the expert's knowledge, 1."""
     config = pipeline("advisor", "PoisonedDoors-v0", total_steps=total_steps, seed=seed)
     return dataclasses.replace(config, recipe="poisoned-doors")
 
 
-@recipe
 def light_house(*, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on LightHouse with a view of one cell; wider: --env.kwargs view_radius 7 expert_radius 15."""
     config = pipeline("advisor", "LightHouse-v0", total_steps=total_steps, seed=seed)
     return dataclasses.replace(config, recipe="light-house")
 
 
-@recipe
 def crossings(
     env_id: str = "LavaCrossing-v0", *, demonstrations: str = "", total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -86,7 +88,6 @@ def pipeline(
 
     Raises ValueError for an unknown method, and for one that learns from demonstrations if none are given.
     """
-    from understudy.core.check import check_choice
 
     check_choice("method", method, METHODS)
     if method in FROM_DEMONSTRATIONS and not demonstrations:
@@ -95,9 +96,6 @@ def pipeline(
 
 
 def _pipeline(method: str, env_id: str, total_steps: int, seed: int, demonstrations: str) -> TrainConfig:
-    from understudy.envs.registry import EnvConfig
-    from understudy.runs.config import EvaluationConfig, TrainConfig
-    from understudy.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
 
     repeats = env_id in TRAINED_WITH_REPEATS
     return TrainConfig(
@@ -117,10 +115,6 @@ def _pipeline(method: str, env_id: str, total_steps: int, seed: int, demonstrati
 
 def _policy(env_id: str) -> PolicyConfig:
     """The paper's networks: embeddings and an LSTM; on LightHouse one linear layer on the interaction design."""
-    from understudy.nn.heads import DistributionConfig
-    from understudy.nn.networks import EncoderConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.tasks.crossings import CROSSINGS
 
     if env_id == "LightHouse-v0":
         encoder, memory = EncoderConfig(interactions=True), "none"
@@ -138,9 +132,6 @@ def _policy(env_id: str) -> PolicyConfig:
 
 
 def _ppo(method: str, env_id: str, total_steps: int) -> PPOConfig:
-    from understudy.core.schedules import Schedule
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
 
     how = PIPELINES.get(method, Pipeline())
     clip = Schedule(kind="linear", start=0.1)
@@ -163,9 +154,6 @@ def _ppo(method: str, env_id: str, total_steps: int) -> PPOConfig:
 
 
 def _parts(method: str, env_id: str, total_steps: int, demonstrations: str) -> dict[str, PartConfig]:
-    from understudy.parts.advisor import AdvisorConfig
-    from understudy.parts.behavior_cloning import BehaviorCloningConfig
-    from understudy.parts.scripted_expert import ScriptedExpertConfig
 
     alpha = 20.0 if env_id == "LightHouse-v0" else 16.0
     weighted = AdvisorConfig(alpha=alpha, bound=0.0, aux_init="orthogonal")
@@ -204,7 +192,6 @@ def _after(how: Pipeline, total_steps: int, value: float) -> float | Schedule:
 
 
 def _step(how: Pipeline, total_steps: int, first: float, then: float) -> float | Schedule:
-    from understudy.core.schedules import Schedule
 
     if how.imitation in (0.0, 1.0):
         return first if how.imitation else then
@@ -219,6 +206,5 @@ def _acts(how: Pipeline, total_steps: int) -> float | Schedule:
 
 
 def _fading(steps: float, start: float) -> Schedule:
-    from understudy.core.schedules import Schedule
 
     return Schedule(kind="linear", start=start, length=max(round(steps), 1))

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from understudy.recipes.registry import recipe
+from understudy.core.schedules import Schedule
+from understudy.data.demonstrations.read import open_recording
+from understudy.envs.registry import EnvConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.parts.advisor import AdvisorConfig
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.ppo.part import PartConfig
+from understudy.runs.config import DaggerConfig, OfflineConfig, TrainConfig
 
-if TYPE_CHECKING:
-    from understudy.ppo.part import PartConfig
-    from understudy.runs.config import TrainConfig
 
-
-@recipe
 def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 0, seed: int = 0) -> TrainConfig:
     """Behaviour cloning from demonstrations, without environment steps (--total-steps N: PPO goes on from there)."""
-    from understudy.core.schedules import Schedule
-    from understudy.envs.registry import EnvConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.parts.behavior_cloning import BehaviorCloningConfig
-    from understudy.runs.config import OfflineConfig, TrainConfig
 
     return TrainConfig(
         recipe="bc",
@@ -33,10 +29,8 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
     )
 
 
-@recipe
 def dagger(env_id: str = "Hopper-v5", *, expert: str = "", total_steps: int = 0, seed: int = 0) -> TrainConfig:
     """DAgger: clone an expert that is asked about the learner's own states (--offline.dagger.expert RUN)."""
-    from understudy.runs.config import DaggerConfig
 
     config = bc(env_id, total_steps=total_steps, seed=seed)
     assert config.offline is not None
@@ -59,7 +53,6 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
     Where some parts have no other teacher, the others (ADVISOR with an expert in the environment) stay as they are.
     Raises ValueError if no part does, or as `open_recording` where nothing can be read from `source`.
     """
-    from understudy.data.demonstrations.read import open_recording
 
     if not takes_demonstrations(config):
         raise ValueError(
@@ -78,7 +71,6 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
 
 
 def _has_an_expert(part: PartConfig) -> bool:
-    from understudy.parts.advisor import AdvisorConfig
 
     return isinstance(part, AdvisorConfig) and part.use_rollout_labels
 

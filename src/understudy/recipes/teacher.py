@@ -6,16 +6,21 @@ The student never sees velocities: it has a memory, an estimator, a teacher that
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from understudy.core.check import check_choice
+from understudy.core.schedules import Schedule
+from understudy.envs.registry import EnvConfig
+from understudy.nn.estimator import EstimatorHeadConfig
+from understudy.nn.heads import DistributionConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.parts.estimator import EstimatorConfig
+from understudy.parts.teacher import TeacherConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartConfig
 from understudy.recipes.mujoco_tasks import mujoco
-from understudy.recipes.registry import recipe
-
-if TYPE_CHECKING:
-    from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.part import PartConfig
-    from understudy.runs.config import TrainConfig
+from understudy.runs.config import TrainConfig
 
 
 class Student(NamedTuple):
@@ -53,7 +58,6 @@ _GO1_PRIVILEGED = {"noisy_state_and_imu": 57, "velocity": 3, "rest": 63}
 """The first segment of `state` is a noisy velocity that no robot measures; `privileged_state` has the true one."""
 
 
-@recipe
 def tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -61,7 +65,6 @@ def tppo(
     return student("tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
-@recipe
 def distill(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 300_000, seed: int = 0
 ) -> TrainConfig:
@@ -69,13 +72,11 @@ def distill(
     return student("distill", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
-@recipe
 def estimator_ppo(env_id: str = "Hopper-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """EstimatorPPO: PPO of a student that estimates its velocities from its past positions."""
     return student("estimator-ppo", env_id, total_steps=total_steps, seed=seed)
 
 
-@recipe
 def estimator_tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -83,14 +84,10 @@ def estimator_tppo(
     return student("estimator-tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
 
 
-@recipe
 def go1_teacher(
     env_id: str = "Go1JoystickFlatTerrain-v1", *, total_steps: int = 5_000_000, seed: int = 0
 ) -> TrainConfig:
     """A Go1 that follows a joystick, with everything that the simulator knows: the teacher of go1-student."""
-    from understudy.envs.registry import EnvConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.runs.config import TrainConfig
 
     return TrainConfig(
         recipe="go1-teacher",
@@ -105,7 +102,6 @@ def go1_teacher(
     )
 
 
-@recipe
 def go1_student(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,
@@ -126,7 +122,6 @@ def student(
     Critic and teacher see the whole observation, group "teacher". Raises ValueError for an unknown method and for a
     task whose velocities are not known here.
     """
-    from understudy.core.check import check_choice
 
     check_choice("method", method, tuple(STUDENTS))
     how = STUDENTS[method]
@@ -140,9 +135,6 @@ def student(
 
 def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     """A MuJoCo task whose actor sees positions only."""
-    from understudy.core.schedules import Schedule
-    from understudy.nn.estimator import EstimatorHeadConfig
-    from understudy.ppo.optim import OptimizerConfig
 
     if env_id not in _SIZES:
         raise ValueError(f"this recipe knows where the velocities are in {', '.join(_SIZES)}, not in {env_id}")
@@ -181,9 +173,6 @@ def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> 
 
 def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
     """A Go1 that acts on its proprioception."""
-    from understudy.core.schedules import Schedule
-    from understudy.nn.estimator import EstimatorHeadConfig
-    from understudy.nn.policy import PolicyConfig
 
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     ppo = config.ppo
@@ -208,7 +197,6 @@ def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
 
 def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
     """The networks that legged robots are trained with (Isaac Lab's, smaller ones on flat ground)."""
-    from understudy.nn.heads import DistributionConfig
 
     sizes = (128, 128, 128) if "Flat" in env_id else (512, 256, 128)
     # more noise than this throws the robot over before it gets any reward; less finds no gait
@@ -218,9 +206,6 @@ def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
 
 def _locomotion_ppo() -> PPOConfig:
     """For millions of steps instead of the hundreds of millions of a GPU simulator: small rollouts, many iterations."""
-    from understudy.core.schedules import Schedule
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
 
     return PPOConfig(
         num_steps=32,
@@ -236,9 +221,6 @@ def _locomotion_ppo() -> PPOConfig:
 
 def _parts(how: Student, teachers: tuple[str, ...]) -> dict[str, PartConfig]:
     """The estimator's loss; a teacher that sees the group "teacher" as its own and fades where there is a reward."""
-    from understudy.core.schedules import Schedule
-    from understudy.parts.estimator import EstimatorConfig
-    from understudy.parts.teacher import TeacherConfig
 
     parts: dict[str, PartConfig] = {"estimator": EstimatorConfig(estimator="velocity")} if how.estimates else {}
     if how.teacher:
