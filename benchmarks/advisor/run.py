@@ -112,7 +112,7 @@ def make_jobs(args: argparse.Namespace) -> list[Job]:
 
 def run_all(jobs: Sequence[Job], table: str, parallel: int) -> list[Result]:
     """The results of all jobs, from earlier runs where they are there; `parallel` 0: of those alone."""
-    from understudy.recipes.advisor import FROM_DEMONSTRATIONS
+    from methods import FROM_DEMONSTRATIONS
 
     store = HERE / "runs" / f"{table}.jsonl"
     known = read_known(HERE / "results" / f"{table}.json", store)
@@ -136,9 +136,9 @@ def train_and_test(job: Job) -> dict[str, Any]:
 
     import tables
     import torch
+    from methods import FROM_DEMONSTRATIONS, pipeline
 
     import understudy as us
-    from understudy.recipes.advisor import FROM_DEMONSTRATIONS, pipeline
     from understudy.runs.config import EvaluationConfig, LoggingConfig
     from understudy.tools.evaluate import evaluate, evaluation_seed
 

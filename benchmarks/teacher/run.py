@@ -188,8 +188,9 @@ def train_in(path: Path, job: Job) -> None:
 
 def configuration(job: Job) -> Any:
     """The library's recipes, as they are."""
+    from methods import student
+
     import understudy as us
-    from understudy.recipes.teacher import student
 
     go1 = job.table == "go1"
     if job.method == "teacher":

@@ -18,7 +18,6 @@ def gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """GAIL from demonstrations of a MuJoCo task (or any other); the task's own reward is not used."""
-
     # smooth while the policy is far from the expert, sharper when it is near
     half, late = max(total_steps // 2, 1), max(total_steps * 4 // 5, 2)
     penalty = Schedule(kind="piecewise", points=((0, 10.0), (half, 1.0), (late, 0.1)))
@@ -37,7 +36,6 @@ def airl(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """AIRL: as GAIL, and a reward function is recovered that the run keeps."""
-
     part = AirlConfig(
         demonstrations=demonstrations,
         absorbing_states=True,
@@ -54,7 +52,6 @@ def bc_gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """GAIL from a policy that behaviour cloning has warmed up; its pull fades over the first tenth of the steps."""
-
     config = gail(env_id, demonstrations=demonstrations, total_steps=total_steps, seed=seed)
     fading = Schedule(kind="linear", start=1.0, end=0.0, length=max(total_steps // 10, 1))
     # squared error: a likelihood would shrink the standard deviation, and with it GAIL's exploration

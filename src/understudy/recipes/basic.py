@@ -11,13 +11,11 @@ from understudy.runs.config import TrainConfig
 
 def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """PPO with its default settings; choose the task with --env.id."""
-
     return TrainConfig(recipe="ppo", env=EnvConfig(id=env_id), total_steps=total_steps, seed=seed, torch_threads=1)
 
 
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
     """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
-
     learning_rate = Schedule(kind="linear", start=7e-4, end=0.0)
     return TrainConfig(
         recipe="a2c",
@@ -39,7 +37,6 @@ def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 
 
 def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """CartPole-v1 to its maximum of 500 in seconds."""
-
     learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
     return TrainConfig(
         recipe="cartpole",

@@ -34,7 +34,6 @@ def appo(
     seed: int = 0,
 ) -> TrainConfig:
     """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); 0.4 x task, 0.6 x style."""
-
     _check_lerp(task_reward_lerp)
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
@@ -58,7 +57,6 @@ def atppo(
     seed: int = 0,
 ) -> TrainConfig:
     """ATPPO: APPO and a teacher (--parts.teacher.checkpoints) whose actions are labels beside the rewards."""
-
     config = appo(env_id, motions=motions, task_reward_lerp=task_reward_lerp, total_steps=total_steps, seed=seed)
     # as in TPPO's recipes: the deviation is the teacher's too, and the teacher fades where there is a reward
     coef = Schedule(kind="linear", start=1.0, end=0.5)
@@ -79,7 +77,6 @@ def go1_trot(
     From fresh weights it leads no further than standing (1.5 and 3 million steps, one seed each): noise is punished
     before there is a gait, and so fades before one is found.
     """
-
     _check_lerp(task_reward_lerp)
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
@@ -97,7 +94,6 @@ def go1_trot(
 
 def _discriminator() -> DiscriminatorConfig:
     """The part's own, but with a smaller penalty: AMP's 10 keeps the scores of both sides close together."""
-
     return dataclasses.replace(MotionPriorConfig().discriminator, gradient_penalty=1.0)
 
 

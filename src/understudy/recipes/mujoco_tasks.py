@@ -15,7 +15,6 @@ from understudy.runs.config import EvaluationConfig, TrainConfig
 
 def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """PPO for Hopper-v5, HalfCheetah-v5, Walker2d-v5: one set of numbers for all three; choose with --env.id."""
-
     learning_rate = Schedule(kind="linear", start=3e-4, end=0.0)
     return TrainConfig(
         recipe="mujoco",
@@ -40,7 +39,6 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
 
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
-
     config = mujoco("HalfCheetah-v5", total_steps=total_steps, seed=seed)
     # in a hurry: a large learning rate, a short horizon and little exploration noise from the start
     learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
