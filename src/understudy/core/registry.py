@@ -110,6 +110,10 @@ class Registry(MutableMapping[str, T]):
             raise ValueError(f"unknown {self.what} {name!r}; {nearest(name, self)}")
         return self[name]
 
+    def reserved(self, name: str) -> bool:
+        """Whether the library or a package has the name."""
+        return name in self._known()
+
     def name_of(self, thing: T) -> str | None:
         """The name under which a thing is registered, None if it is not."""
         for name, known in self._loaded.items():

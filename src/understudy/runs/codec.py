@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,8 +22,8 @@ PART_TAG = "part"
 """Key under which a part's config carries its registered name, or the `module:Config` of one that is not registered."""
 _REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_][\w./-]*")
 _SIMULATORS = ("isaaclab", "maniskill", "mjlab", "playground")
-_DATA = ("env_kwargs", "kwargs", "run_dir", "wandb_project")
-"""Options whose text is data: nothing is imported by it."""
+_DATA = ("kwargs", "run_dir", "wandb_project")
+"""Endings of options whose text is data: nothing is imported by it."""
 
 
 def to_plain(value: Any) -> Any:
@@ -52,32 +52,46 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: type[T], plain: Any, where: str = "", *, allow: Collection[str] | None = ()) -> T:
     """A value of type `kind` from plain data; errors name the dotted place, below `where`.
 
-    Plain data that names a `module:attribute` is read only if the module is in `allow`, lies in a package that is, or
-    is an installed entry point of the library; None: the caller wrote the data and allows everything. Raises
-    ValueError for that, for an unknown or missing key (with the nearest known ones) and for a value that does not fit.
+    A part by `module:Config` is imported here, with the consent that `check_imports` asks for; None consents to all.
+    Raises ValueError without consent, for an unknown or missing key (with the nearest known ones) and for a value that
+    does not fit.
     """
     if allow is not None:
-        check_imports(plain, allow, where)
+        check_imports(plain, allow, where, parts_only=True)
     value: T = _decode(kind, plain, where)
     return value
 
 
-def check_imports(plain: Any, allow: Collection[str], where: str = "") -> None:
-    """Raise ValueError if plain data names a module whose import nobody has allowed. Nothing is imported here."""
-    if isinstance(plain, Mapping):
-        for key, inner in plain.items():
-            if key not in _DATA:
-                check_imports(inner, allow, _below(where, key))
-    elif isinstance(plain, list | tuple):
-        for inner in plain:
-            check_imports(inner, allow, where)
-    elif isinstance(plain, str) and (match := _REFERENCE.fullmatch(plain)):
+def check_imports(plain: Any, allow: Collection[str], where: str = "", *, parts_only: bool = False) -> None:
+    """Raise ValueError if plain data names a `module:attribute` whose import nobody has allowed; imports nothing.
+
+    Allowed are the modules in `allow`, those of packages in it, and entry points of the library that are installed.
+    `parts_only`: look at parts, not at networks, environments, loggers and everything else that is imported later.
+    """
+    known = (*allow, *announced_modules(), *_SIMULATORS)
+    for place, key, text in _texts(plain, where):
+        match = _REFERENCE.fullmatch(text)
+        if match is None or (parts_only and key != PART_TAG):
+            continue
         module = match[1]
-        if not any(f"{module}.".startswith(f"{known}.") for known in (*allow, *announced_modules(), *_SIMULATORS)):
+        if not any(f"{module}.".startswith(f"{name}.") for name in known):
             raise ValueError(
-                f"{where} is {plain!r}, which would import the module {module!r} and so run its code: allow that with "
+                f"{place} is {text!r}, which would import the module {module!r} and so run its code: allow that with "
                 f"--allow-import {module} (from Python: allow=({module!r},)) if you trust it"
             )
+
+
+def _texts(plain: Any, where: str, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Place, key and value of every text in plain data that is not mere data."""
+    if isinstance(plain, Mapping):
+        for name, inner in plain.items():
+            if not str(name).endswith(_DATA):
+                yield from _texts(inner, _below(where, name), str(name))
+    elif isinstance(plain, list | tuple):
+        for inner in plain:
+            yield from _texts(inner, where, key)
+    elif isinstance(plain, str):
+        yield where, key, plain
 
 
 def part_kind(name: str, where: str = "part") -> type[PartConfig]:
