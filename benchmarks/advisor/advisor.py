@@ -90,7 +90,7 @@ class Advisor(table.Question[Job]):
         ]
 
     def stages(self, jobs: Sequence[Job], known: dict[str, Result]) -> Iterator[Sequence[Job]]:
-        from understudy.recipes.advisor import FROM_DEMONSTRATIONS
+        from benchmarks.advisor.methods import FROM_DEMONSTRATIONS
 
         for job in jobs:
             if job.method in FROM_DEMONSTRATIONS and job.key not in known:
@@ -126,7 +126,7 @@ class Advisor(table.Question[Job]):
 
     def config(self, job: Job) -> Any:
         """The pipeline as it is, in the job's environment."""
-        from understudy.recipes.advisor import FROM_DEMONSTRATIONS, pipeline
+        from benchmarks.advisor.methods import FROM_DEMONSTRATIONS, pipeline
         from understudy.runs.config import EvaluationConfig
 
         source = self.record_expert(job) if job.method in FROM_DEMONSTRATIONS else ""

@@ -145,7 +145,7 @@ class Teacher(table.Question[Job]):
     def config(self, job: Job) -> Any:
         """The library's recipes, as they are; scored evenly along the way."""
         import understudy as us
-        from understudy.recipes.teacher import student
+        from benchmarks.teacher.methods import student
         from understudy.runs.config import EvaluationConfig
 
         if job.method == "teacher":

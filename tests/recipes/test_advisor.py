@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.advisor.methods import METHODS, pipeline
 
 import understudy as us
 from understudy import cli
+from understudy.cli.compose import with_demonstrations
 from understudy.data.demonstrations.write import write_npz
 from understudy.envs.registry import EnvConfig
 from understudy.parts import AdvisorConfig, ScriptedExpertConfig
-from understudy.recipes.advisor import METHODS, pipeline
-from understudy.recipes.imitation import with_demonstrations
 from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig, from_yaml, to_yaml
 from understudy.tasks.poisoned_doors import PoisonedDoors
 from understudy.tools.record import record, record_episodes

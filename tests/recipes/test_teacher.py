@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.teacher.methods import STUDENTS, student
 
 import understudy as us
 from understudy.recipes import RECIPES
-from understudy.recipes.teacher import STUDENTS, student
 from understudy.runs.config import EvaluationConfig, LoggingConfig, TrainConfig
 from understudy.tools.export import export_policy
 

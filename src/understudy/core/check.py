@@ -63,7 +63,7 @@ class Config:
 
     def __post_init__(self) -> None:
         assert dataclasses.is_dataclass(self)
-        for name, kind in _hints(type(self)).items():
+        for name, kind in hints_of(type(self)).items():
             value = vars(self)[name]
             fitting = fit(kind, value, f"{self.PREFIX}{name}")
             if fitting is not value:
@@ -71,10 +71,11 @@ class Config:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
+    """Annotations of a dataclass's fields; none where only a type checker can resolve them."""
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError:  # a class whose annotations only a type checker can resolve cannot be checked
+    except NameError:
         return {}
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
@@ -109,7 +110,7 @@ def _complaint(kind: Any, value: Any) -> str:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "be a mapping"
-        return next((wrong for inner in value.values() if (wrong := _complaint(arguments[1], inner))), "")
+        return next((f"in each entry {c}" for inner in value.values() if (c := _complaint(arguments[1], inner))), "")
     return _plain_complaint(kind, value)
 
 
@@ -122,7 +123,7 @@ def _sequence_complaint(members: tuple[Any, ...], value: Any, kind: type) -> str
         if len(value) != len(members):
             return f"have {len(members)} values"
         return next((wrong for member, x in zip(members, value) if (wrong := _complaint(member, x))), "")
-    return next((f"hold values that {wrong}" for x in value if (wrong := _complaint(members[0], x))), "")
+    return next((f"in each entry {wrong}" for x in value if (wrong := _complaint(members[0], x))), "")
 
 
 def _plain_complaint(kind: Any, value: Any) -> str:
@@ -137,7 +138,7 @@ def _plain_complaint(kind: Any, value: Any) -> str:
     if isinstance(value, kind):
         return ""
     names = {str: "be text", bool: "be true or false", type(None): "be None"}
-    return names.get(kind, f"be a {kind.__name__}")
+    return names.get(kind, f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
 
 
 def _within(limits: In, value: Any) -> bool:

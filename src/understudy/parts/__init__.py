@@ -6,17 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from understudy.core.registry import Registry
-from understudy.ppo.part import (
-    Labels,
-    Losses,
-    Overrides,
-    Part,
-    PartConfig,
-    PartContext,
-    Rewards,
-    Updates,
-    Weights,
-)
 
 if TYPE_CHECKING:
     from understudy.parts.advisor import Advisor, AdvisorConfig
@@ -29,6 +18,7 @@ if TYPE_CHECKING:
     from understudy.parts.scripted_expert import ScriptedExpert, ScriptedExpertConfig
     from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
     from understudy.parts.teacher import Teacher, TeacherConfig
+    from understudy.ppo.part import PartConfig
 
 _CONFIGS = {
     "advisor": "understudy.parts.advisor:AdvisorConfig",
@@ -63,26 +53,17 @@ __all__ = [
     "EstimatorConfig",
     "Gail",
     "GailConfig",
-    "Labels",
-    "Losses",
     "MirrorSpec",
     "MotionPrior",
     "MotionPriorConfig",
-    "Overrides",
-    "Part",
-    "PartConfig",
-    "PartContext",
     "RandomNetworkDistillation",
     "RandomNetworkDistillationConfig",
-    "Rewards",
     "ScriptedExpert",
     "ScriptedExpertConfig",
     "Symmetry",
     "SymmetryConfig",
     "Teacher",
     "TeacherConfig",
-    "Updates",
-    "Weights",
 ]
 
 

@@ -1,15 +1,21 @@
-"""Recipes: functions that return a complete, runnable `TrainConfig`. `understudy train <name>` runs one."""
+"""Recipes: functions that return a complete, runnable `TrainConfig`. `understudy train NAME` runs one."""
 
 from __future__ import annotations
 
-from understudy.recipes.adversarial import airl, bc_gail, gail
-from understudy.recipes.advisor import advisor, crossings, light_house, poisoned_doors
-from understudy.recipes.basic import a2c, cartpole, ppo
-from understudy.recipes.imitation import bc, dagger
-from understudy.recipes.motion import appo, atppo, go1_trot
-from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
-from understudy.recipes.registry import RECIPES, find_recipe, summary
-from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from understudy.core.registry import Registry
+
+if TYPE_CHECKING:
+    from understudy.recipes.adversarial import airl, bc_gail, gail
+    from understudy.recipes.basic import a2c, cartpole, ppo
+    from understudy.recipes.expert_tasks import advisor, crossings, light_house, poisoned_doors
+    from understudy.recipes.imitation import bc, dagger
+    from understudy.recipes.motion import appo, atppo, go1_trot
+    from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
+    from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
+    from understudy.runs.config import TrainConfig
 
 __all__ = [
     "RECIPES",
@@ -36,6 +42,39 @@ __all__ = [
     "mujoco",
     "poisoned_doors",
     "ppo",
-    "summary",
     "tppo",
 ]
+
+_FILES = {
+    "adversarial": ("airl", "bc_gail", "gail"),
+    "expert_tasks": ("advisor", "crossings", "light_house", "poisoned_doors"),
+    "basic": ("a2c", "cartpole", "ppo"),
+    "imitation": ("bc", "dagger"),
+    "motion": ("appo", "atppo", "go1_trot"),
+    "mujoco_tasks": ("demo_mujoco", "mujoco"),
+    "teacher": ("distill", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"),
+}
+
+
+def command_name(name: str) -> str:
+    """`demo_mujoco` as the command line writes it: `demo-mujoco`."""
+    return name.replace("_", "-")
+
+
+RECIPES: Registry[Callable[..., TrainConfig]] = Registry(
+    "recipe",
+    "understudy.recipes",
+    {command_name(name): f"understudy.recipes.{file}:{name}" for file, names in _FILES.items() for name in names},
+)
+"""Command-line name -> recipe, imported on first use. A recipe can be called without arguments."""
+
+
+def find_recipe(name: str) -> Callable[..., TrainConfig]:
+    """The recipe called `name`, or `module:function`. Raises ValueError with the nearest names if there is none."""
+    return RECIPES.find(name if ":" in name else command_name(name))
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or command_name(name) not in RECIPES:
+        raise AttributeError(f"module 'understudy.recipes' has no attribute {name!r}")
+    return RECIPES[command_name(name)]

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
+from understudy.core.schedules import Schedule
+from understudy.parts.airl import AirlConfig
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.gail import GailConfig
+from understudy.parts.shared.discriminator import DiscriminatorConfig
+from understudy.ppo.part import PartConfig
 from understudy.recipes.mujoco_tasks import mujoco
-from understudy.recipes.registry import recipe
-
-if TYPE_CHECKING:
-    from understudy.ppo.part import PartConfig
-    from understudy.runs.config import TrainConfig
+from understudy.runs.config import OfflineConfig, TrainConfig
 
 
-@recipe
 def gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """GAIL from demonstrations of a MuJoCo task (or any other); the task's own reward is not used."""
-    from understudy.core.schedules import Schedule
-    from understudy.parts.gail import GailConfig
-    from understudy.parts.shared.discriminator import DiscriminatorConfig
-
     # smooth while the policy is far from the expert, sharper when it is near
     half, late = max(total_steps // 2, 1), max(total_steps * 4 // 5, 2)
     penalty = Schedule(kind="piecewise", points=((0, 10.0), (half, 1.0), (late, 0.1)))
@@ -36,14 +32,10 @@ def gail(
     return _adversarial("gail", part, env_id, total_steps, seed, min_std=0.2)
 
 
-@recipe
 def airl(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """AIRL: as GAIL, and a reward function is recovered that the run keeps."""
-    from understudy.parts.airl import AirlConfig
-    from understudy.parts.shared.discriminator import DiscriminatorConfig
-
     part = AirlConfig(
         demonstrations=demonstrations,
         absorbing_states=True,
@@ -56,15 +48,10 @@ def airl(
     return _adversarial("airl", part, env_id, total_steps, seed, min_std=0.4)
 
 
-@recipe
 def bc_gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """GAIL from a policy that behaviour cloning has warmed up; its pull fades over the first tenth of the steps."""
-    from understudy.core.schedules import Schedule
-    from understudy.parts.behavior_cloning import BehaviorCloningConfig
-    from understudy.runs.config import OfflineConfig
-
     config = gail(env_id, demonstrations=demonstrations, total_steps=total_steps, seed=seed)
     fading = Schedule(kind="linear", start=1.0, end=0.0, length=max(total_steps // 10, 1))
     # squared error: a likelihood would shrink the standard deviation, and with it GAIL's exploration

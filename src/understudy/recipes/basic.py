@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from understudy.core.schedules import Schedule
+from understudy.envs.registry import EnvConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import OptimizerConfig
+from understudy.runs.config import TrainConfig
 
-from understudy.recipes.registry import recipe
 
-if TYPE_CHECKING:
-    from understudy.runs.config import TrainConfig
-
-
-@recipe
 def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """PPO with its default settings; choose the task with --env.id."""
-    from understudy.envs.registry import EnvConfig
-    from understudy.runs.config import TrainConfig
-
     return TrainConfig(recipe="ppo", env=EnvConfig(id=env_id), total_steps=total_steps, seed=seed, torch_threads=1)
 
 
-@recipe
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
     """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
-    from understudy.core.schedules import Schedule
-    from understudy.envs.registry import EnvConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
-    from understudy.runs.config import TrainConfig
-
     learning_rate = Schedule(kind="linear", start=7e-4, end=0.0)
     return TrainConfig(
         recipe="a2c",
@@ -47,15 +35,8 @@ def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 
     )
 
 
-@recipe
 def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """CartPole-v1 to its maximum of 500 in seconds."""
-    from understudy.core.schedules import Schedule
-    from understudy.envs.registry import EnvConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
-    from understudy.runs.config import TrainConfig
-
     learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
     return TrainConfig(
         recipe="cartpole",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
+from understudy.core.schedules import Schedule
+from understudy.data.motions.library import MotionsConfig
+from understudy.parts.motion_prior import MotionPriorConfig
+from understudy.parts.shared.discriminator import DiscriminatorConfig
+from understudy.parts.teacher import TeacherConfig
 from understudy.recipes.mujoco_tasks import mujoco
-from understudy.recipes.registry import recipe
-
-if TYPE_CHECKING:
-    from understudy.parts.shared.discriminator import DiscriminatorConfig
-    from understudy.runs.config import TrainConfig
+from understudy.recipes.teacher import go1_teacher
+from understudy.runs.config import TrainConfig
 
 _STYLE = {
     # joint angles, rates of pitch and joints; the pitch itself would be off by 2 pi after a somersault
@@ -24,7 +25,6 @@ _GO1_STYLE = tuple(range(63, 87))
 """Columns of the Go1's `privileged_state` that hold its joints' offsets and rates without noise."""
 
 
-@recipe
 def appo(
     env_id: str = "HalfCheetah-v5",
     *,
@@ -34,9 +34,6 @@ def appo(
     seed: int = 0,
 ) -> TrainConfig:
     """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); 0.4 x task, 0.6 x style."""
-    from understudy.data.motions.library import MotionsConfig
-    from understudy.parts.motion_prior import MotionPriorConfig
-
     _check_lerp(task_reward_lerp)
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
@@ -50,7 +47,6 @@ def appo(
     return dataclasses.replace(config, recipe="appo", ppo=ppo, parts={"motion": part})
 
 
-@recipe
 def atppo(
     env_id: str = "HalfCheetah-v5",
     *,
@@ -61,9 +57,6 @@ def atppo(
     seed: int = 0,
 ) -> TrainConfig:
     """ATPPO: APPO and a teacher (--parts.teacher.checkpoints) whose actions are labels beside the rewards."""
-    from understudy.core.schedules import Schedule
-    from understudy.parts.teacher import TeacherConfig
-
     config = appo(env_id, motions=motions, task_reward_lerp=task_reward_lerp, total_steps=total_steps, seed=seed)
     # as in TPPO's recipes: the deviation is the teacher's too, and the teacher fades where there is a reward
     coef = Schedule(kind="linear", start=1.0, end=0.5)
@@ -71,7 +64,6 @@ def atppo(
     return dataclasses.replace(config, recipe="atppo", parts=parts)
 
 
-@recipe
 def go1_trot(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,
@@ -85,10 +77,6 @@ def go1_trot(
     From fresh weights it leads no further than standing (1.5 and 3 million steps, one seed each): noise is punished
     before there is a gait, and so fades before one is found.
     """
-    from understudy.data.motions.library import MotionsConfig
-    from understudy.parts.motion_prior import MotionPriorConfig
-    from understudy.recipes.teacher import go1_teacher
-
     _check_lerp(task_reward_lerp)
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     part = MotionPriorConfig(
@@ -106,8 +94,6 @@ def go1_trot(
 
 def _discriminator() -> DiscriminatorConfig:
     """The part's own, but with a smaller penalty: AMP's 10 keeps the scores of both sides close together."""
-    from understudy.parts.motion_prior import MotionPriorConfig
-
     return dataclasses.replace(MotionPriorConfig().discriminator, gradient_penalty=1.0)
 
 

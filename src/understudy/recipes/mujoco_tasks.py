@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from understudy.recipes.registry import recipe
+from understudy.core.schedules import Schedule
+from understudy.envs.registry import EnvConfig
+from understudy.nn.heads import DistributionConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import OptimizerConfig
+from understudy.runs.config import EvaluationConfig, TrainConfig
 
-if TYPE_CHECKING:
-    from understudy.runs.config import TrainConfig
 
-
-@recipe
 def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """PPO for Hopper-v5, HalfCheetah-v5, Walker2d-v5: one set of numbers for all three; choose with --env.id."""
-    from understudy.core.schedules import Schedule
-    from understudy.envs.registry import EnvConfig
-    from understudy.nn.heads import DistributionConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
-    from understudy.runs.config import TrainConfig
-
     learning_rate = Schedule(kind="linear", start=3e-4, end=0.0)
     return TrainConfig(
         recipe="mujoco",
@@ -44,15 +37,8 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
     )
 
 
-@recipe
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
-    from understudy.core.schedules import Schedule
-    from understudy.nn.heads import DistributionConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.optim import OptimizerConfig
-    from understudy.runs.config import EvaluationConfig
-
     config = mujoco("HalfCheetah-v5", total_steps=total_steps, seed=seed)
     # in a hurry: a large learning rate, a short horizon and little exploration noise from the start
     learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)

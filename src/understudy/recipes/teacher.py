@@ -6,33 +6,19 @@ The student never sees velocities: it has a memory, an estimator, a teacher that
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
 
+from understudy.core.schedules import Number, Schedule
+from understudy.envs.registry import EnvConfig
+from understudy.nn.estimator import EstimatorHeadConfig
+from understudy.nn.heads import DistributionConfig
+from understudy.nn.policy import PolicyConfig
+from understudy.parts.estimator import EstimatorConfig
+from understudy.parts.teacher import TeacherConfig
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.optim import OptimizerConfig
+from understudy.ppo.part import PartConfig
 from understudy.recipes.mujoco_tasks import mujoco
-from understudy.recipes.registry import recipe
-
-if TYPE_CHECKING:
-    from understudy.nn.policy import PolicyConfig
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.part import PartConfig
-    from understudy.runs.config import TrainConfig
-
-
-class Student(NamedTuple):
-    """How a student without velocities learns."""
-
-    teacher: bool = False
-    estimates: bool = False  # velocities, from its past; else the actor has a memory
-    reward: bool = True
-
-
-STUDENTS = {
-    "ppo": Student(),
-    "estimator-ppo": Student(estimates=True),
-    "distill": Student(teacher=True, reward=False),
-    "tppo": Student(teacher=True),
-    "estimator-tppo": Student(teacher=True, estimates=True),
-}
+from understudy.runs.config import TrainConfig
 
 _SIZES = {"Hopper-v5": (5, 6), "HalfCheetah-v5": (8, 9), "Walker2d-v5": (8, 9)}
 """Positions and velocities in the observations of Gymnasium's MuJoCo tasks."""
@@ -53,45 +39,38 @@ _GO1_PRIVILEGED = {"noisy_state_and_imu": 57, "velocity": 3, "rest": 63}
 """The first segment of `state` is a noisy velocity that no robot measures; `privileged_state` has the true one."""
 
 
-@recipe
 def tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
     """TPPO: PPO of a recurrent student without velocities, drawn to a teacher (--parts.teacher.checkpoints RUN)."""
-    return student("tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
+    return _student("tppo", env_id, total_steps, seed, teachers=teachers)
 
 
-@recipe
 def distill(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 300_000, seed: int = 0
 ) -> TrainConfig:
     """DAgger from a teacher (--parts.teacher.checkpoints RUN) to a recurrent student without velocities; no reward."""
-    return student("distill", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
+    config = _student("distill", env_id, total_steps, seed, teachers=teachers, teacher_coef=1.0)
+    ppo = dataclasses.replace(config.ppo, surrogate_coef=0.0, value_coef=0.0, entropy_coef=0.0)
+    return dataclasses.replace(config, ppo=ppo)
 
 
-@recipe
 def estimator_ppo(env_id: str = "Hopper-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """EstimatorPPO: PPO of a student that estimates its velocities from its past positions."""
-    return student("estimator-ppo", env_id, total_steps=total_steps, seed=seed)
+    return _student("estimator-ppo", env_id, total_steps, seed, estimates=True)
 
 
-@recipe
 def estimator_tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
     """EstimatorTPPO: estimated velocities and a teacher that has the true ones (--parts.teacher.checkpoints RUN)."""
-    return student("estimator-tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
+    return _student("estimator-tppo", env_id, total_steps, seed, teachers=teachers, estimates=True)
 
 
-@recipe
 def go1_teacher(
     env_id: str = "Go1JoystickFlatTerrain-v1", *, total_steps: int = 5_000_000, seed: int = 0
 ) -> TrainConfig:
     """A Go1 that follows a joystick, with everything that the simulator knows: the teacher of go1-student."""
-    from understudy.envs.registry import EnvConfig
-    from understudy.nn.policy import PolicyConfig
-    from understudy.runs.config import TrainConfig
-
     return TrainConfig(
         recipe="go1-teacher",
         # each copy of the simulator takes 52 MB
@@ -105,7 +84,6 @@ def go1_teacher(
     )
 
 
-@recipe
 def go1_student(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,
@@ -114,36 +92,46 @@ def go1_student(
     seed: int = 0,
 ) -> TrainConfig:
     """A Go1 that acts on what a robot measures, with an estimated velocity and a teacher (go1-teacher's run)."""
-    config = student("estimator-tppo", env_id, teachers=teachers, total_steps=total_steps, seed=seed)
-    return dataclasses.replace(config, recipe="go1-student")
+    return _student("go1-student", env_id, total_steps, seed, teachers=teachers, estimates=True)
 
 
-def student(
-    method: str, env_id: str, *, teachers: tuple[str, ...] = (), total_steps: int, seed: int = 0
+_FADING = Schedule(kind="linear", start=1.0, end=0.5)
+"""A teacher's weight beside a reward. Never fade to 0: PPO only sees the noisy policy, and without the teacher the
+noise-free policy falls over."""
+
+
+def _student(
+    recipe: str,
+    env_id: str,
+    total_steps: int,
+    seed: int,
+    *,
+    teachers: tuple[str, ...] | None = None,
+    teacher_coef: Number = _FADING,
+    estimates: bool = False,
 ) -> TrainConfig:
-    """A student without velocities that learns by one of `STUDENTS`, on a MuJoCo task or as a Go1.
+    """A student without velocities, on a MuJoCo task or as a Go1: it estimates them, has a teacher, or both.
 
-    Critic and teacher see the whole observation, group "teacher". Raises ValueError for an unknown method and for a
-    task whose velocities are not known here.
+    Critic and teacher see the whole observation, group "teacher". Raises ValueError for a task whose velocities are not
+    known here.
     """
-    from understudy.core.check import check_choice
+    if env_id.startswith("Go1"):
+        config = _go1(env_id, total_steps, seed, has_teacher=teachers is not None, estimates=estimates)
+    else:
+        config = _hidden_velocity(env_id, total_steps, seed, estimates=estimates)
+    parts: dict[str, PartConfig] = {"estimator": EstimatorConfig(estimator="velocity")} if estimates else {}
+    if teachers is not None:
+        parts["teacher"] = TeacherConfig(
+            checkpoints=tuple(teachers),
+            groups={"policy": "teacher"},
+            target="kl",  # copies the deviation too: a student that explores more falls where the teacher does not
+            coef=teacher_coef,
+        )
+    return dataclasses.replace(config, recipe=recipe, parts=parts)
 
-    check_choice("method", method, tuple(STUDENTS))
-    how = STUDENTS[method]
-    go1 = env_id.startswith("Go1")
-    config = _go1(how, env_id, total_steps, seed) if go1 else _hidden_velocity(how, env_id, total_steps, seed)
-    ppo = config.ppo
-    if not how.reward:
-        ppo = dataclasses.replace(ppo, surrogate_coef=0.0, value_coef=0.0, entropy_coef=0.0)
-    return dataclasses.replace(config, recipe=method, ppo=ppo, parts=_parts(how, teachers))
 
-
-def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
+def _hidden_velocity(env_id: str, total_steps: int, seed: int, *, estimates: bool) -> TrainConfig:
     """A MuJoCo task whose actor sees positions only."""
-    from understudy.core.schedules import Schedule
-    from understudy.nn.estimator import EstimatorHeadConfig
-    from understudy.ppo.optim import OptimizerConfig
-
     if env_id not in _SIZES:
         raise ValueError(f"this recipe knows where the velocities are in {', '.join(_SIZES)}, not in {env_id}")
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
@@ -161,11 +149,11 @@ def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> 
         config.policy,
         actor_groups=("policy/position",),
         critic_groups=("teacher",),
-        memory="none" if how.estimates else "gru",
+        memory="none" if estimates else "gru",
         memory_size=64,
         memory_changes=_CHANGES,
         critic_memory=False,
-        estimators={"velocity": head} if how.estimates else {},
+        estimators={"velocity": head} if estimates else {},
     )
     # velocities are in the last few positions: many short columns, whose steps in sequence are few
     ppo = dataclasses.replace(
@@ -179,15 +167,11 @@ def _hidden_velocity(how: Student, env_id: str, total_steps: int, seed: int) -> 
     return dataclasses.replace(config, env=env, policy=policy, ppo=ppo)
 
 
-def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
+def _go1(env_id: str, total_steps: int, seed: int, *, has_teacher: bool, estimates: bool) -> TrainConfig:
     """A Go1 that acts on its proprioception."""
-    from understudy.core.schedules import Schedule
-    from understudy.nn.estimator import EstimatorHeadConfig
-    from understudy.nn.policy import PolicyConfig
-
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
     ppo = config.ppo
-    if how.teacher:  # who is shown a gait need not find one, and changes faster than a rule for the KL would allow
+    if has_teacher:  # nobody has to discover a gait then, and the KL rule would throttle learning
         optimizer = dataclasses.replace(ppo.optimizer, learning_rate=Schedule(kind="linear", start=1e-3, end=0.0))
         ppo = dataclasses.replace(ppo, gamma=0.99, desired_kl=None, optimizer=optimizer)
     env = dataclasses.replace(
@@ -201,15 +185,13 @@ def _go1(how: Student, env_id: str, total_steps: int, seed: int) -> TrainConfig:
         critic_groups=("teacher",),
         memory="gru",  # beside an estimator, too: what is measured is noisy (its effect was not measured)
         critic_memory=False,
-        estimators={"velocity": velocity} if how.estimates else {},
+        estimators={"velocity": velocity} if estimates else {},
     )
     return dataclasses.replace(config, env=env, policy=_locomotion_policy(policy, env_id), ppo=ppo)
 
 
 def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
     """The networks that legged robots are trained with (Isaac Lab's, smaller ones on flat ground)."""
-    from understudy.nn.heads import DistributionConfig
-
     sizes = (128, 128, 128) if "Flat" in env_id else (512, 256, 128)
     # more noise than this throws the robot over before it gets any reward; less finds no gait
     noise = DistributionConfig(init_std=0.3, min_std=0.1)
@@ -218,10 +200,6 @@ def _locomotion_policy(policy: PolicyConfig, env_id: str) -> PolicyConfig:
 
 def _locomotion_ppo() -> PPOConfig:
     """For millions of steps instead of the hundreds of millions of a GPU simulator: small rollouts, many iterations."""
-    from understudy.core.schedules import Schedule
-    from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig
-
     return PPOConfig(
         num_steps=32,
         epochs=5,
@@ -232,22 +210,3 @@ def _locomotion_ppo() -> PPOConfig:
         desired_kl=0.03,
         optimizer=OptimizerConfig(learning_rate=3e-4, max_grad_norm=1.0),
     )
-
-
-def _parts(how: Student, teachers: tuple[str, ...]) -> dict[str, PartConfig]:
-    """The estimator's loss; a teacher that sees the group "teacher" as its own and fades where there is a reward."""
-    from understudy.core.schedules import Schedule
-    from understudy.parts.estimator import EstimatorConfig
-    from understudy.parts.teacher import TeacherConfig
-
-    parts: dict[str, PartConfig] = {"estimator": EstimatorConfig(estimator="velocity")} if how.estimates else {}
-    if how.teacher:
-        parts["teacher"] = TeacherConfig(
-            checkpoints=tuple(teachers),
-            groups={"policy": "teacher"},
-            # the deviation is the teacher's too: a student that explores more falls where the teacher does not
-            target="kl",
-            # to 0, and the mode falls where the noisy policy, which is all that PPO sees, does not
-            coef=Schedule(kind="linear", start=1.0, end=0.5) if how.reward else 1.0,
-        )
-    return parts

@@ -1,15 +1,17 @@
-"""Config dataclasses as plain data (dicts, lists, numbers, strings) and back, guided by their type annotations."""
+"""Config dataclasses as plain data (dicts, lists, numbers, strings) and back, guided by their annotations."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from understudy.core.check import nearest
+from understudy.core.check import fit, hints_of, nearest
+from understudy.core.registry import announced_modules, reference_to
 from understudy.core.schedules import Schedule
 from understudy.parts import PARTS
 from understudy.ppo.part import PartConfig
@@ -17,153 +19,151 @@ from understudy.ppo.part import PartConfig
 T = TypeVar("T")
 
 PART_TAG = "part"
-"""Key under which a part's config carries its registered name."""
+"""Key under which a part's config carries its registered name, or the `module:Config` of one that is not registered."""
+_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_][\w./-]*")
+_SIMULATORS = ("isaaclab", "maniskill", "mjlab", "playground")
+_DATA = ("kwargs", "run_dir", "wandb_project")
+"""Endings of options whose text is data: nothing is imported by it."""
 
 
 def to_plain(value: Any) -> Any:
     """Nested dicts, lists, numbers and strings that `from_plain` turns back into an equal value.
 
-    Raises ValueError for a value that has no plain form (a tensor, an object).
+    Raises ValueError for a value that has no plain form (a tensor, an object), and for a part that nobody could import.
     """
-    if isinstance(value, PartConfig):
-        return {PART_TAG: _part_name(type(value)), **_fields_to_plain(value)}
-    if isinstance(value, Schedule):
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Schedule | Path):
         return str(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields_to_plain(value)
     if isinstance(value, Mapping):
         return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
         return [to_plain(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(
-        f"a config cannot hold a {type(value).__name__}; use numbers, strings, tuples, dicts or dataclasses"
-    )
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise ValueError(
+            f"a config cannot hold a {type(value).__name__}; use numbers, strings, tuples, dicts or dataclasses"
+        )
+    tag = {}
+    if isinstance(value, PartConfig):
+        tag = {PART_TAG: PARTS.name_of(type(value)) or reference_to(type(value))}
+    return tag | {field.name: to_plain(vars(value)[field.name]) for field in dataclasses.fields(value)}
 
 
-def from_plain(kind: type[T], plain: Any, where: str = "config") -> T:
-    """A value of type `kind` from plain data; `where` is the dotted place that errors name.
+def from_plain(kind: type[T], plain: Any, where: str = "", *, allow: Collection[str] | None = ()) -> T:
+    """A value of type `kind` from plain data; errors name the dotted place, below `where`.
 
-    Raises ValueError for an unknown or missing key (with the nearest known ones) and for a value of another type.
+    A part by `module:Config` is imported here, with the consent that `check_imports` asks for; None consents to all.
+    Raises ValueError without consent, for an unknown or missing key (with the nearest known ones) and for a value that
+    does not fit.
     """
+    if allow is not None:
+        check_imports(plain, allow, where, parts_only=True)
     value: T = _decode(kind, plain, where)
     return value
 
 
-def _fields_to_plain(value: Any) -> dict[str, Any]:
-    return {field.name: to_plain(value.__getattribute__(field.name)) for field in dataclasses.fields(value)}
+def check_imports(plain: Any, allow: Collection[str], where: str = "", *, parts_only: bool = False) -> None:
+    """Raise ValueError if plain data names a `module:attribute` whose import nobody has allowed; imports nothing.
+
+    Allowed are the modules in `allow`, those of packages in it, and entry points of the library that are installed.
+    `parts_only`: look at parts, not at networks, environments, loggers and everything else that is imported later.
+    """
+    known = (*allow, *announced_modules(), *_SIMULATORS)
+    for place, key, text in _texts(plain, where):
+        match = _REFERENCE.fullmatch(text)
+        if match is None or (parts_only and key != PART_TAG):
+            continue
+        module = match[1]
+        if not any(f"{module}.".startswith(f"{name}.") for name in known):
+            raise ValueError(
+                f"{place} is {text!r}, which would import the module {module!r} and so run its code: allow that with "
+                f"--allow-import {module} (from Python: allow=({module!r},)) if you trust it"
+            )
+
+
+def _texts(plain: Any, where: str, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Place, key and value of every text in plain data that is not mere data."""
+    if isinstance(plain, Mapping):
+        for name, inner in plain.items():
+            if not str(name).endswith(_DATA):
+                yield from _texts(inner, _below(where, name), str(name))
+    elif isinstance(plain, list | tuple):
+        for inner in plain:
+            yield from _texts(inner, where, key)
+    elif isinstance(plain, str):
+        yield where, key, plain
+
+
+def part_kind(name: str, where: str = "part") -> type[PartConfig]:
+    """The config class of a registered part, or of `module:Config`, which is imported. Raises ValueError."""
+    try:
+        kind = PARTS.find(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, PartConfig) and dataclasses.is_dataclass(kind)):
+        raise ValueError(f"{where}: {name!r} is not the config of a part; name a dataclass that inherits us.PartConfig")
+    return kind
 
 
 def _decode(kind: Any, plain: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return plain
+    origin, arguments = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is Annotated:
+        return fit(kind, _decode(arguments[0], plain, where), where)
     if origin in (typing.Union, types.UnionType):
-        return _decode_union(arguments, plain, where)
-    if origin is Literal:
-        if plain in arguments:
-            return plain
-        raise ValueError(f"{where} is {plain!r}; choose one of {', '.join(map(repr, arguments))}")
-    if origin in (tuple, list) or kind in (tuple, list):
-        return _decode_sequence(origin or kind, arguments, plain, where)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        _require(isinstance(plain, Mapping), "a mapping", plain, where)
-        return {key: _decode(arguments[1], inner, f"{where}.{key}") for key, inner in plain.items()}
-    if kind is PartConfig:
-        return _decode_part(plain, where)
-    if isinstance(kind, type) and issubclass(kind, Schedule):
-        _require(isinstance(plain, str), "a schedule", plain, where)
-        return Schedule.parse(plain)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, plain, where)
-    return _decode_scalar(kind, plain, where)
+        return _decode_union(kind, arguments, plain, where)
+    if isinstance(plain, str):
+        if origin is Schedule or origin is Path:
+            return Schedule.parse(plain) if origin is Schedule else Path(plain)
+        if origin is float and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", plain):
+            return float(plain)  # YAML 1.1 reads 1e-3, unlike 1.0e-3, as text
+    if isinstance(plain, list | tuple) and origin in (tuple, list) and arguments:
+        several = origin is list or arguments[-1] is Ellipsis
+        members = arguments[:1] * len(plain) if several else arguments
+        if len(members) == len(plain):
+            return origin(_decode(m, inner, f"{where}[{i}]") for i, (m, inner) in enumerate(zip(members, plain)))
+    if isinstance(plain, Mapping):
+        if isinstance(origin, type) and issubclass(origin, Mapping) and arguments:
+            return {key: _decode(arguments[1], inner, _below(where, key)) for key, inner in plain.items()}
+        if origin is PartConfig:
+            rest = {key: inner for key, inner in plain.items() if key != PART_TAG}
+            if PART_TAG not in plain:
+                raise ValueError(f"{where} lacks the key {PART_TAG!r}, the name of the part")
+            return _decode_dataclass(part_kind(str(plain[PART_TAG]), _below(where, PART_TAG)), rest, where)
+        if dataclasses.is_dataclass(origin):
+            return _decode_dataclass(origin, plain, where)
+    value = fit(kind, plain, where)
+    return float(value) if origin is float else value
 
 
-def _decode_scalar(kind: Any, plain: Any, where: str) -> Any:
-    if kind is float:
-        if isinstance(plain, str):  # YAML 1.1 reads 1e-3, unlike 1.0e-3, as a string
-            try:
-                return float(plain)
-            except ValueError:
-                pass
-        _require(isinstance(plain, int | float) and not isinstance(plain, bool), "a number", plain, where)
-        return float(plain)
-    if kind is int:
-        _require(isinstance(plain, int) and not isinstance(plain, bool), "a whole number", plain, where)
-        return plain
-    if kind is Path:
-        _require(isinstance(plain, str), "a path", plain, where)
-        return Path(plain)
-    if kind in (None, type(None)):
-        _require(plain is None, "null", plain, where)
-        return None
-    if kind in (bool, str):
-        _require(isinstance(plain, kind), "true or false" if kind is bool else "text", plain, where)
-        return plain
-    if isinstance(kind, type) and isinstance(plain, kind):
-        return plain
-    raise ValueError(f"{where} is {plain!r}, which does not fit its type {kind}")
-
-
-def _decode_union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
+def _decode_union(kind: Any, members: tuple[Any, ...], plain: Any, where: str) -> Any:
     if type(plain) in members:
         return plain  # an exact match wins: 3 stays an int where int and float are both allowed
-    complaints = []
+    telling: ValueError | None = None
     for member in members:
         try:
             return _decode(member, plain, where)
         except ValueError as error:
-            complaints.append(str(error))
-    # the last words of a dataclass or a schedule say more than "null expected"
-    raise ValueError(max(complaints, key=len))
+            if member is Schedule and isinstance(plain, str):
+                telling = ValueError(f"{where}: {error}")
+            elif dataclasses.is_dataclass(member) and isinstance(plain, Mapping):
+                telling = error
+    if telling:  # a schedule or a nested config knows what is wrong in it; the others are named together
+        raise telling
+    return fit(kind, plain, where)
 
 
-def _decode_sequence(kind: type, members: tuple[Any, ...], plain: Any, where: str) -> Any:
-    _require(isinstance(plain, list | tuple), "a list", plain, where)
-    if not members:
-        return kind(plain)
-    if kind is list or (len(members) == 2 and members[1] is Ellipsis):
-        return kind(_decode(members[0], inner, f"{where}[{i}]") for i, inner in enumerate(plain))
-    _require(len(plain) == len(members), f"{len(members)} values", plain, where)
-    return tuple(_decode(member, inner, f"{where}[{i}]") for i, (member, inner) in enumerate(zip(members, plain)))
-
-
-def _decode_part(plain: Any, where: str) -> PartConfig:
-    _require(isinstance(plain, Mapping) and PART_TAG in plain, f"a mapping with the key {PART_TAG!r}", plain, where)
-    name = plain[PART_TAG]
-    if name not in PARTS:
-        raise ValueError(f"{where}.{PART_TAG} is {name!r}, which is no part; {nearest(str(name), PARTS)}")
-    part: PartConfig = _decode_dataclass(PARTS[name], {k: v for k, v in plain.items() if k != PART_TAG}, where)
-    return part
-
-
-def _decode_dataclass(kind: Any, plain: Any, where: str) -> Any:
-    _require(isinstance(plain, Mapping), "a mapping", plain, where)
-    hints = typing.get_type_hints(kind)
+def _decode_dataclass(kind: Any, plain: Mapping[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in plain:
         if key not in fields:
-            raise ValueError(f"{where}.{key} is no option; {nearest(str(key), fields)}")
-    required = [
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing := [name for name in required if name not in plain]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return kind(**{key: _decode(hints[key], inner, f"{where}.{key}") for key, inner in plain.items()})
+            raise ValueError(f"there is no option {_below(where, key)}; {nearest(str(key), fields)}")
+    missing = dataclasses.MISSING
+    required = [name for name, field in fields.items() if field.default is field.default_factory is missing]
+    if lacking := [name for name in required if name not in plain]:
+        raise ValueError(f"{where or 'the config'} lacks {', '.join(lacking)}")
+    hints = hints_of(kind)
+    return kind(**{key: _decode(hints.get(key, Any), inner, _below(where, key)) for key, inner in plain.items()})
 
 
-def _part_name(kind: type[PartConfig]) -> str:
-    for name, registered in PARTS.items():
-        if registered is kind:
-            return name
-    raise ValueError(f"{kind.__name__} is not registered; add it to understudy.parts.PARTS before storing a config")
-
-
-def _require(condition: bool, expected: str, plain: Any, where: str) -> None:
-    if not condition:
-        raise ValueError(f"{where} is {plain!r}; expected {expected}")
+def _below(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)

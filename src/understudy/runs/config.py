@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 import yaml
 
+from understudy.core.check import Config, In
 from understudy.core.schedules import Number, Schedule
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.policy import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig
 from understudy.ppo.part import PartConfig
-from understudy.runs.codec import from_plain, to_plain
+from understudy.runs.codec import PART_TAG, check_imports, from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Config):
     """When and how the policy is scored on an environment of its own, with frozen statistics."""
 
-    interval: int | None = None
+    PREFIX = "evaluation."
+
+    interval: Annotated[int | None, In(1)] = None
     """Environment steps between evaluations while training; None: only at the end."""
-    episodes: int = 10
+    episodes: Annotated[int, In(0)] = 10
     """Episodes per evaluation; 0: never evaluate."""
     deterministic: bool = True
     """Take the mode of the action distribution instead of a sample."""
@@ -34,31 +38,27 @@ class EvaluationConfig:
     env_kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Options of the environment that are others than in training, over `env.kwargs`: {"repeat_failed": False}."""
 
-    def __post_init__(self) -> None:
-        _at_least("evaluation.interval", self.interval, 1)
-        _at_least("evaluation.episodes", self.episodes, 0)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Config):
     """When checkpoints are written. One is always written at the end, on SIGINT / SIGTERM and when a worker dies."""
 
-    interval: int | None = 100_000
+    PREFIX = "checkpoint."
+
+    interval: Annotated[int | None, In(1)] = 100_000
     """Environment steps between checkpoints; None: only at the end."""
-    keep_last: int = 3
+    keep_last: Annotated[int, In(1)] = 3
     """How many of them to keep; best.pt is kept besides."""
     reset_env: bool = False
     """Reset the environment at every checkpoint, so that a resumed run equals an uninterrupted one bit for bit even
     where the environment's state cannot be saved. Cuts the episodes that are running at that moment."""
 
-    def __post_init__(self) -> None:
-        _at_least("checkpoint.interval", self.interval, 1)
-        _at_least("checkpoint.keep_last", self.keep_last, 1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Config):
     """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    PREFIX = "logging."
 
     console: bool = True
     """Live table on a terminal, one line every few seconds elsewhere."""
@@ -71,62 +71,57 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DaggerConfig:
+class DaggerConfig(Config):
     """Rounds of collecting with a mixture of expert and learner, each followed by epochs on all data so far."""
+
+    PREFIX = "offline.dagger."
 
     expert: str = ""
     """A run or checkpoint to ask, or "labels": the environment's own expert (observation group "expert_action")."""
-    rounds: int = 10
+    rounds: Annotated[int, In(1)] = 10
     """Rounds after the first one, which is the expert's alone."""
-    episodes_per_round: int = 3
+    episodes_per_round: Annotated[int, In(1)] = 3
     """Whole episodes of a round, at least."""
-    steps_per_round: int = 500
+    steps_per_round: Annotated[int, In(1)] = 500
     """Steps of a round, at least."""
     beta: Number = field(default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations"))
     """Probability that the expert's action is executed, a number or a schedule over the rounds (as iterations)."""
 
-    def __post_init__(self) -> None:
-        _at_least("offline.dagger.rounds", self.rounds, 1)
-        _at_least("offline.dagger.episodes_per_round", self.episodes_per_round, 1)
-        _at_least("offline.dagger.steps_per_round", self.steps_per_round, 1)
-
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineConfig:
+class OfflineConfig(Config):
     """Epochs over the demonstrations of the behavior-cloning part, before the first environment step."""
 
-    epochs: int = 100
+    PREFIX = "offline."
+
+    epochs: Annotated[int, In(1)] = 100
     """Passes over the demonstrations, at most (with DAgger: in each round)."""
     learning_rate: Number = 1e-3
     """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
     lr_scheduler: LRSchedulerConfig | None = None
     """Any torch.optim.lr_scheduler, stepped once per epoch."""
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.1
     """Share of the trajectories that is held out; the policy that fits them best is kept. 0: the last one is kept."""
-    patience: int | None = 20
+    patience: Annotated[int | None, In(1)] = 20
     """Stop after so many epochs without a better fit of what is held out; None: never."""
-    evaluation_interval: int | None = None
+    evaluation_interval: Annotated[int | None, In(1)] = None
     """Epochs between evaluations in the environment; None: only at the end."""
     dagger: DaggerConfig | None = None
     """Ask an expert about the states that the learner visits, in rounds; None: the demonstrations are all there is."""
 
     def __post_init__(self) -> None:
-        _at_least("offline.epochs", self.epochs, 1)
-        _at_least("offline.patience", self.patience, 1)
-        _at_least("offline.evaluation_interval", self.evaluation_interval, 1)
-        if not 0.0 <= self.validation_fraction < 1.0:
-            raise ValueError(f"offline.validation_fraction must lie in [0, 1), got {self.validation_fraction}")
+        super().__post_init__()
         if self.lr_scheduler is not None and isinstance(self.learning_rate, Schedule):
             raise ValueError("only one thing may move offline.learning_rate: drop lr_scheduler or the schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """A complete training: what `us.train` runs, what `config.yaml` holds, what the command line edits."""
 
-    total_steps: int
+    total_steps: Annotated[int, In(0)]
     """Environment steps, over all environments together; the last rollout may exceed it. 0: only offline training."""
-    seed: int = 0
+    seed: Annotated[int, In(0)] = 0
     """Seed of everything: weights, environments, minibatches, parts, evaluation."""
     run_dir: str | None = None
     """Folder to write; None: runs/<recipe>-<environment>-<time>."""
@@ -137,7 +132,7 @@ class TrainConfig:
     """Name of the recipe this came from; only used to name the run."""
     device: str = "auto"
     """Torch device of policy and rollouts; "auto" takes a GPU if there is one."""
-    torch_threads: int | None = None
+    torch_threads: Annotated[int | None, In(1)] = None
     """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
     env: EnvConfig
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -151,14 +146,12 @@ class TrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        _at_least("total_steps", self.total_steps, 1 if self.offline is None else 0)
-        _at_least("seed", self.seed, 0)
-        _at_least("torch_threads", self.torch_threads, 1)
-        for name, part in self.parts.items():
+        super().__post_init__()
+        if self.offline is None and self.total_steps == 0:
+            raise ValueError("total_steps must be at least 1 (0 only goes with offline training), got 0")
+        for name in self.parts:
             if not name.isidentifier():
                 raise ValueError(f"a part is named {name!r}; use a plain identifier such as 'gail' or 'teacher_2'")
-            if not isinstance(part, PartConfig):
-                raise ValueError(f"parts[{name!r}] is a {type(part).__name__}; give the part's config")
 
     def evaluation_env(self) -> EnvConfig:
         """The environment that the policy is scored on: the training's, with the options of the evaluation."""
@@ -182,13 +175,29 @@ def to_yaml(config: TrainConfig) -> str:
     return yaml.dump(to_plain(config), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-def from_yaml(text: str) -> TrainConfig:
-    """A config from YAML. Raises ValueError for bad YAML, unknown keys (with the nearest names) and wrong types."""
+def from_yaml(text: str, *, over: TrainConfig | None = None, allow: Collection[str] | None = ()) -> TrainConfig:
+    """A config from YAML; with `over`, the YAML may be partial: what it names replaces what that config has.
+
+    A part under the name of another kind of part replaces it whole. Raises ValueError for bad YAML, unknown keys (with
+    the nearest names), values that do not fit, and for a `module:attribute` outside of `allow` (see `from_plain`).
+    """
     try:
         plain = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the config is not valid YAML: {error}") from error
-    return from_plain(TrainConfig, plain)
+    if not isinstance(plain, dict):
+        raise ValueError(f"the config must be a mapping of options, got {plain!r}")
+    if allow is not None:
+        check_imports(plain, allow)
+    return from_plain(TrainConfig, plain if over is None else _merged(to_plain(over), plain), allow=None)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    if new.get(PART_TAG, old.get(PART_TAG)) != old.get(PART_TAG):
+        return new
+    return old | {key: _merged(old[key], inner) if key in old else inner for key, inner in new.items()}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -196,8 +205,3 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -64,10 +65,13 @@ class RunFolder:
         """Film of an episode, if one was asked for."""
         return self.path / "video.mp4"
 
-    def read_config(self) -> TrainConfig:
-        """The run's config. Raises ValueError if the folder is no run."""
+    def read_config(self, allow: Collection[str] = ()) -> TrainConfig:
+        """The run's config. Raises ValueError if the folder is not a run, or for an import not in `allow`."""
         self._require_config()
-        return from_yaml(self.config.read_text(encoding="utf-8"))
+        try:
+            return from_yaml(self.config.read_text(encoding="utf-8"), allow=allow)
+        except ValueError as error:
+            raise ValueError(f"{self.config}: {error}") from error
 
     def env_id(self) -> str:
         """The run's environment, also where an older version wrote a config that this one no longer reads."""
@@ -127,6 +131,7 @@ def choose_run_path(config: TrainConfig) -> Path:
 def create_run_folder(path: Path, config: TrainConfig) -> RunFolder:
     """Make a new run's folder and store config and provenance. Raises ValueError if it cannot be written."""
     folder = RunFolder(path)
+    to_yaml(config)  # what cannot be stored leaves no folder behind
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         folder.write_config(config)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,18 @@ def train(config: TrainConfig, *, expert: Actor | None = None) -> Run:
         return _Training(config, folder, env, ppo, expert).run()
 
 
-def resume(run: Path | str, *, total_steps: int | None = None, expert: Actor | None = None) -> Run:
+def resume(
+    run: Path | str, *, total_steps: int | None = None, expert: Actor | None = None, allow: Collection[str] = ()
+) -> Run:
     """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
+
+    Modules that its config names (`module:attribute`) are imported only if `allow` has them.
 
     Raises ValueError if `run` is no run's folder, CheckpointError if its checkpoint is missing, damaged or does not
     fit its config; otherwise as `train`.
     """
     folder = RunFolder(Path(run))
-    config = folder.read_config()
+    config = folder.read_config(allow)
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     path = find_checkpoint(folder.path)

@@ -1,0 +1,352 @@
+"""One function per command: its signature is the command's options, its docstring the help."""
+
+from __future__ import annotations
+
+import functools
+import json as json_text
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from understudy.cli import USER_ERROR
+from understudy.core.check import nearest
+from understudy.version import __version__
+
+F = TypeVar("F", bound=Callable[..., None])
+
+DESCRIPTION = """PPO plus any combination of expert signals. Every command has its own --help.
+
+understudy train ppo --env.id CartPole-v1 --total-steps 100000 --seed 1
+
+understudy train ppo --with gail --demonstrations demos.npz
+
+understudy evaluate runs/ppo-CartPole-v1-20260101-120000 --episodes 20 --video
+
+--version shows the version, --debug the traceback of an error."""
+
+OptionalPath = Annotated[
+    Path | None,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[PATH]",
+        instance_from_str=lambda words: Path(*words),
+        is_instance=lambda value: value is None or isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""`--video PATH`, or `--video` alone for the empty path; None: the option is not there."""
+Flag = FlagCreatePairsOff[bool]
+RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
+
+COMMANDS: dict[str, Callable[..., None]] = {}
+app, motion_app = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
+
+
+def parse(words: Sequence[str]) -> Callable[[], None]:
+    """The command that these words call, with its options, ready to run.
+
+    Raises ValueError for an unknown command, and leaves with SystemExit as tyro does, its help or its message printed.
+    """
+    if list(words) == ["--version"]:
+        return lambda: print(f"understudy {__version__}")
+    if words and words[0] == "train":  # its options depend on the recipe, the config file and the parts
+        from understudy.cli.compose import parse_training
+
+        return parse_training(words[1:])
+    size = 2 if words and words[0] == "motions" else 1
+    name = " ".join(words[:size])
+    if name in COMMANDS:
+        call: Callable[[], None] = tyro.cli(_bound(COMMANDS[name]), prog=f"understudy {name}", args=words[size:])
+        return call
+    if len(words) >= size and not words[size - 1].startswith("-"):
+        raise ValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+    try:
+        app.cli(prog="understudy", description=DESCRIPTION, args=words or ["--help"])
+    except SystemExit as stop:
+        raise SystemExit(stop.code if words else USER_ERROR) from None
+    raise AssertionError("help and errors leave with SystemExit")
+
+
+def command(name: str, of: tyro.extras.SubcommandApp = app) -> Callable[[F], F]:
+    """Register a function as a command."""
+
+    def register(function: F) -> F:
+        COMMANDS[name] = function
+        of.command(name=name.split()[-1])(function)
+        return function
+
+    return register
+
+
+def _bound(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The function with its arguments, to be called once all words are parsed: its errors are not the parser's."""
+
+    @functools.wraps(function)
+    def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(function, *arguments, **options)
+
+    return bind
+
+
+@command("train")
+def train() -> None:
+    """Train: `train RECIPE [--options]`, `train --config FILE`, or continue: `train --resume RUN`."""
+
+
+@command("evaluate")
+def evaluate(
+    run: RunPath,
+    /,
+    *,
+    episodes: int = 10,
+    seed: int | None = None,
+    deterministic: Flag = False,
+    sample: Flag = False,
+    video: OptionalPath = None,
+    json: Flag = False,
+) -> None:
+    """Score a trained policy on whole episodes, film it.
+
+    Args:
+        run: Folder of a run (its newest checkpoint), or a checkpoint.
+        episodes: How many.
+        seed: Seed of environments and sampling; None: as in training.
+        deterministic: Take the mode of the action distribution; this is the default.
+        sample: Sample actions.
+        video: Film an episode; without PATH to RUN/video.mp4.
+        json: Print one JSON object on the last line.
+    """
+    from understudy.runs.folder import read_policy
+    from understudy.tools.evaluate import evaluate, evaluation_seed
+
+    if deterministic and sample:
+        raise ValueError("--deterministic is not allowed with --sample")
+    policy, config = read_policy(run)
+    result = evaluate(
+        policy,
+        config.evaluation_env(),
+        episodes,
+        seed=evaluation_seed(config.seed) if seed is None else seed,
+        deterministic=not sample,
+        video_path=_folder(run) / "video.mp4" if video == Path() else video,
+    )
+    print(result.sentence())
+    if result.video is not None:
+        print(f"video: {result.video}")
+    if result.video_error is not None:
+        print(f"understudy: no video: {result.video_error}", file=sys.stderr)
+    if json:
+        print(json_text.dumps({"run": str(run), "env": config.env.id, **result.to_dict()}))
+
+
+@command("export")
+def export(
+    run: RunPath,
+    /,
+    *,
+    format: Literal["onnx", "torchscript", "safetensors"] = "onnx",
+    output: Path | None = None,
+) -> None:
+    """Write a trained policy as one file that needs no understudy, and check that it acts as the policy does.
+
+    Args:
+        run: Folder of a run (its newest checkpoint), or a checkpoint.
+        format: onnx and torchscript act alone, safetensors holds the weights.
+        output: File to write; None: `policy` with the format's ending, in RUN.
+    """
+    from understudy.runs.folder import read_policy
+    from understudy.tools.export import SUFFIXES, export_policy
+
+    policy, config = read_policy(run)
+    path = export_policy(
+        policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments
+    )
+    print(f"policy: {path} (acts as the checkpoint does)")
+
+
+@command("record")
+def record(
+    run: Annotated[Positional[Path | None], arg(metavar="RUN")] = None,
+    /,
+    *,
+    output: str,
+    expert: str | None = None,
+    episodes: int = 25,
+    format: Literal["minari", "npz"] | None = None,
+    seed: int | None = None,
+    sample: Flag = False,
+    motion: Flag = False,
+    step_time: float | None = None,
+) -> None:
+    """Play whole episodes and keep them as demonstrations or motion clips.
+
+    Args:
+        run: Folder of a run, or a checkpoint.
+        output: Id of the Minari dataset to make, or a .npz path.
+        expert: Play the scripted expert of this environment instead of a run.
+        episodes: How many.
+        format: None: npz if the output ends in .npz, else minari.
+        seed: Seed of environments and sampling.
+        sample: Sample actions instead of taking the mode.
+        motion: Write motion clips (.npz) instead, one of each episode.
+        step_time: Of clips: seconds between observations; MuJoCo tasks tell it.
+    """
+    if motion:
+        if run is None or expert is not None or format is not None:
+            raise ValueError("--motion plays a run: understudy record RUN --motion --output clips.npz")
+        from understudy.tools.record_motions import record_motions
+
+        clips = record_motions(
+            output, run, episodes=episodes, seed=seed, deterministic=not sample, frame_time=step_time
+        )
+        print(clips.sentence(), f"motion clips: {clips.path}", sep="\n")
+        return
+    if step_time is not None:
+        raise ValueError("--step-time is the time between frames of motion clips: it goes with --motion")
+    from understudy.envs.registry import EnvConfig
+    from understudy.tools.record import record
+
+    recorded = record(
+        output,
+        run=run,
+        expert_of=None if expert is None else EnvConfig(id=expert),
+        episodes=episodes,
+        seed=seed,
+        deterministic=not sample,
+        file_format=format,
+    )
+    print(recorded.sentence(), f"demonstrations: {recorded.path}", sep="\n")
+
+
+@command("plot")
+def plot(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")],
+    /,
+    *,
+    output: Path | None = None,
+    metric: str = "episode/return",
+    title: str | None = None,
+) -> None:
+    """Draw the learning curves of runs into one PNG.
+
+    Args:
+        runs: Folders of runs.
+        output: PNG to write; None: learning-curve.png in the first RUN.
+        metric: What to draw.
+        title: None: the environment.
+    """
+    from understudy.runs.folder import RunFolder
+    from understudy.tools.plot import plot_learning_curves
+
+    if not runs:
+        raise ValueError("name the folders of the runs to draw")
+    short = len({path.name for path in runs}) == len(runs)
+    folders = {path.name if short else str(path): RunFolder(path) for path in runs}
+    envs = dict.fromkeys(folder.env_id() for folder in folders.values())
+    path = plot_learning_curves(
+        {label: folder.metrics for label, folder in folders.items()},
+        output or runs[0] / "learning-curve.png",
+        title=", ".join(envs) if title is None else title,
+        metric=metric,
+    )
+    print(f"learning curve: {path}")
+
+
+@command("motions inspect", motion_app)
+def inspect_motions(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    *,
+    text_fields: tuple[str, ...] = (),
+    picture: Path | None = None,
+) -> None:
+    """Describe a motion file (fields, length, ranges, gaps), and draw it.
+
+    Args:
+        file: Motion file: .npz or JSON text.
+        text_fields: Names of the columns of text that has none.
+        picture: PNG to write; None: FILE.png.
+    """
+    from understudy.data.motions.files import read_motions
+    from understudy.data.motions.report import describe, draw_clips
+
+    clips = read_motions(file, text_fields)
+    print(describe(clips))
+    print(f"picture: {draw_clips(clips, picture or file.with_suffix('.png'))}")
+
+
+@command("motions convert", motion_app)
+def convert_motions(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    output: Annotated[Positional[Path], arg(metavar="OUTPUT")],
+    /,
+    *,
+    text_fields: tuple[str, ...] = (),
+) -> None:
+    """Read a motion file, write it as our .npz.
+
+    This is the only command that opens pickles (st_gym's refmotion). It takes containers, numbers, text and numpy
+    arrays from one, refuses everything else, and runs nothing of it.
+
+    Args:
+        file: Pickle, joblib file, JSON text or .npz.
+        output: The .npz to write.
+        text_fields: Names of the columns of text that has none.
+    """
+    from understudy.data.motions.files import is_pickle, read_motions, write_motions
+    from understudy.data.motions.pickled import read_pickled_motions
+
+    pickled = is_pickle(file)
+    clips = read_pickled_motions(file) if pickled else read_motions(file, text_fields)
+    write_motions(output, clips)
+    kind = "pickle (data only, nothing of it was run)" if pickled else "motion file"
+    print(f"read {len(clips)} clips from the {kind} {file}")
+    print(f"wrote {output}")
+
+
+@command("list")
+def list_everything(what: Positional[Literal["all", "recipes", "parts", "envs", "loggers"]] = "all", /) -> None:
+    """List recipes, parts, environments and loggers, one line each.
+
+    Args:
+        what: Only this table.
+    """
+    for name, table in TABLES.items():
+        if what in ("all", name):
+            rows = table()
+            width = max(map(len, rows), default=0)
+            lines = [f"{entry:<{width}}  {text}".rstrip() for entry, text in rows.items()]
+            print(*lines if what == name else (f"{name}:", *(f"  {line}" for line in lines)), sep="\n")
+
+
+def _recipes() -> Mapping[str, str]:
+    from understudy.recipes import RECIPES
+
+    return {name: RECIPES.summary(name) for name in RECIPES}
+
+
+def _parts() -> Mapping[str, str]:
+    from understudy.parts import PARTS
+
+    return {name: PARTS.summary(name, strip="Config") for name in PARTS}  # the part's docstring, not its config's
+
+
+def _envs() -> Mapping[str, str]:
+    from understudy.envs.registry import list_envs
+
+    return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
+
+
+TABLES: dict[str, Callable[[], Mapping[str, str]]] = {"recipes": _recipes, "parts": _parts, "envs": _envs}
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
+
+
+app.command(motion_app, name="motions", help="Inspect motion files, and convert them.")

@@ -1,0 +1,196 @@
+"""Compose a training from words: a recipe, a config file over it, parts added and removed, and options over all."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import UseAppendAction, arg
+
+from understudy.data.demonstrations.read import open_recording
+from understudy.parts.advisor import AdvisorConfig
+from understudy.ppo.part import PartConfig
+from understudy.recipes import RECIPES, find_recipe
+from understudy.runs.codec import part_kind
+from understudy.runs.config import TrainConfig, from_yaml
+from understudy.runs.folder import Run
+from understudy.training.loop import resume, train
+
+Several = UseAppendAction[tuple[str, ...]]
+
+USAGE = """Train a policy: `understudy train RECIPE [--options]`.
+
+`understudy list recipes` shows the recipes, `understudy train RECIPE --help` all options, also those of parts that
+--with adds. With --config FILE the recipe may be omitted. `understudy train --resume RUN` continues a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """What a training is made of, before its options are parsed."""
+
+    config: Annotated[Path | None, arg(metavar="FILE")] = None
+    """YAML to lay over the recipe: any run's config.yaml, or a few options of your own. A whole one needs no recipe."""
+    with_: Annotated[Several, arg(name="with", metavar="[NAME=]PART")] = ()
+    """Add a part: a registered one (`understudy list parts`), or your own as NAME=module:Config. NAME is its key
+    (default: PART, with _ for -), --parts.NAME.* are its options."""
+    without: Annotated[Several, arg(metavar="NAME")] = ()
+    """Remove a part."""
+    demonstrations: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """A path or local Minari id for all parts that learn from demonstrations, played in the environment they are of."""
+    allow_import: Annotated[Several, arg(metavar="MODULE")] = ()
+    """Modules that FILE may import, which runs their code."""
+
+    def compose(self, recipe: str | None) -> TrainConfig:
+        """The training, before options. Raises ValueError for an unknown name and for a file that does not fit."""
+        if self.config is not None:
+            config = self._read(self.config, None if recipe is None else find_recipe(recipe)())
+        elif recipe is not None:
+            config = find_recipe(recipe)()
+        else:
+            raise ValueError(
+                f"name a recipe ({', '.join(RECIPES)}), a file with --config FILE, or a run with --resume RUN"
+            )
+        parts = dict(config.parts)
+        for name in self.without:
+            if name not in parts:
+                raise ValueError(f"--without {name}: the parts are {', '.join(parts) or 'none'}")
+            del parts[name]
+        for text in self.with_:
+            name, part = new_part(text)
+            if name in parts:
+                raise ValueError(f"there is a part {name!r} already: add another with --with {name}_2={text}")
+            parts[name] = part
+        config = dataclasses.replace(config, parts=parts)
+        return config if self.demonstrations is None else with_demonstrations(config, self.demonstrations)
+
+    def _read(self, path: Path, over: TrainConfig | None) -> TrainConfig:
+        if not path.is_file():
+            raise ValueError(f"--config {path}: there is no such file")
+        try:
+            config = from_yaml(path.read_text(encoding="utf-8"), over=over, allow=self.allow_import)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        own_folder = config.run_dir is not None and Path(config.run_dir).resolve() == path.parent.resolve()
+        return dataclasses.replace(config, run_dir=None) if own_folder else config  # a new run is not that run
+
+
+@dataclass(frozen=True)
+class Training:
+    """All words of `understudy train RECIPE`: those that composed it, and its options."""
+
+    composition: Annotated[Composition, arg(name="")]
+    config: Annotated[TrainConfig, arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WithoutRecipe(Composition):
+    """The options of `understudy train` alone: what its help shows, and where misspelt ones are looked for."""
+
+    resume: Annotated[Path | None, arg(metavar="RUN")] = None
+    """Continue a run from its newest checkpoint (with --total-steps N: up to there) instead of starting one."""
+
+
+def parse_training(words: Sequence[str]) -> Callable[[], None]:
+    """What `understudy train WORDS` does, ready to run. Raises ValueError, and leaves with SystemExit as tyro does."""
+    recipe = words[0] if words and not words[0].startswith("-") else None
+    options = list(words[1:] if recipe else words)
+    program = f"understudy train {recipe or '--config FILE'}"
+    if any(word == "--resume" or word.startswith("--resume=") for word in options):
+        call: Callable[[], None] = tyro.cli(_resuming, prog="understudy train", args=options)
+        return call
+    composition, unknown = tyro.cli(Composition, prog=program, args=options, return_unknown_args=True, add_help=False)
+    if recipe is None and composition.config is None and unknown:
+        tyro.cli(_WithoutRecipe, prog="understudy train [RECIPE]", description=USAGE, args=options)  # help, or an error
+    default = composition.compose(recipe)
+    chosen = tyro.cli(
+        Training,
+        default=Training(composition, default),
+        args=options,
+        prog=program,
+        description=(find_recipe(recipe).__doc__ if recipe else None) or USAGE,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    return functools.partial(_start, chosen.config)
+
+
+def new_part(text: str) -> tuple[str, PartConfig]:
+    """Name and default config of `[NAME=]PART`. Raises ValueError for an unknown part or one that has no defaults."""
+    name, equals, kind_name = text.partition("=")
+    if not equals:
+        name, kind_name = text.replace("-", "_"), text
+        if ":" in text:
+            raise ValueError(f"--with {text}: name your part, --with NAME={text}")
+    kind = part_kind(kind_name, f"--with {text}")
+    missing = dataclasses.MISSING
+    required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is missing]
+    if required:
+        raise ValueError(f"--with {text}: give {kind.__name__}.{required[0]} a default, or add the part with --config")
+    return name, kind()
+
+
+def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
+    """`config` with these demonstrations for every part that learns from some, in the environment they were made in.
+
+    Where some parts have no other teacher, the others (ADVISOR with an expert in the environment) stay as they are.
+    Raises ValueError if no part does, or as `open_recording` where nothing can be read from `source`.
+    """
+    learners = {name: part for name, part in config.parts.items() if _learns(part)}
+    if not learners:
+        raise ValueError(
+            f"{config.recipe} takes no --demonstrations: no part ({', '.join(config.parts) or 'it has none'}) learns "
+            "from any; add one with --with"
+        )
+    with open_recording(source) as recording:
+        env_id = str(recording.metadata.get("env", config.env.id))
+    needy = {name: part for name, part in learners.items() if not _has_an_expert(part)}
+    taught = {n: dataclasses.replace(p, **{"demonstrations": source}) for n, p in (needy or learners).items()}
+    return dataclasses.replace(config, parts=config.parts | taught, env=dataclasses.replace(config.env, id=env_id))
+
+
+def _has_an_expert(part: PartConfig) -> bool:
+    return isinstance(part, AdvisorConfig) and part.use_rollout_labels
+
+
+def _learns(part: PartConfig) -> bool:
+    return any(field.name == "demonstrations" for field in dataclasses.fields(part))
+
+
+def _resuming(
+    *,
+    resume: Annotated[Path, arg(metavar="RUN")],
+    total_steps: int | None = None,
+    allow_import: Annotated[Several, arg(metavar="MODULE")] = (),
+) -> Callable[[], None]:
+    """Continue a run from its newest checkpoint.
+
+    Args:
+        resume: Folder of the run.
+        total_steps: New budget in environment steps; None: the run's own.
+        allow_import: Modules that the run's config may import, which runs their code.
+    """
+    return functools.partial(_continue, resume, total_steps, allow_import)
+
+
+def _continue(run: Path, total_steps: int | None, allow: tuple[str, ...]) -> None:
+    _report(resume(run, total_steps=total_steps, allow=allow))
+
+
+def _start(config: TrainConfig) -> None:
+    # what the library logs about its inputs (the demonstrations' score) goes to stderr, as plain sentences
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("understudy").setLevel(logging.INFO)
+    _report(train(config))
+
+
+def _report(run: Run) -> None:
+    if run.stopped_by is not None:
+        print(f"stopped by {run.stopped_by}; continue with: understudy train --resume {run.path}")
+    if run.evaluation is not None:
+        print(run.evaluation.sentence())
+    print(f"run: {run.path}")

@@ -1,0 +1,254 @@
+"""Trainings composed on the command line: parts added and removed, config files, own parts, consent to imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.test_cli import TINY, fits, run
+
+import understudy as us
+from understudy.runs.config import from_yaml
+from understudy.runs.folder import RunFolder
+
+OWN_PART = '''
+from dataclasses import dataclass
+import understudy as us
+
+@dataclass(frozen=True, kw_only=True)
+class PullConfig(us.PartConfig):
+    """Own."""
+    coef: float = 0.5
+    def build(self, context):
+        return Pull(context, self)
+
+class Pull(us.Part, us.Losses):
+    """Own."""
+    def __init__(self, context, config):
+        super().__init__(context)
+        self.coef = config.coef
+    def loss(self, policy, batch, out):
+        loss = self.coef * (out.value ** 2).mean()
+        return loss, {"size": loss.detach()}
+
+@dataclass(frozen=True, kw_only=True)
+class NeedyConfig(us.PartConfig):
+    x: int
+'''
+TRAP = "import pathlib; pathlib.Path('imported').touch()\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with two modules of the user's: a part, and one whose import leaves a file behind."""
+    (tmp_path / "my_parts.py").write_text(OWN_PART)
+    (tmp_path / "my_trap.py").write_text(TRAP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in ("my_parts", "my_trap"):
+        sys.modules.pop(name, None)
+
+
+def config_of(path: Path, allow: tuple[str, ...] = ()) -> us.TrainConfig:
+    return RunFolder(path).read_config(allow)
+
+
+def test_parts_are_added_and_their_options_are_parsed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--with", "random-network-distillation", "--with", "second=random-network-distillation"]
+    options = ["--parts.random-network-distillation.epochs", "2", "--parts.second.reward-weight", "0.25"]
+    code, _, err = run(capsys, "train", "ppo", *words, *TINY, *options, "--run-dir", "run")
+    assert code == 0, err
+    parts = config_of(here / "run").parts
+    assert list(parts) == ["random_network_distillation", "second"]
+    assert (parts["random_network_distillation"].epochs, parts["second"].reward_weight) == (2, 0.25)  # type: ignore[attr-defined]
+    assert '"reward/second"' in (here / "run" / "metrics.jsonl").read_text()
+
+
+def test_help_shows_the_options_of_added_parts_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "train", "gail", "--without", "gail", "--with=bc=behavior-cloning", "--help")
+    assert code == 0
+    assert "--parts.bc.coef" in out
+    assert "--parts.gail" not in out
+    assert "--without" in out
+
+
+def test_a_part_is_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--without", "gail", "--with", "gail=random-network-distillation"]
+    code, _, err = run(capsys, "train", "gail", *words, *TINY, "--env.id", "Pendulum-v1", "--run-dir", "run")
+    assert code == 0, err
+    assert config_of(here / "run").parts == {"gail": us.parts.RandomNetworkDistillationConfig()}
+
+
+def test_a_runs_config_trains_again_with_options_over_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--with", "c=random-network-distillation", "--parts.c.epochs", "2"]
+    assert run(capsys, "train", "ppo", *words, *TINY, "--run-dir", "first")[0] == 0
+    again = ["--config", "first/config.yaml", "--seed", "9", "--parts.c.epochs", "3", "--run-dir", "second"]
+    code, _, err = run(capsys, "train", *again)
+    assert code == 0, err
+    first, second = config_of(here / "first"), config_of(here / "second")
+    assert (second.seed, second.parts["c"].epochs) == (9, 3)  # type: ignore[attr-defined]
+    assert (second.ppo, second.env, second.policy, second.recipe) == (first.ppo, first.env, first.policy, "ppo")
+
+
+def test_a_runs_config_does_not_send_the_next_run_into_its_folder(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "train", "ppo", *TINY, "--run-dir", "first")[0] == 0
+    code, out, err = run(capsys, "train", "--config", "first/config.yaml")
+    assert code == 0, err
+    assert "run: runs/ppo-CartPole-v1-" in out
+
+
+def test_a_partial_file_lies_over_the_recipe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text(
+        "ppo: {gamma: 0.9, optimizer: {learning_rate: 'linear:1e-3:0'}}\n"
+        "parts: {gail: {part: random-network-distillation, epochs: 2}}\nevaluation: {episodes: 0}\n"
+    )
+    words = ["gail", "--config", "mine.yaml", *TINY, "--env.id", "Pendulum-v1", "--run-dir", "run"]
+    code, _, err = run(capsys, "train", *words)
+    assert code == 0, err
+    config = config_of(here / "run")
+    assert (config.ppo.gamma, str(config.ppo.optimizer.learning_rate)) == (0.9, "linear:0.001:0.0")
+    assert config.ppo.optimizer.eps == us.recipes.gail().ppo.optimizer.eps
+    assert config.parts == {"gail": us.parts.RandomNetworkDistillationConfig(epochs=2)}
+    code, _, err = run(capsys, "train", "--config", "mine.yaml")
+    assert code == 2
+    assert fits("mine.yaml: the config lacks total_steps, env", err)
+
+
+def test_demonstrations_reach_added_parts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "record", "--expert", "PoisonedDoors-v0", "--episodes", "3", "--output", "doors.npz")
+    assert code == 0, err
+    words = ["--with", "behavior-cloning", "--demonstrations", "doors.npz", *TINY, "--run-dir", "run"]
+    code, _, err = run(capsys, "train", "ppo", *words)
+    assert code == 0, err
+    config = config_of(here / "run")
+    assert config.env.id == "PoisonedDoors-v0"
+    assert config.parts == {"behavior_cloning": us.parts.BehaviorCloningConfig(demonstrations="doors.npz")}
+
+
+# ---------------------------------------------------------------------------------------------- own parts
+
+
+@pytest.fixture
+def own_run(here: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    words = ["--with", "pull=my_parts:PullConfig", "--parts.pull.coef", "0.25", *TINY, "--run-dir", "run"]
+    code, _, err = run(capsys, "train", "ppo", *words)
+    assert code == 0, err
+    return here / "run"
+
+
+def test_an_own_part_is_trained_and_resumed(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "    part: my_parts:PullConfig\n    coef: 0.25\n" in (own_run / "config.yaml").read_text()
+    sys.modules.pop("my_parts")
+    code, _, err = run(capsys, "train", "--resume", "run", "--total-steps", "96")
+    assert code == 2
+    assert fits(
+        "run/config.yaml: parts.pull.part is 'my_parts:PullConfig', which would import the module 'my_parts' and so "
+        "run its code: allow that with --allow-import my_parts (from Python: allow=('my_parts',)) if you trust it",
+        err,
+    )
+    assert "my_parts" not in sys.modules
+    allowed = ["--allow-import", "my_parts"]
+    code, _, err = run(capsys, "train", "--resume", "run", "--total-steps", "96", *allowed)
+    assert code == 0, err
+    assert us.resume(own_run, total_steps=128, allow=("my_parts",)).metrics[-1]["pull/size"] > 0.0
+    assert run(capsys, "train", "--config", "run/config.yaml", "--run-dir", "other")[0] == 2
+    assert run(capsys, "train", "--config", "run/config.yaml", *allowed, "--run-dir", "other")[0] == 0
+    assert run(capsys, "train", "--config", "run/config.yaml", "--allow-import", "my", "--run-dir", "x")[0] == 2
+
+
+def test_an_own_part_without_defaults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "train", "ppo", "--with", "needy=my_parts:NeedyConfig")
+    assert code == 2
+    assert "give NeedyConfig.x a default" in err
+
+
+def test_a_registered_part_needs_no_consent(own_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = sys.modules["my_parts"].PullConfig
+    monkeypatch.setitem(us.parts.PARTS._loaded, "pull", kind)
+    assert config_of(own_run, ("my_parts",)).parts == {"pull": kind(coef=0.25)}
+    text = us.runs.config.to_yaml(config_of(own_run, ("my_parts",)))
+    assert "part: pull\n" in text
+    assert from_yaml(text).parts == {"pull": kind(coef=0.25)}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("part: my_parts:PullConfig", "part: os:system"),
+        ("part: my_parts:PullConfig", "part: my_trap:Config"),
+        ("id: CartPole-v1", "id: my_trap:CartPole-v1"),
+        ("surrogate: clip", "surrogate: my_trap:surrogate"),
+        ("activation: tanh", "activation: my_trap:Network"),
+        ("part: my_parts:PullConfig", "part: my_trap:os.system"),
+    ],
+)
+def test_a_hostile_config_imports_nothing(
+    own_run: Path, old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (own_run / "config.yaml").read_text()
+    assert old in text
+    (own_run / "config.yaml").write_text(text.replace(old, new, 1))
+    for words in (["--resume", "run", "--total-steps", "96"], ["--config", "run/config.yaml", "--run-dir", "other"]):
+        code, _, err = run(capsys, "train", *words, "--allow-import", "my_parts")
+        assert code == 2
+        assert "would import the module" in " ".join(err.split())
+        assert not Path("imported").exists()
+        assert "my_trap" not in sys.modules
+    assert not Path("other").exists()
+
+
+def test_consent_for_a_module_leads_no_further(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_run / "config.yaml").write_text(
+        (own_run / "config.yaml").read_text().replace("my_parts:PullConfig", "my_parts:us.parts.gail.GailConfig")
+    )
+    code, _, err = run(capsys, "train", "--resume", "run", "--total-steps", "96", "--allow-import", "my_parts")
+    assert code == 2
+    assert "leads to the module understudy" in err
+
+
+# ---------------------------------------------------------------------------------------------- scripts
+
+SCRIPT = f"""{OWN_PART}
+if __name__ == "__main__":
+    run = us.train(us.TrainConfig(
+        env=us.EnvConfig(id="CartPole-v1", num_envs=2), policy=us.PolicyConfig(hidden_sizes=(8,)),
+        ppo=us.PPOConfig(num_steps=16, epochs=1, minibatches=1, capture="eager"), parts={{"pull": PullConfig()}},
+        total_steps=32, run_dir="run", device="cpu", evaluation=us.runs.config.EvaluationConfig(episodes=0),
+    ))
+    assert type(us.resume("run", total_steps=128, allow=("my_script",)).config.parts["pull"]) is PullConfig
+"""
+
+
+def python(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    source = str(Path(us.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, *words],
+        input=text,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_part_defined_in_a_script_resumes_from_the_command_line(here: Path) -> None:
+    (here / "my_script.py").write_text(SCRIPT)
+    result = python("my_script.py")
+    assert result.returncode == 0, result.stderr
+    assert "part: my_script:PullConfig" in (here / "run" / "config.yaml").read_text()
+    words = ["--resume", "run", "--total-steps", "192", "--allow-import", "my_script"]
+    resumed = python("-m", "understudy", "train", *words)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_a_part_that_nobody_could_import_is_refused_before_any_work(here: Path) -> None:
+    result = python("-", text=SCRIPT)
+    assert result.returncode == 1
+    assert "PullConfig cannot be found again by name, because it is defined in an interactive session" in result.stderr
+    assert not (here / "run").exists()
