@@ -140,7 +140,8 @@ def train_and_test(job: Job) -> dict[str, Any]:
     import understudy as us
     from understudy.recipes.advisor import FROM_DEMONSTRATIONS, pipeline
     from understudy.runs.config import EvaluationConfig, LoggingConfig
-    from understudy.tools.evaluate import evaluate, evaluation_seed
+    from understudy.tools.evaluate import evaluate
+    from understudy.tools.play import evaluation_seed
 
     torch.set_num_threads(1)
     demonstrations = record_expert(job) if job.method in FROM_DEMONSTRATIONS else ""
@@ -159,7 +160,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
         run = completed(us.train(config))
         seconds = time.perf_counter() - started
         metrics = run.metrics
-    result = evaluate(run.policy, config.env, job.episodes, seed=evaluation_seed(job.seed), deterministic=False)
+    result = evaluate(run.policy, env=config.env, episodes=job.episodes, seed=evaluation_seed(job.seed), deterministic=False)
     return {
         "key": job.key,
         **asdict(job),

@@ -170,7 +170,7 @@ def run_job(job: Job) -> dict[str, Any]:
     expert = job.method == EXPERT
     source, trained = train_expert(job.task, job.expert_steps) if expert else train_learner(job)
     policy, config = read_policy(source)
-    result = evaluate(policy, config.env, job.episodes, seed=EVALUATION_SEED)
+    result = evaluate(policy, env=config.env, episodes=job.episodes, seed=EVALUATION_SEED)
     row = {
         "key": job.key,
         **asdict(job),

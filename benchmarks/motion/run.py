@@ -136,7 +136,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
 
     from understudy.runs.folder import RunFolder, read_policy
     from understudy.runs.metrics import read_metrics
-    from understudy.tools.evaluate import evaluation_seed
+    from understudy.tools.play import evaluation_seed
 
     torch.set_num_threads(1)
     task, (_, held_out) = TASKS[job.task], clip_files(job.task, job.total_steps)
@@ -274,7 +274,7 @@ def clip_files(task: str, total_steps: int) -> tuple[Path, Path]:
 def make_clips(task: str, total_steps: int) -> None:
     """Make both files of clips, where they are missing; the held-out ones are other episodes."""
     from understudy.recipes import mujoco
-    from understudy.tools.record_motions import record_motions
+    from understudy.tools.record import record
 
     for number, path in enumerate(clip_files(task, total_steps)):
         if path.exists():
@@ -291,7 +291,7 @@ def make_clips(task: str, total_steps: int) -> None:
         else:
             source = source_folder(task, total_steps)
             train_in(source, mujoco(TASKS[task].env_id, total_steps=total_steps, seed=SOURCE_SEED))
-            record_motions(path, source, episodes=CLIPS, seed=1_000_000 * (number + 1))
+            record(path, run=source, episodes=CLIPS, seed=1_000_000 * (number + 1), file_format="motion")
 
 
 # ---------------------------------------------------------------------- report

@@ -146,7 +146,8 @@ def train_and_test(job: Job) -> dict[str, Any]:
 
     from understudy.runs.folder import RunFolder, read_policy
     from understudy.runs.metrics import read_metrics
-    from understudy.tools.evaluate import evaluate, evaluation_seed
+    from understudy.tools.evaluate import evaluate
+    from understudy.tools.play import evaluation_seed
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +156,7 @@ def train_and_test(job: Job) -> dict[str, Any]:
             train_in(path, job)
         policy, config = read_policy(path)
         metrics = read_metrics(RunFolder(path).metrics)
-    result = evaluate(policy, config.env, job.episodes, seed=evaluation_seed(job.seed + 1_000))
+    result = evaluate(policy, env=config.env, episodes=job.episodes, seed=evaluation_seed(job.seed + 1_000))
     return {
         "key": job.key,
         **asdict(job),

@@ -206,7 +206,8 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     chosen = parser.parse_args(words)
     from understudy.runs.folder import read_policy
-    from understudy.tools.evaluate import evaluate, evaluation_seed
+    from understudy.tools.evaluate import evaluate
+    from understudy.tools.play import evaluation_seed
 
     policy, config = read_policy(chosen.run)
     video = chosen.video
@@ -214,11 +215,11 @@ def _evaluate(words: list[str]) -> int:
         video = (chosen.run if chosen.run.is_dir() else chosen.run.parent) / "video.mp4"
     result = evaluate(
         policy,
-        config.evaluation_env(),
-        chosen.episodes,
+        env=config.evaluation_env(),
+        episodes=chosen.episodes,
         seed=evaluation_seed(config.seed) if chosen.seed is None else chosen.seed,
         deterministic=chosen.deterministic,
-        video_path=video,
+        video=video,
     )
     print(result.sentence())
     if result.video is not None:
@@ -275,9 +276,9 @@ def _record(words: list[str]) -> int:
     parser.add_argument("--motion", action="store_true", help="write motion clips (.npz), one of each episode, instead")
     parser.add_argument("--step-time", type=float, help="of clips: seconds between observations (MuJoCo tasks tell it)")
     chosen = parser.parse_args(words)
-    if chosen.motion:
-        return _record_motions(chosen)
-    if chosen.step_time is not None:
+    if chosen.motion and (chosen.run is None or chosen.expert is not None or chosen.format is not None):
+        raise UsageError("--motion plays a run: understudy record RUN --motion --output clips.npz")
+    if not chosen.motion and chosen.step_time is not None:
         raise UsageError("--step-time is the time between frames of motion clips: it goes with --motion")
     from understudy.envs.registry import EnvConfig
     from understudy.tools.record import record
@@ -289,28 +290,11 @@ def _record(words: list[str]) -> int:
         episodes=chosen.episodes,
         seed=chosen.seed,
         deterministic=chosen.deterministic,
-        file_format=chosen.format,
-    )
-    print(recorded.sentence())
-    print(f"demonstrations: {recorded.path}")
-    return 0
-
-
-def _record_motions(chosen: argparse.Namespace) -> int:
-    if chosen.run is None or chosen.expert is not None or chosen.format is not None:
-        raise UsageError("--motion plays a run: understudy record RUN --motion --output clips.npz")
-    from understudy.tools.record_motions import record_motions
-
-    recorded = record_motions(
-        chosen.output,
-        chosen.run,
-        episodes=chosen.episodes,
-        seed=chosen.seed,
-        deterministic=chosen.deterministic,
+        file_format="motion" if chosen.motion else chosen.format,
         frame_time=chosen.step_time,
     )
     print(recorded.sentence())
-    print(f"motion clips: {recorded.path}")
+    print(f"{'motion clips' if chosen.motion else 'demonstrations'}: {recorded.path}")
     return 0
 
 

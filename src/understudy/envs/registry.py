@@ -195,6 +195,13 @@ def make_env(
     return InProcessVectorEnv([make] * num_envs, device, groups, seed)
 
 
+def as_vec_env(env: Any, device: torch.device | str = "cpu") -> VecEnv:
+    """An environment of the user's own as a `VecEnv`. Raises ValueError for an object that is none."""
+    if not isinstance(env, VecEnv):
+        raise ValueError(f"{type(env).__name__} is no environment that steps many copies together: give a VecEnv")
+    return env
+
+
 def make_render_env(config: EnvConfig) -> gym.Env[Any, Any]:
     """One Gymnasium environment of the configuration that renders "rgb_array" frames.
 
