@@ -25,7 +25,8 @@ Row = Mapping[str, float]
 class StopTraining(Exception):
     """Raised by a logger's `log` to end the training: the reason goes into `Run.stopped_by`.
 
-    The other loggers still see the row; then follow an evaluation and a checkpoint, as at any end.
+    The other loggers still see the row. Then follow a checkpoint and an evaluation, as at any end; where the row lacks
+    its numbers, they are in `Run.evaluation` and `evaluation.json` alone.
     """
 
 
@@ -296,9 +297,7 @@ def _added(metrics: Row | None, row: Row) -> dict[str, float]:
     """The metrics that a logger adds to a row. Raises ValueError where the row has them."""
     added = {name: float(value) for name, value in (metrics or {}).items()}
     if taken := sorted(added.keys() & {STEP, *row}):
-        raise ValueError(
-            f"a logger returned {', '.join(taken)}, which the row has: give its metrics names of their own"
-        )
+        raise ValueError(f"a logger returned {', '.join(taken)}, which the row already has: choose other names")
     return added
 
 

@@ -212,7 +212,7 @@ class _Training:
                 metrics |= self._evaluate()
             self._log(offline.epochs_done, metrics)
             if last or self.loggers.stopped_by:
-                self._conclude(offline.epochs_done)
+                self._conclude()
             ended = offline.finished or stop.received is not None or bool(self.loggers.stopped_by)
             if ended or offline.epochs_done % EPOCHS_PER_CHECKPOINT == 0:
                 self._checkpoint()
@@ -234,7 +234,7 @@ class _Training:
                 metrics |= evaluation
             self._log(ppo.env_steps, metrics)
             if stop.received is None and (finished or self.loggers.stopped_by):
-                self._conclude(ppo.env_steps)
+                self._conclude()
             ended = finished or stop.received is not None or bool(self.loggers.stopped_by)
             if ended or _crossed(config.checkpoint.interval, before, ppo.env_steps):
                 self._checkpoint()
@@ -261,10 +261,11 @@ class _Training:
             self._save(self.folder.checkpoints / BEST)
         return self.latest.metrics()
 
-    def _conclude(self, step: int) -> None:
+    def _conclude(self) -> None:
         """The last evaluation of a training that comes to its end, with its film and its file."""
-        if self.latest is None and (metrics := self._evaluate()):  # a logger ended the training in between
-            self._log(step, metrics)
+        if self.latest is None and self._evaluate():  # a logger ended the training in between: the row is written
+            assert self.latest is not None
+            self.loggers.note(self.latest.sentence())
         if self.latest is None:
             return
         self.evaluation = self.latest
