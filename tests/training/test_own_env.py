@@ -28,6 +28,7 @@ from understudy.runs.config import (
 )
 from understudy.runs.folder import CHECKPOINT_KIND
 from understudy.tasks.point_mass import PointMass
+from understudy.tools.play import evaluation_seed
 
 STEPS, LENGTH = 16, 9
 """Steps of each environment in an iteration, and of an episode: no iteration ends where an episode does."""
@@ -241,3 +242,5 @@ def test_dagger_asks_a_function(tmp_path: Path, own: bool, resumed: bool) -> Non
     ppo = [row for row in run.metrics if "ppo/kl" in row]
     assert [row["episode/length"] for row in ppo] == [LENGTH] * 2  # the rounds left no half episode behind
     assert ppo[0]["episode/finished"] == 2.0
+    if env is not None:  # PPO's own reset, then the last evaluation, then fresh episodes
+        assert env.resets[-3:] == [randomness.env_seed(0, 0), evaluation_seed(0), randomness.env_seed(0, 2)]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, TextIO, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar, runtime_checkable
 
 from understudy.core.check import nearest
 from understudy.core.registry import Registry, load_object
@@ -17,6 +17,8 @@ from understudy.core.schedules import Condition
 from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig
 from understudy.runs.metrics import STEP, json_line
+
+T = TypeVar("T")
 
 Row = Mapping[str, float]
 """Metric -> number; NaN where there is none yet."""
@@ -223,7 +225,8 @@ class Loggers:
     """
 
     def __init__(self, config: TrainConfig, own: Iterable[Any] = ()) -> None:
-        chosen, self.stopped_by = config.logging, ""
+        chosen = config.logging
+        self.stopped_by: str | None = None
         switches = {"wandb": chosen.wandb, "mlflow": chosen.mlflow, "metrics": True}
         switches |= {"tensorboard": chosen.tensorboard, "console": chosen.console}
         switched = [name for name, on in switches.items() if on and name not in chosen.loggers]
@@ -236,9 +239,8 @@ class Loggers:
         """Start all loggers, and close them at the end."""
         with ExitStack() as started:
             for logger in self.loggers:
-                with _blaming(logger):
-                    logger.start(phase)
-                started.callback(_close, logger)
+                _blaming(logger, logger.start, phase)
+                started.callback(_blaming, logger, logger.close)
             yield
 
     def log(self, step: int, metrics: Row) -> None:
@@ -249,8 +251,7 @@ class Loggers:
         row, failures = dict(metrics), []
         for logger in self.loggers:
             try:
-                with _blaming(logger):
-                    row |= _added(logger.log(step, MappingProxyType(row)), row)
+                row |= _blaming(logger, _added, logger, step, row)
             except StopTraining as stop:
                 self.stopped_by = self.stopped_by or str(stop) or type(logger).__qualname__
             except Exception as error:
@@ -261,8 +262,7 @@ class Loggers:
     def note(self, text: str) -> None:
         """Pass a sentence to all loggers."""
         for logger in self.loggers:
-            with _blaming(logger):
-                logger.note(text)
+            _blaming(logger, logger.note, text)
 
 
 def finite(metrics: Row) -> dict[str, float]:
@@ -293,29 +293,23 @@ def _as_logger(given: Any) -> Logger:
     raise ValueError(f"{given!r} is not a logger: give an instance of us.Logger, or a function of step and metrics")
 
 
-def _added(metrics: Row | None, row: Row) -> dict[str, float]:
+def _added(logger: Logger, step: int, row: dict[str, float]) -> dict[str, float]:
     """The metrics that a logger adds to a row. Raises ValueError where the row has them."""
-    added = {name: float(value) for name, value in (metrics or {}).items()}
+    added = {name: float(value) for name, value in (logger.log(step, MappingProxyType(row)) or {}).items()}
     if taken := sorted(added.keys() & {STEP, *row}):
         raise ValueError(f"a logger returned {', '.join(taken)}, which the row already has: choose other names")
     return added
 
 
-@contextmanager
-def _blaming(logger: Logger) -> Iterator[None]:
+def _blaming(logger: Logger, call: Callable[..., T], *arguments: Any) -> T:
+    """Call, and name the logger in what it raises."""
     try:
-        yield
+        return call(*arguments)
     except StopTraining:
         raise
     except Exception as error:
-        inner = logger.function if isinstance(logger, FunctionLogger) else type(logger)
-        error.add_note(f"The logger {inner!r} raised this.")
+        error.add_note(f"Raised by the logger {logger.function if isinstance(logger, FunctionLogger) else logger!r}.")
         raise
-
-
-def _close(logger: Logger) -> None:
-    with _blaming(logger):
-        logger.close()
 
 
 def _require(package: str, what: str) -> None:

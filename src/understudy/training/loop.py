@@ -176,72 +176,63 @@ class _Training:
         self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
         self.offline = _offline_training(config, folder, env, ppo, expert)
-        self.start = time.monotonic()
+        self.start, self.stop = time.monotonic(), StopSignals()
 
     def run(self) -> Run:
-        with StopSignals() as stop:
+        with self.stop:
             if self.offline is not None and not self.offline.finished:
                 with self._phase("offline", self.offline.epochs_done, self.offline.most_epochs):
-                    self._pretrain(self.offline, stop)
-            if stop.received is None and not self.loggers.stopped_by and self.config.total_steps:
+                    self._pretrain(self.offline)
+            if self.stopped_by is None and self.config.total_steps:
                 with self._phase("ppo", self.ppo.env_steps, self.config.total_steps):
-                    self._iterate(stop)
-        return Run(
-            path=self.folder.path,
-            config=self.config,
-            policy=self.ppo.policy,
-            env_steps=self.ppo.env_steps,
-            evaluation=self.evaluation,
-            stopped_by=self.loggers.stopped_by or (stop.received.name if stop.received is not None else None),
-        )
+                    self._iterate()
+        run, steps = self.folder.path, self.ppo.env_steps
+        return Run(run, self.config, self.ppo.policy, steps, self.evaluation, stopped_by=self.stopped_by)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal or the logger's reason that ends the training early."""
+        return self.stop.received.name if self.stop.received is not None else self.loggers.stopped_by
 
     def _phase(self, kind: Literal["offline", "ppo"], first: int, total: int) -> AbstractContextManager[None]:
         return self.loggers.phase(Phase(kind, self.folder.path, self.config, first, total))
 
-    def _pretrain(self, offline: OfflineTraining, stop: StopSignals) -> None:
+    def _pretrain(self, offline: OfflineTraining) -> None:
         """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
-        interval = offline.config.evaluation_interval
         self.loggers.note(f"demonstrations: {offline.summary()}")
-        while not offline.finished and stop.received is None and not self.loggers.stopped_by:
-            metrics = offline.epoch()
-            self.latest = None
+        while not offline.finished and self.stopped_by is None:
+            metrics, done = offline.epoch(), offline.epochs_done
             if offline.finished:
                 offline.finish()
-            last = offline.finished and not self.config.total_steps
-            if last or _crossed(interval, offline.epochs_done - 1, offline.epochs_done):
-                metrics |= self._evaluate()
-            self._log(offline.epochs_done, metrics)
-            if last or self.loggers.stopped_by:
-                self._conclude()
-            ended = offline.finished or stop.received is not None or bool(self.loggers.stopped_by)
-            if ended or offline.epochs_done % EPOCHS_PER_CHECKPOINT == 0:
+            due = _crossed(offline.config.evaluation_interval, done - 1, done)
+            self._report(done, metrics, due=due, last=offline.finished and not self.config.total_steps)
+            if offline.finished or self.stopped_by is not None or done % EPOCHS_PER_CHECKPOINT == 0:
                 self._checkpoint()
 
-    def _iterate(self, stop: StopSignals) -> None:
+    def _iterate(self) -> None:
         config, ppo = self.config, self.ppo
         self.collecting = True
         if self.offline is not None and ppo.env_steps == 0:
             ppo.reset_envs()  # DAgger and evaluations have played in it
-        while ppo.env_steps < config.total_steps and stop.received is None and not self.loggers.stopped_by:
+        while ppo.env_steps < config.total_steps and self.stopped_by is None:
             before = ppo.env_steps
             with self._rescued(WorkerError, NonFiniteError):
                 metrics = ppo.iterate()
-            self.latest = None
             finished = ppo.env_steps >= config.total_steps
-            if stop.received is None and (finished or _crossed(config.evaluation.interval, before, ppo.env_steps)):
-                evaluation = self._evaluate()
-                ppo.observe(evaluation)
-                metrics |= evaluation
-            self._log(ppo.env_steps, metrics)
-            if stop.received is None and (finished or self.loggers.stopped_by):
-                self._conclude()
-            ended = finished or stop.received is not None or bool(self.loggers.stopped_by)
-            if ended or _crossed(config.checkpoint.interval, before, ppo.env_steps):
+            due = _crossed(config.evaluation.interval, before, ppo.env_steps)
+            self._report(ppo.env_steps, metrics, due=due, last=finished)
+            if finished or self.stopped_by is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
                 self._checkpoint()
 
-    def _log(self, step: int, metrics: dict[str, float]) -> None:
+    def _report(self, step: int, metrics: dict[str, float], *, due: bool, last: bool) -> None:
+        """Evaluate where that is due, and log the row; conclude if it is the last one, or a logger says that it is."""
+        self.latest = None
         with self._rescued(Exception):
+            if (due or last) and self.stop.received is None:
+                metrics |= self._evaluate()
             self.loggers.log(step, {**metrics, "time/elapsed": time.monotonic() - self.start})
+            if (last or self.loggers.stopped_by is not None) and self.stop.received is None:
+                self._conclude()
 
     def _evaluate(self) -> dict[str, float]:
         """Score the policy, keep it if it is the best so far, and return the metrics of it."""
@@ -259,6 +250,8 @@ class _Training:
         if self.latest.mean_return > self.best_return:
             self.best_return = self.latest.mean_return
             self._save(self.folder.checkpoints / BEST)
+        if self.collecting:
+            self.ppo.observe(self.latest.metrics())
         return self.latest.metrics()
 
     def _conclude(self) -> None:
