@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -195,6 +197,24 @@ def test_the_film_is_of_the_same_object(tmp_path: Path) -> None:
         config(tmp_path / "b", evaluation=EvaluationConfig(episodes=2, video=True)), env=PointMass(2, max_steps=LENGTH)
     )
     assert "no render method" in blind.evaluation.video_error
+
+
+def cartpoles(render: str | None = "rgb_array") -> list[Any]:
+    return [lambda: gym.make("CartPole-v1", render_mode=render)] * 2
+
+
+@pytest.mark.parametrize(
+    "make", [us.envs.InProcessVectorEnv, lambda makers: us.envs.GymnasiumVectorAdapter(SyncVectorEnv(makers))]
+)
+def test_gymnasium_s_environments_are_filmed_as_they_are(tmp_path: Path, make: Any) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    env = make(cartpoles())
+    policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
+    result = us.evaluate(policy, env=env, episodes=2, video=tmp_path / "film.mp4")
+    assert (result.video, result.video_error) == (str(tmp_path / "film.mp4"), None)
+    blind = us.evaluate(policy, env=make(cartpoles(None)), episodes=2, video=tmp_path / "none.mp4")
+    assert "rendered nothing" in blind.video_error
 
 
 # ---------------------------------------------------------------------------------------------- policy, expert
