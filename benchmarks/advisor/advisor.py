@@ -105,7 +105,8 @@ class Advisor(table.Question[Job]):
 
     def work(self, job: Job) -> dict[str, Any]:
         """Train one pipeline, then test its policy with sampled actions on other episodes."""
-        from understudy.tools.evaluate import evaluate, evaluation_seed
+        from understudy.tools.evaluate import evaluate
+        from understudy.tools.play import evaluation_seed
 
         config = self.config(job)
         with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +114,9 @@ class Advisor(table.Question[Job]):
             run = table.train_in(Path(folder) / "run", config)
             assert run is not None  # the folder is new
             seconds, metrics = time.perf_counter() - started, run.metrics
-        result = evaluate(run.policy, config.env, job.episodes, seed=evaluation_seed(job.seed), deterministic=False)
+        result = evaluate(
+            run.policy, env=config.env, episodes=job.episodes, seed=evaluation_seed(job.seed), deterministic=False
+        )
         return {
             "revision": where.revision(),
             "test_return": result.mean_return,

@@ -159,7 +159,7 @@ class Imitation(table.Question[Job]):
         expert = job.method == EXPERT
         source, trained = self.train_expert(job) if expert else self.train_learner(job)
         policy, config = read_policy(source)
-        result = evaluate(policy, config.env, job.episodes, seed=EVALUATION_SEED)
+        result = evaluate(policy, env=config.env, episodes=job.episodes, seed=EVALUATION_SEED)
         row = {
             "shown": self.shown(job),
             "test_return": result.mean_return,

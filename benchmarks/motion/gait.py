@@ -144,7 +144,8 @@ def _play_simulation(
     """One episode after another, in a simulation that can be asked for contacts; none are known of a final frame."""
     from understudy.envs.gymnasium import InProcessVectorEnv
     from understudy.envs.registry import gymnasium_maker
-    from understudy.tools.record import PolicyActor, record_episodes
+    from understudy.tools.play import PolicyActor
+    from understudy.tools.record import record_episodes
 
     env = InProcessVectorEnv([gymnasium_maker(env_config.id, env_config.kwargs)])
     act, contact = PolicyActor(policy), []

@@ -140,7 +140,7 @@ class Motion(table.Question[Job]):
         """Train, or take over or continue the training in the job's folder; then measure its gait."""
         from understudy.runs.folder import RunFolder, read_policy
         from understudy.runs.metrics import read_metrics
-        from understudy.tools.evaluate import evaluation_seed
+        from understudy.tools.play import evaluation_seed
 
         before = WALK if job.task == "go1" and job.method != "ppo" else 0
         path = self.folder(job)
@@ -207,7 +207,7 @@ class Motion(table.Question[Job]):
     def make_clips(self) -> None:
         """Make both files of clips, where they are missing; the held-out ones are other episodes."""
         from understudy.recipes import mujoco
-        from understudy.tools.record_motions import record_motions
+        from understudy.tools.record import record
 
         for number, path in enumerate(self.clip_files):
             if path.exists():
@@ -221,7 +221,7 @@ class Motion(table.Question[Job]):
             else:
                 steps = self.args.total_steps
                 train_in(self.source, unscored(mujoco(self.task.env_id, total_steps=steps, seed=SOURCE_SEED)))
-                record_motions(path, self.source, episodes=CLIPS, seed=1_000_000 * (number + 1))
+                record(path, run=self.source, episodes=CLIPS, seed=1_000_000 * (number + 1), file_format="motion")
 
     @cached_property
     def clips(self) -> Result:

@@ -81,8 +81,8 @@ def film_run(run: Path, path: Path, env_id: str) -> None:
     policy, config = read_policy(run)
     env = dataclasses.replace(config.env, id=env_id, kwargs={})
     made = film(policy, env, path, seed=0, deterministic=True)
-    if made.error is not None:
-        raise SystemExit(f"{run.name}: no film: {made.error}")
+    if made is not None:
+        raise SystemExit(f"{run.name}: no film: {made}")
 
 
 def side_by_side(films: Mapping[str, Path], path: Path) -> str:

@@ -123,7 +123,8 @@ class Teacher(table.Question[Job]):
         """Train one policy, unless it is a teacher that is there already; then test its mode on other episodes."""
         from understudy.runs.folder import RunFolder, read_policy
         from understudy.runs.metrics import read_metrics
-        from understudy.tools.evaluate import evaluate, evaluation_seed
+        from understudy.tools.evaluate import evaluate
+        from understudy.tools.play import evaluation_seed
 
         with tempfile.TemporaryDirectory() as folder:
             path = self.teacher(job) if job.method == "teacher" else Path(folder) / "run"
@@ -132,7 +133,7 @@ class Teacher(table.Question[Job]):
                 train_in(path, self.config(job))
             policy, config = read_policy(path)
             metrics = read_metrics(RunFolder(path).metrics)
-        result = evaluate(policy, config.env, job.episodes, seed=evaluation_seed(job.seed + 1_000))
+        result = evaluate(policy, env=config.env, episodes=job.episodes, seed=evaluation_seed(job.seed + 1_000))
         return {
             "revision": where.revision(),
             "test_return": result.mean_return,

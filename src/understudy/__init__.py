@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from understudy.runs.config import TrainConfig
     from understudy.runs.folder import Run, load
     from understudy.tools.evaluate import evaluate
+    from understudy.training.loggers import Logger, StopTraining
     from understudy.training.loop import resume, train
 
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "ClipPPOLoss": "interop.clip_ppo_loss",
     "EnvConfig": "envs.registry",
     "Labels": "ppo.part",
+    "Logger": "training.loggers",
     "Losses": "ppo.part",
     "OptimizerConfig": "ppo.optim",
     "Overrides": "ppo.part",
@@ -50,6 +52,7 @@ _HOMES = {
     "Rewards": "ppo.part",
     "Run": "runs.folder",
     "Schedule": "core.schedules",
+    "StopTraining": "training.loggers",
     "TrainConfig": "runs.config",
     "Updates": "ppo.part",
     "Weights": "ppo.part",
@@ -72,6 +75,7 @@ __all__ = [
     "ClipPPOLoss",
     "EnvConfig",
     "Labels",
+    "Logger",
     "Losses",
     "OptimizerConfig",
     "Overrides",
@@ -83,6 +87,7 @@ __all__ = [
     "Rewards",
     "Run",
     "Schedule",
+    "StopTraining",
     "TrainConfig",
     "Updates",
     "Weights",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
@@ -14,9 +13,12 @@ from torch import Tensor
 from understudy.envs.base import Step
 from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.runs.evaluation import EvaluationResult
 from understudy.tools import evaluate as evaluation
 from understudy.tools import film as video
-from understudy.tools.evaluate import evaluate, quotas
+from understudy.tools import play
+from understudy.tools.evaluate import evaluate
+from understudy.tools.play import quotas
 
 
 class CountingEnv:
@@ -51,18 +53,6 @@ class CountingEnv:
         self.closed = True
 
 
-@dataclass(frozen=True)
-class CountingConfig:
-    id: str = "Counting"
-    num_envs: int = 99
-    junk_rows: bool = False
-    endless: bool = False
-    backend: str = "own"
-
-    def make(self, device: torch.device, seed: int) -> CountingEnv:
-        return CountingEnv(self.num_envs, junk_rows=self.junk_rows, endless=self.endless)
-
-
 class Ones(torch.nn.Module):
     """Acts 1 (plus noise if it samples); its recurrent state counts the steps of the episode and adds to the action."""
 
@@ -95,9 +85,8 @@ def test_every_environment_owes_a_fixed_number() -> None:
 
 
 @pytest.mark.parametrize("junk_rows", [False, True])
-def test_no_bias_towards_short_episodes(junk_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MAX_ENVS", 3)
-    result = evaluate(Ones(), CountingConfig(junk_rows=junk_rows), 5)  # type: ignore[arg-type]
+def test_no_bias_towards_short_episodes(junk_rows: bool) -> None:
+    result = evaluate(Ones(), env=CountingEnv(3, junk_rows=junk_rows), episodes=5)  # type: ignore[arg-type]
     # environment 0 runs one-step episodes of return 1, twice; 1: two steps of 10, twice; 2: three steps of 100, once
     assert result.returns == (1.0, 1.0, 20.0, 20.0, 300.0)
     assert result.lengths == (1, 1, 2, 2, 3)
@@ -109,38 +98,38 @@ def test_no_bias_towards_short_episodes(junk_rows: bool, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("junk_rows", [False, True])
-def test_memory_restarts_with_every_episode(junk_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "MAX_ENVS", 2)
-    result = evaluate(Ones(memory=1.0), CountingConfig(junk_rows=junk_rows), 4)  # type: ignore[arg-type]
+def test_memory_restarts_with_every_episode(junk_rows: bool) -> None:
+    env = CountingEnv(2, junk_rows=junk_rows)
+    result = evaluate(Ones(memory=1.0), env=env, episodes=4)  # type: ignore[arg-type]
     # actions 1, 2, ... within an episode: one step of 1; two steps of 10 x (1 + 2)
     assert result.returns == (1.0, 1.0, 30.0, 30.0)
 
 
-def test_sampling_follows_the_seed_and_leaves_the_global_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_follows_the_seed_and_leaves_the_global_stream() -> None:
     policy = Ones().train()
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    first = evaluate(policy, CountingConfig(), 3, seed=1, deterministic=False)  # type: ignore[arg-type]
+    first = evaluate(policy, env=CountingEnv(3), episodes=3, seed=1, deterministic=False)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
-    assert evaluate(policy, CountingConfig(), 3, seed=1, deterministic=False) == first  # type: ignore[arg-type]
-    assert evaluate(policy, CountingConfig(), 3, seed=2, deterministic=False) != first  # type: ignore[arg-type]
+    assert evaluate(policy, env=CountingEnv(3), episodes=3, seed=1, deterministic=False) == first  # type: ignore[arg-type]
+    assert evaluate(policy, env=CountingEnv(3), episodes=3, seed=2, deterministic=False) != first  # type: ignore[arg-type]
     assert policy.training  # as it was
 
 
 def test_endless_episodes_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "STEP_LIMIT", 50)
-    result = evaluate(Ones(), CountingConfig(endless=True), 1)  # type: ignore[arg-type]
+    monkeypatch.setattr(play, "STEP_LIMIT", 50)
+    result = evaluate(Ones(), env=CountingEnv(1, endless=True), episodes=1)  # type: ignore[arg-type]
     assert result.lengths == (50,)
 
 
 def test_no_episodes_is_an_error() -> None:
     with pytest.raises(ValueError, match="episodes is 0"):
-        evaluate(Ones(), CountingConfig(), 0)  # type: ignore[arg-type]
+        evaluate(Ones(), env=CountingEnv(1), episodes=0)  # type: ignore[arg-type]
 
 
 def test_json_has_no_nan() -> None:
-    result = evaluation.EvaluationResult(
+    result = EvaluationResult(
         mean_return=math.nan,
         std_return=1.0,
         min_return=0.0,
@@ -167,8 +156,9 @@ def cartpole() -> tuple[ActorCritic, EnvConfig]:
 
 def test_missing_video_package_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    policy, config = cartpole()
     with pytest.raises(ImportError, match=r"understudy\[video\]"):
-        evaluate(*cartpole(), 1, video_path="never.mp4")
+        evaluate(policy, env=config, episodes=1, video="never.mp4")
 
 
 def test_failing_renderer_does_not_lose_the_evaluation(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +168,8 @@ def test_failing_renderer_does_not_lose_the_evaluation(tmp_path, monkeypatch: py
         raise RuntimeError("no EGL device\nlong trace")
 
     monkeypatch.setattr(video, "make_render_env", broken)
-    result = evaluate(*cartpole(), 2, video_path=tmp_path / "film.mp4")
+    policy, config = cartpole()
+    result = evaluate(policy, env=config, episodes=2, video=tmp_path / "film.mp4")
     assert result.episodes == 2
     assert result.video is None
     assert result.video_error == "RuntimeError: no EGL device"
@@ -216,7 +207,7 @@ def test_film_is_an_mp4_of_even_size_and_sane_frame_rate(tmp_path, monkeypatch: 
     policy, config = cartpole()
     path = tmp_path / "new" / "film.mp4"
     film = video.film(policy.eval(), config, path, 0, True)
-    assert film.error is None
+    assert film is None
     assert env.rendered == 4  # 100 frames/s are filmed at 50: before steps 0, 2, 4 and 6
     reader = imageio.get_reader(path)
     assert reader.get_meta_data()["fps"] == 50.0
@@ -231,5 +222,5 @@ def test_long_episodes_are_cut(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(video, "make_render_env", lambda config: env)
     monkeypatch.setattr(video, "FILM_SECONDS", 0.04)
     policy, config = cartpole()
-    assert video.film(policy.eval(), config, tmp_path / "film.mp4", 0, True).error is None
+    assert video.film(policy.eval(), config, tmp_path / "film.mp4", 0, True) is None
     assert env.rendered == 2  # 0.04 s at 100 frames/s, every second one

@@ -17,8 +17,9 @@ from understudy.data.motions.files import read_motions
 from understudy.envs.registry import EnvConfig, make_env
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.tasks.point_mass import PointMass
-from understudy.tools.record import PolicyActor, record, record_episodes
-from understudy.tools.record_motions import record_motions, step_time, vector_reader
+from understudy.tools.clips import step_time, vector_reader
+from understudy.tools.play import PolicyActor
+from understudy.tools.record import record, record_episodes
 
 LONG = ("--ppo.num-steps", "16", "--ppo.minibatches", "2", "--ppo.epochs", "1", "--policy.hidden-sizes", "8")
 TINY = (*LONG, "--total-steps", "64", "--evaluation.episodes", "0", "--logging.no-tensorboard", "--logging.no-console")
@@ -131,9 +132,9 @@ def test_what_cannot_be_recorded_as_motion(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "there.npz").touch()
     for output, message in ((tmp_path / "there.npz", "exists: choose"), (tmp_path / "a-v0", "go into a .npz file")):
         with pytest.raises(ValueError, match=message):
-            record_motions(output, tmp_path)
-    with pytest.raises(ValueError, match="needs at least 1"):
-        record_motions(tmp_path / "a.npz", tmp_path, episodes=0)
+            record(output, run=tmp_path, file_format="motion")
+    with pytest.raises(ValueError, match="play at least 1"):
+        record(tmp_path / "a.npz", run=tmp_path, episodes=0, file_format="motion")
 
 
 def test_a_scripted_expert_is_recorded(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: Any) -> None:
     point = EnvConfig(id="PointMass")
     with pytest.raises(ValueError, match="no scripted expert: its observations have the groups"):
         record(str(tmp_path / "a.npz"), expert_of=point)
-    with pytest.raises(ValueError, match="Name a run, or an environment"):
+    with pytest.raises(ValueError, match="name a run to record, or an environment"):
         record(str(tmp_path / "a.npz"))
     (tmp_path / "there.npz").touch()
     with pytest.raises(ValueError, match="exists: choose another --output"):
@@ -161,7 +162,7 @@ def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "minari" / "there-v0").mkdir(parents=True)
     with pytest.raises(ValueError, match="raise its version"):
         record("there-v0", expert_of=point)
-    with pytest.raises(ValueError, match="needs at least 1"):
+    with pytest.raises(ValueError, match="play at least 1"):
         record(str(tmp_path / "a.npz"), expert_of=point, episodes=0)
 
 

@@ -3,10 +3,15 @@ from __future__ import annotations
 import io
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from understudy.envs.registry import EnvConfig
+from understudy.runs.config import TrainConfig
 from understudy.training.console import LINE_INTERVAL, Console, duration
+from understudy.training.loggers import Phase
 
 
 class Clock:
@@ -21,9 +26,16 @@ class Terminal(io.StringIO):
         return True
 
 
+def started(first_step: int, total_steps: int, **options: Any) -> Console:
+    console = Console(**options)
+    config = TrainConfig(env=EnvConfig(id="PointMass"), total_steps=1)
+    console.start(Phase("ppo", Path(), config, first_step, total_steps))
+    return console
+
+
 def test_lines_show_progress_rate_and_time_left() -> None:
     clock, out = Clock(), io.StringIO()
-    console = Console(first_step=1000, total_steps=11_000, file=out, clock=clock)
+    console = started(1000, 11_000, file=out, clock=clock)
     clock.now = 10.0
     console.log(3000, {"episode/return": 12.345, "ppo/kl": 0.00123, "gail/reward": 0.5, "ppo/loss": 7.0})
     line = out.getvalue()
@@ -42,7 +54,7 @@ def test_lines_show_progress_rate_and_time_left() -> None:
 
 def test_lines_are_rare_but_the_last_one_is_never_left_out() -> None:
     clock, out = Clock(), io.StringIO()
-    console = Console(first_step=0, total_steps=400, file=out, clock=clock)
+    console = started(0, 400, file=out, clock=clock)
     for step in (100, 200, 300):  # one after the other, within the interval
         clock.now += LINE_INTERVAL / 10
         console.log(step, {})
@@ -57,7 +69,7 @@ def test_lines_are_rare_but_the_last_one_is_never_left_out() -> None:
 
 def test_nan_keeps_the_last_value() -> None:
     clock, out = Clock(), io.StringIO()
-    console = Console(first_step=0, total_steps=100, file=out, clock=clock)
+    console = started(0, 100, file=out, clock=clock)
     console.log(1, {"episode/return": 5.0})
     console.log(100, {"episode/return": math.nan})
     assert out.getvalue().splitlines()[-1].endswith("episode return 5")
@@ -67,7 +79,7 @@ def test_terminal_shows_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
-    console = Console(first_step=0, total_steps=100, file=out)
+    console = started(0, 100, file=out)
     console.log(50, {"episode/return": 5.0, "ppo/kl": 0.01})
     console.close()
     console.close()  # twice is harmless

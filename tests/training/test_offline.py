@@ -25,7 +25,8 @@ from understudy.ppo.optim import LRSchedulerConfig
 from understudy.runs.config import EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig
 from understudy.runs.folder import load
 from understudy.tasks.point_mass import PointMass
-from understudy.tools.record import PolicyActor, record_episodes
+from understudy.tools.play import PolicyActor
+from understudy.tools.record import record_episodes
 from understudy.training.loop import resume, train
 from understudy.training.offline import OfflineTraining
 

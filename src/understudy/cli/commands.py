@@ -122,18 +122,19 @@ def evaluate(
         json: Print one JSON object on the last line.
     """
     from understudy.runs.folder import read_policy
-    from understudy.tools.evaluate import evaluate, evaluation_seed
+    from understudy.tools.evaluate import evaluate
+    from understudy.tools.play import evaluation_seed
 
     if deterministic and sample:
         raise ValueError("--deterministic is not allowed with --sample")
     policy, config = read_policy(run)
     result = evaluate(
         policy,
-        config.evaluation_env(),
-        episodes,
+        env=config.evaluation_env(),
+        episodes=episodes,
         seed=evaluation_seed(config.seed) if seed is None else seed,
         deterministic=not sample,
-        video_path=_folder(run) / "video.mp4" if video == Path() else video,
+        video=_folder(run) / "video.mp4" if video == Path() else video,
     )
     print(result.sentence())
     if result.video is not None:
@@ -196,17 +197,9 @@ def record(
         motion: Write motion clips (.npz) instead, one of each episode.
         step_time: Of clips: seconds between observations; MuJoCo tasks tell it.
     """
-    if motion:
-        if run is None or expert is not None or format is not None:
-            raise ValueError("--motion plays a run: understudy record RUN --motion --output clips.npz")
-        from understudy.tools.record_motions import record_motions
-
-        clips = record_motions(
-            output, run, episodes=episodes, seed=seed, deterministic=not sample, frame_time=step_time
-        )
-        print(clips.sentence(), f"motion clips: {clips.path}", sep="\n")
-        return
-    if step_time is not None:
+    if motion and (run is None or expert is not None or format is not None):
+        raise ValueError("--motion plays a run: understudy record RUN --motion --output clips.npz")
+    if not motion and step_time is not None:
         raise ValueError("--step-time is the time between frames of motion clips: it goes with --motion")
     from understudy.envs.registry import EnvConfig
     from understudy.tools.record import record
@@ -218,9 +211,10 @@ def record(
         episodes=episodes,
         seed=seed,
         deterministic=not sample,
-        file_format=format,
+        file_format="motion" if motion else format,
+        frame_time=step_time,
     )
-    print(recorded.sentence(), f"demonstrations: {recorded.path}", sep="\n")
+    print(recorded.sentence(), f"{'motion clips' if motion else 'demonstrations'}: {recorded.path}", sep="\n")
 
 
 @command("plot")
@@ -342,7 +336,18 @@ def _envs() -> Mapping[str, str]:
     return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
 
 
-TABLES: dict[str, Callable[[], Mapping[str, str]]] = {"recipes": _recipes, "parts": _parts, "envs": _envs}
+def _loggers() -> Mapping[str, str]:
+    from understudy.training.loggers import LOGGERS
+
+    return {name: LOGGERS.summary(name) for name in LOGGERS}
+
+
+TABLES: dict[str, Callable[[], Mapping[str, str]]] = {
+    "recipes": _recipes,
+    "parts": _parts,
+    "envs": _envs,
+    "loggers": _loggers,
+}
 
 
 def _folder(run: Path) -> Path:

@@ -36,6 +36,14 @@ class Condition(NamedTuple):
     rising: bool
     threshold: float
 
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Read `METRIC>=NUMBER` or `METRIC<=NUMBER`. Raises ValueError for any other text."""
+        match = re.fullmatch(r"([\w./-]+)(>=|<=)(.+)", text)
+        if match is None:
+            raise ValueError(f"{text!r} is no METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
+        return cls(match[1], match[2] == ">=", _parse_float(match[3]))
+
     def holds(self, number: float) -> bool:
         """Whether a value of the metric fulfils it; NaN does not."""
         return number >= self.threshold if self.rising else number <= self.threshold
@@ -105,10 +113,7 @@ class Schedule:
 
     def parsed_condition(self) -> Condition:
         """The condition of a `when`. Raises ValueError if it is none."""
-        match = re.fullmatch(r"([\w./-]+)(>=|<=)(.+)", self.condition)
-        if match is None:
-            raise ValueError(f"{self.condition!r} is no METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
-        return Condition(match[1], match[2] == ">=", _parse_float(match[3]))
+        return Condition.parse(self.condition)
 
     def extremes(self) -> tuple[float, ...]:
         """Numbers among which are the least and the greatest that the curve can take."""

@@ -103,6 +103,10 @@ class InProcessVectorEnv:
             buffers.publish(any_ended)
         return self._step
 
+    def render(self) -> Any:
+        """A picture of the first environment, as its `render_mode` has it."""
+        return self.envs[0].render()
+
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
@@ -191,6 +195,11 @@ class GymnasiumVectorAdapter:
         if junk is None:
             return self._step
         return self._step._replace(valid=torch.from_numpy(~junk).to(self.device))
+
+    def render(self) -> Any:
+        """A picture of the first environment, as its `render_mode` has it."""
+        pictures = self.env.render()
+        return None if pictures is None else pictures[0]
 
     def close(self) -> None:
         """Close the vector environment and its processes."""

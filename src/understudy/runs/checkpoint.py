@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from understudy.core.files import write_atomic
 from understudy.types import CheckpointError
 from understudy.version import __version__
 
@@ -22,26 +21,6 @@ FORMAT_VERSION = 1
 
 BEST = "best.pt"
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; a crash or a full disk at any moment leaves the old or the new file, never a mix.
-
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Raises OSError; `path` is then untouched.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a run is shared like any other file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def save_checkpoint(path: Path, kind: str, payload: Mapping[str, Any]) -> None:
@@ -168,21 +147,3 @@ def _some(names: list[str], limit: int = 6) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:160]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    # the rename itself is only durable once the folder's entry is on disk; some platforms cannot open a folder
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

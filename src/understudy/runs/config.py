@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from understudy.core.check import Config, In
-from understudy.core.schedules import Number, Schedule
+from understudy.core.schedules import Condition, Number, Schedule
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.policy import PolicyConfig
 from understudy.ppo.config import PPOConfig
@@ -68,6 +68,13 @@ class LoggingConfig(Config):
     """Weights & Biases (needs the extra `wandb`)."""
     wandb_project: str = "understudy"
     """Weights & Biases project."""
+    mlflow: bool = False
+    """MLflow (needs the extra `mlflow`), at the tracking server that MLflow's own settings name."""
+    mlflow_experiment: str = "understudy"
+    """MLflow experiment."""
+    loggers: tuple[str, ...] = ()
+    """Further loggers: names from `understudy list loggers`, or "module:attribute", a class or function that makes
+    one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +139,8 @@ class TrainConfig(Config):
     """Name of the recipe this came from; only used to name the run."""
     device: str = "auto"
     """Torch device of policy and rollouts; "auto" takes a GPU if there is one."""
+    stop_when: str | None = None
+    """End the training when a logged metric gets there, `evaluation/return>=475` (or `<=`); None: after total_steps."""
     torch_threads: Annotated[int | None, In(1)] = None
     """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
     env: EnvConfig
@@ -149,9 +158,24 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.offline is None and self.total_steps == 0:
             raise ValueError("total_steps must be at least 1 (0 only goes with offline training), got 0")
+        if self.stop_when is not None:
+            self._check_stop_when(self.stop_when)
         for name in self.parts:
             if not name.isidentifier():
                 raise ValueError(f"a part is named {name!r}; use a plain identifier such as 'gail' or 'teacher_2'")
+
+    def _check_stop_when(self, text: str) -> None:
+        try:
+            condition = Condition.parse(text)
+        except ValueError as error:
+            raise ValueError(f"stop_when: {error}") from None
+        intervals = (self.evaluation.interval, None if self.offline is None else self.offline.evaluation_interval)
+        never = self.evaluation.episodes == 0 or intervals == (None, None)
+        if condition.metric.startswith("evaluation/") and never:
+            raise ValueError(
+                f"stop_when waits for {condition.metric}, but nothing is evaluated before the end: set "
+                "evaluation.interval, and evaluation.episodes to at least 1"
+            )
 
     def evaluation_env(self) -> EnvConfig:
         """The environment that the policy is scored on: the training's, with the options of the evaluation."""

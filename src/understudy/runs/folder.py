@@ -8,23 +8,22 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 from gymnasium import spaces
 
+from understudy.core.files import write_atomic
 from understudy.nn.policy import ActorCritic
-from understudy.runs.checkpoint import check_same_layout, latest_checkpoint, load_checkpoint, write_atomic
+from understudy.runs.checkpoint import check_same_layout, latest_checkpoint, load_checkpoint
 from understudy.runs.config import TrainConfig, from_yaml, to_yaml
+from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.metrics import read_metrics
 from understudy.runs.provenance import provenance
 from understudy.runs.spaces import space_from_plain
 from understudy.types import CheckpointError
 from understudy.version import __version__
-
-if TYPE_CHECKING:
-    from understudy.tools.evaluate import EvaluationResult
 
 CHECKPOINT_KIND = "training"
 
@@ -102,7 +101,7 @@ class Run:
     policy: ActorCritic
     env_steps: int
     evaluation: EvaluationResult | None = None  # None if switched off or interrupted
-    stopped_by: str | None = None  # name of the signal that ended the training early
+    stopped_by: str | None = None  # what ended the training early: a signal's name, a logger's reason
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -6,28 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
-from understudy.runs.checkpoint import write_atomic
+from understudy.core.files import write_atomic
 
 STEP = "step"
 """Key of the environment steps (all environments together) in every line."""
-
-
-class MetricsFile:
-    """Appends one line per call; a line is on its way to the disk when `log` returns."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append `metrics` at `step`; NaN and infinities, which JSON does not have, become null."""
-        self._file.write(json_line({STEP: step, **metrics}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def json_line(values: Mapping[str, object]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from understudy.core.check import check_choice
+from understudy.core.files import replacing
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
 from understudy.nn import heads
@@ -99,17 +98,13 @@ def export_policy(
     path.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[format]
     device, training = policy.device, policy.training
-    unfinished = Path(tempfile.mkdtemp(dir=path.parent)) / f"policy{SUFFIXES[format]}"
     try:
         policy.cpu().eval()
-        with torch.no_grad():
+        with torch.no_grad(), replacing(path) as unfinished:
             act = write(policy, unfinished, json.dumps(describe(policy, task, segments)))
             check_same_actions(policy, act)
-        os.replace(unfinished, path)
     finally:
         policy.to(device).train(training)
-        unfinished.unlink(missing_ok=True)
-        unfinished.parent.rmdir()
     return path
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
 
+from understudy.core.files import replacing
+from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
 from understudy.nn.policy import ActorCritic
+from understudy.tools.play import Actor, PolicyActor, device_of, play, undisturbed
 
 FILM_SECONDS = 30.0
 """A longer episode is cut here: drawing without a GPU takes longer than training the demo did."""
@@ -22,12 +30,13 @@ DEFAULT_FPS = 30.0
 SMOOTH_FPS = 50.0  # faster simulations are filmed every k-th step: nobody sees more, and rendering is the slow part
 
 
-@dataclass(frozen=True, kw_only=True)
-class Film:
-    """What became of an attempt to film."""
+@runtime_checkable
+class Drawable(Protocol):
+    """An environment that can be filmed as it is."""
 
-    path: Path
-    error: str | None = None  # None: the film is at `path`
+    def render(self) -> Any:
+        """A picture `[H, W, 3]` uint8 of the first copy."""
+        ...
 
 
 def check_video_packages() -> None:
@@ -37,21 +46,20 @@ def check_video_packages() -> None:
         raise ImportError(f"filming needs {' and '.join(missing)}: pip install 'understudy[video]'")
 
 
-def film(policy: ActorCritic, env_config: EnvConfig, path: Path, seed: int, deterministic: bool) -> Film:
-    """Run one episode with rendering and write it to `path` (MP4, H.264), `FILM_SECONDS` at most.
+def film(policy: ActorCritic, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
+    """Play one episode with rendering and write it to `path` (MP4, H.264), `FILM_SECONDS` at most.
 
-    Never raises: `error` says what failed.
+    `env` is an `EnvConfig`, of which one copy is made, or an environment with a `render` method. Never raises: returns
+    the reason why there is no film, None if there is one.
     """
     prepare_offscreen_rendering()
-    unfinished = path.with_name(f".{path.name}")  # so that an older film stays until this one is whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _record(policy, env_config, unfinished, seed, deterministic)
-        unfinished.replace(path)
+        with replacing(path) as unfinished, undisturbed(policy, seed), _stage(env, device_of(policy), seed) as stage:
+            _record(PolicyActor(policy, deterministic), stage, unfinished, seed)
     except Exception as error:  # a renderer may fail in any way (driver, display, codec), all of them harmless here
-        unfinished.unlink(missing_ok=True)
-        return Film(path=path, error=f"{type(error).__name__}: {error}".splitlines()[0])
-    return Film(path=path)
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 def prepare_offscreen_rendering() -> None:
@@ -60,29 +68,44 @@ def prepare_offscreen_rendering() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def _record(policy: ActorCritic, env_config: EnvConfig, path: Path, seed: int, deterministic: bool) -> None:
+class _Stage(NamedTuple):
+    env: VecEnv
+    render: Callable[[], Any]
+    fps: float
+
+
+@contextmanager
+def _stage(env: Any, device: torch.device, seed: int) -> Iterator[_Stage]:
+    if not isinstance(env, EnvConfig):
+        own = as_vec_env(env, device)
+        if not isinstance(own, Drawable):
+            raise ValueError("the environment has no render method")
+        yield _Stage(own, own.render, DEFAULT_FPS)
+        return
+    single = make_render_env(env)
+    _simplify_drawing(single)
+    with closing(as_vec_env(single, device, groups=env.groups or None, segments=env.segments)) as alone:
+        yield _Stage(alone, single.render, float(single.metadata.get("render_fps") or DEFAULT_FPS))
+
+
+def _record(actor: Actor, stage: _Stage, path: Path, seed: int) -> None:
     import imageio.v2 as imageio  # an extra
 
-    single = make_render_env(env_config)
-    _simplify_drawing(single)
-    env = as_vec_env(single, policy.device, groups=env_config.groups or None, segments=env_config.segments)
-    try:
-        fps = float(single.metadata.get("render_fps") or DEFAULT_FPS)
-        every = max(1, round(fps / SMOOTH_FPS))
-        obs, state = env.reset(seed), policy.initial_state(1)
-        writer: Any = imageio.get_writer(
-            path, format="FFMPEG", fps=fps / every, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
-        )
-        with writer:
-            for step in range(round(FILM_SECONDS * fps)):
-                if step % every == 0:
-                    writer.append_data(_even(single.render()))  # at once: an episode of frames fills gigabytes
-                action, state = policy.act(obs, state, deterministic=deterministic)
-                obs, _, terminated, truncated, *_ = env.step(action)
-                if bool(terminated | truncated):
-                    break  # the environment shows its next episode already
-    finally:
-        env.close()
+    every = max(1, round(stage.fps / SMOOTH_FPS))
+    steps = itertools.count()
+    writer: Any = imageio.get_writer(
+        path, format="FFMPEG", fps=stage.fps / every, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
+    )
+
+    def draw_and_act(obs: TensorDict, is_first: Tensor) -> Tensor:
+        if next(steps) % every == 0:
+            writer.append_data(_even(stage.render()))  # at once: an episode of frames fills gigabytes
+        return actor(obs, is_first)
+
+    with writer:
+        for moment in itertools.islice(play(stage.env, draw_and_act, 1, seed), round(FILM_SECONDS * stage.fps)):
+            if moment.over[0]:
+                break  # of many copies, another may need longer
 
 
 def _simplify_drawing(env: gym.Env[Any, Any]) -> None:

@@ -1,55 +1,32 @@
-"""Recording: play a trained policy, or an environment's scripted expert, and keep whole episodes as demonstrations."""
+"""Recording: play a trained policy or a scripted expert, keep whole episodes as demonstrations or motion clips."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from tensordict import TensorDict
-from torch import Tensor
 
 from understudy.core.spaces import component_keys
 from understudy.data.demonstrations.read import Key
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
-from understudy.envs.base import Step, VecEnv
+from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig
-from understudy.nn.policy import ActorCritic
 from understudy.runs.folder import read_policy
-from understudy.tools.evaluate import evaluation_seed, quotas
+from understudy.tools.clips import clip_writer
+from understudy.tools.play import OWN_ENV, Actor, Moment, PolicyActor, check_episodes, evaluation_seed, opened, play
 from understudy.version import __version__
 
 logger = logging.getLogger(__name__)
 
-Actor = Callable[[TensorDict, Tensor], Tensor]
-"""From obs `[N]` and is_first `[N]`, the action to execute `[N, *A]`."""
-
 EXPERT_GROUP = "expert_action"
 """Observation group in which an environment says what its scripted expert would do."""
 
-RecordFormat = Literal["minari", "npz"]
-
-
-class PolicyActor:
-    """A policy as an `Actor`: it keeps the recurrent state and starts it anew with every episode."""
-
-    def __init__(self, policy: ActorCritic, deterministic: bool = True) -> None:
-        self.policy, self.deterministic = policy, deterministic
-        self.state: Tensor | None = None
-
-    def __call__(self, obs: TensorDict, is_first: Tensor) -> Tensor:
-        """The action to execute."""
-        fresh = self.policy.initial_state(len(is_first))
-        if fresh is not None:
-            self.state = fresh if self.state is None else torch.where(is_first.unsqueeze(-1), fresh, self.state)
-        action: Tensor
-        action, self.state = self.policy.act(obs, self.state, self.deterministic)
-        return action
+RecordFormat = Literal["minari", "npz", "motion"]
 
 
 def scripted_expert(env: VecEnv) -> Actor:
@@ -62,29 +39,21 @@ def scripted_expert(env: VecEnv) -> Actor:
     return lambda obs, _: obs[EXPERT_GROUP]
 
 
-@torch.no_grad()
 def record_episodes(
     env: VecEnv, act: Actor, episodes: int, seed: int, *, label: Actor | None = None, min_steps: int = 0
 ) -> list[Episode]:
-    """Play until `episodes` whole episodes of at least `min_steps` steps together are over.
+    """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
 
-    Each environment owes its share of the episodes, so that short ones, which end sooner, are not over-represented.
     The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones.
     """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
-    owed = quotas(episodes, env.num_envs)
     finished: list[list[Episode]] = [[] for _ in tracks]
-    obs, is_first, steps = env.reset(seed), torch.ones(env.num_envs, dtype=torch.bool, device=env.device), 0
-    while steps < min_steps or any(len(done) < quota for done, quota in zip(finished, owed)):
-        before = obs.clone()  # a step may rewrite the tensors that the last one returned
-        executed = act(before, is_first)
-        kept = executed if label is None else label(before, is_first)
-        step = env.step(executed)
-        for n, episode in _follow(tracks, before, kept, step):
-            if len(finished[n]) < owed[n] or steps < min_steps:
+    for moment in play(env, act, episodes, seed, min_steps=min_steps):
+        if label is not None:
+            moment = moment._replace(action=label(moment.obs, moment.is_first))
+        for n, episode in _follow(tracks, moment):
+            if moment.kept[n]:
                 finished[n].append(episode)
-                steps += episode.length
-        obs, is_first = step.obs, step.starts_next
     return [episode for done in finished for episode in done]
 
 
@@ -110,11 +79,12 @@ class _Track:
         return episode
 
 
-def _follow(tracks: Sequence[_Track], obs: TensorDict, action: Tensor, step: Step) -> list[tuple[int, Episode]]:
+def _follow(tracks: Sequence[_Track], moment: Moment) -> list[tuple[int, Episode]]:
     """Append one step to every track; the environments whose episode it ended, with these episodes."""
-    keys = list(tracks[0].observations)
-    rows, actions, rewards = {key: obs.get(key).cpu().numpy() for key in keys}, action.cpu().numpy(), step.reward.cpu()
-    terminated, truncated = step.terminated.cpu().tolist(), step.truncated.cpu().tolist()
+    step, keys = moment.step, list(tracks[0].observations)
+    rows = {key: moment.obs.get(key).cpu().numpy() for key in keys}
+    actions, rewards = moment.action.cpu().numpy(), step.reward.cpu()
+    terminated = step.terminated.cpu().tolist()
     valid = [True] * len(tracks) if step.valid is None else step.valid.cpu().tolist()
     over = []
     for n, track in enumerate(tracks):
@@ -124,15 +94,18 @@ def _follow(tracks: Sequence[_Track], obs: TensorDict, action: Tensor, step: Ste
             track.observations[key].append(rows[key][n].copy())
         track.actions.append(actions[n].copy())
         track.rewards.append(float(rewards[n]))
-        if terminated[n] or truncated[n]:
-            over.append((n, track.finish(_final(keys, obs, step, n), terminated[n], truncated[n])))
+        if moment.over[n]:  # cut where it was neither
+            truncated = bool(step.truncated[n]) or not terminated[n]
+            over.append((n, track.finish(_final(keys, moment, n), terminated[n], truncated)))
     return over
 
 
-def _final(keys: Sequence[Key], obs: TensorDict, step: Step, n: int) -> dict[Key, np.ndarray]:
-    if step.final_obs is None:
+def _final(keys: Sequence[Key], moment: Moment, n: int) -> dict[Key, np.ndarray]:
+    step = moment.step
+    source = step.final_obs if bool(step.terminated[n] | step.truncated[n]) else step.obs
+    if source is None:
         logger.warning("the environment gives no final observations: the last one is recorded twice")
-    source = obs if step.final_obs is None else step.final_obs
+        source = moment.obs
     return {key: source.get(key)[n].cpu().numpy().copy() for key in keys}
 
 
@@ -166,64 +139,82 @@ class Recorded:
         return f"return {self.score:.1f} ± {self.score_std:.1f} ({self.episodes} episodes, {self.steps:,} steps)"
 
 
+Write = Callable[[Sequence[Episode]], Path]
+"""Writes what was played and says where it lies."""
+
+
 def record(
-    output: str,
+    output: str | Path,
     *,
     run: Path | None = None,
     expert_of: EnvConfig | None = None,
+    env: Any = None,
     episodes: int = 25,
     seed: int | None = None,
     deterministic: bool = True,
     file_format: RecordFormat | None = None,
+    frame_time: float | None = None,
 ) -> Recorded:
     """Play `run` (a folder or checkpoint), or the scripted expert of the environment `expert_of`, into a dataset.
 
     `output` is a path that ends in .npz or the id of the Minari dataset to make; `file_format` says it where the name
-    does not. Environment, score and seed are kept in its metadata. Raises ValueError for an output that exists or
-    cannot be named so, ImportError without Minari, both before anything is played.
+    does not. "motion" writes each episode of a run as one motion clip, whose fields are called as the observations'
+    columns are: `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured; `frame_time` is
+    the time between two observations in seconds (None: the environment's own, which MuJoCo's tasks tell). `env`: an
+    environment of yours to play in, instead of one built from the run's config.
+
+    Environment, score and seed are kept in a dataset's metadata. Raises ValueError for an output that exists or
+    cannot be named so, for clips without a frame time and of observations without vectors, ImportError without
+    Minari, all before anything is played.
     """
     if (run is None) == (expert_of is None):
-        raise ValueError("record what? Name a run, or an environment with a scripted expert, not both")
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}; a recording needs at least 1")
-    chosen = file_format or ("npz" if output.endswith(".npz") else "minari")
-    path = Path(output if output.endswith(".npz") else f"{output}.npz")
+        raise ValueError("name a run to record, or an environment with a scripted expert, not both")
+    check_episodes(episodes)
+    chosen = file_format or ("npz" if str(output).endswith(".npz") else "minari")
+    path = _check_output(str(output), chosen, run)
+    policy, seed_of_run, config = None, 0, expert_of
+    if run is not None:
+        policy, trained = read_policy(run)
+        config, seed_of_run = trained.env, evaluation_seed(trained.seed)
+    assert config is not None
+    seed = seed_of_run if seed is None else seed
+    with opened(config if env is None else env, "cpu", seed, "" if run is None else OWN_ENV) as played_in:
+        actor = scripted_expert(played_in) if policy is None else PolicyActor(policy, deterministic)
+        metadata = {"env": config.id, "expert": "scripted expert" if run is None else run.name, "seed": seed}
+        metadata |= {"deterministic": deterministic, "understudy_version": __version__}
+        if chosen == "motion":
+            assert run is not None
+            write = clip_writer(path, run.name, played_in, frame_time)
+        else:
+            write = _dataset_writer(str(output), path, chosen, played_in, metadata)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            played = record_episodes(played_in, actor, episodes, seed)
+    return replace(Recorded.of(path, played), path=write(played))
+
+
+def _check_output(output: str, chosen: RecordFormat, run: Path | None) -> Path:
+    """The file to write. Raises ValueError or ImportError where it cannot be."""
+    if chosen == "motion":
+        if run is None:
+            raise ValueError("motion clips are recorded from a run: name one")
+        if not output.endswith(".npz"):
+            raise ValueError(f"motion clips go into a .npz file, not {output}: name it {output}.npz")
     if chosen == "minari":
         check_minari_id(output)
-    elif path.exists():
+    path = Path(output if output.endswith(".npz") else f"{output}.npz")
+    if chosen != "minari" and path.exists():
         raise ValueError(f"{path} exists: choose another --output, or delete it")
-    if run is not None:
-        policy, config = read_policy(run)
-        env_config, name = config.env, run.name
-        seed = evaluation_seed(config.seed) if seed is None else seed
-    else:
-        assert expert_of is not None
-        policy, env_config, name = None, expert_of, "scripted expert"
-    seed = seed or 0
-    with closing(env_config.make("cpu", seed)) as env:
-        episodes_played = play(policy, env, episodes, seed, deterministic)
-    recorded = Recorded.of(path, episodes_played)
-    metadata: dict[str, Any] = {
-        "env": env_config.id,
-        "expert": name,
-        "score": recorded.score,
-        "score_std": recorded.score_std,
-        "seed": seed,
-        "deterministic": deterministic,
-        "understudy_version": __version__,
-    }
-    if chosen == "npz":
-        write_npz(path, episodes_played, metadata)
-        return recorded
-    path = write_minari(output, episodes_played, metadata, env.observation_space, env.action_space)
-    return replace(recorded, path=path)
+    return path
 
 
-def play(
-    policy: ActorCritic | None, env: VecEnv, episodes: int, seed: int, deterministic: bool = True
-) -> list[Episode]:
-    """Episodes of `policy`, or of the environment's scripted expert; torch's global random state stays as it was."""
-    actor = scripted_expert(env) if policy is None else PolicyActor(policy, deterministic)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return record_episodes(env, actor, episodes, seed)
+def _dataset_writer(output: str, path: Path, chosen: RecordFormat, env: VecEnv, metadata: dict[str, Any]) -> Write:
+    def write(episodes: Sequence[Episode]) -> Path:
+        recorded = Recorded.of(path, episodes)
+        described = {**metadata, "score": recorded.score, "score_std": recorded.score_std}
+        if chosen == "minari":
+            return write_minari(output, episodes, described, env.observation_space, env.action_space)
+        write_npz(path, episodes, described)
+        return path
+
+    return write

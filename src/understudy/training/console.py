@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from understudy.training.loggers import Logger, Phase
+
 LINE_INTERVAL = 5.0
 """Seconds between lines where the output is not a terminal."""
 
@@ -30,23 +32,20 @@ _CORE_GROUPS = ("episode", "evaluation", "ppo", "time", "env")
 _HIDDEN = ("reward/task",)  # the episode return says it better; the other rewards are those of parts
 
 
-class Console:
+class Console(Logger):
     """Shows steps, steps/s, time left, episode return, KL and what the parts report. Writes to stderr or `file`."""
 
-    def __init__(
-        self,
-        *,
-        first_step: int,
-        total_steps: int,
-        file: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._first, self._total, self._clock = first_step, total_steps, clock
-        self._start, self._last_line = clock(), -math.inf
-        self._step = first_step
-        self._shown: dict[str, float] = {}
-        self._console = rich.console.Console(file=file, stderr=file is None, highlight=False)
+    def __init__(self, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._live: Live | None = None
+        self._console = rich.console.Console(file=file, stderr=file is None, highlight=False)
+
+    def start(self, phase: Phase) -> None:
+        """Show an empty table where the output is a terminal."""
+        self._first = self._step = phase.first_step
+        self._total = phase.total_steps
+        self._start, self._last_line = self._clock(), -math.inf
+        self._shown: dict[str, float] = {}
         if self._console.is_terminal:
             self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=False)
             self._live.start()

@@ -18,7 +18,8 @@ from understudy.nn.policy import ActorCritic
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.config import DaggerConfig, TrainConfig
 from understudy.runs.folder import load
-from understudy.tools.record import Actor, PolicyActor, record_episodes, scripted_expert
+from understudy.tools.play import Actor, PolicyActor, opened
+from understudy.tools.record import record_episodes, scripted_expert
 
 DEMONSTRATIONS = "demonstrations"
 """Folder in a run in which every round keeps its episodes."""
@@ -110,9 +111,10 @@ def find_expert(config: DaggerConfig, env: VecEnv) -> Actor:
     return PolicyActor(policy)
 
 
-def first_round(config: TrainConfig, run: Path, expert: Actor | None = None) -> TrainConfig:
+def first_round(config: TrainConfig, run: Path, expert: Actor | None = None, own: VecEnv | None = None) -> TrainConfig:
     """Collect round 0 into the run's folder, and let the cloning parts of the config learn from that folder.
 
+    `own`: the environment to play in, instead of one built from the config.
     Raises ValueError if the config names demonstrations of its own, or as `find_expert`.
     """
     assert config.offline is not None
@@ -121,11 +123,8 @@ def first_round(config: TrainConfig, run: Path, expert: Actor | None = None) -> 
     for name, part in cloning.items():
         if part.demonstrations:
             raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
-    env = config.env.make(config.torch_device(), config.seed)
-    try:
+    with opened(config.env if own is None else own, config.torch_device(), config.seed) as env:
         Dagger(config.offline.dagger, run, env, config.env.id, config.seed, expert).collect(0, None)
-    finally:
-        env.close()
     folder = str(run / DEMONSTRATIONS)
     parts = {**config.parts, **{k: dataclasses.replace(v, demonstrations=folder) for k, v in cloning.items()}}
     return dataclasses.replace(config, parts=parts)

@@ -1,119 +1,317 @@
-"""Where metrics go: metrics.jsonl, TensorBoard, Weights & Biases. Plain numbers on the host, never tensors."""
+"""Loggers: they see every row of metrics, may add to it, and may end the training. Plain numbers, never tensors."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar, runtime_checkable
 
-from understudy.runs.config import LoggingConfig
-from understudy.runs.metrics import MetricsFile
-from understudy.training.console import Console
+from understudy.core.check import nearest
+from understudy.core.registry import Registry, load_object
+from understudy.core.schedules import Condition
+from understudy.runs.codec import to_plain
+from understudy.runs.config import TrainConfig
+from understudy.runs.metrics import STEP, json_line
 
+T = TypeVar("T")
 
-class Sink(Protocol):
-    """A place that metrics go to."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of one iteration, at `step` environment steps."""
-        ...
-
-    def close(self) -> None:
-        """Write what is pending and free what is held."""
-        ...
+Row = Mapping[str, float]
+"""Metric -> number; NaN where there is none yet."""
 
 
-class TensorBoardSink:
-    """TensorBoard event files; what an earlier start of the run wrote after `first_step` disappears from view.
+class StopTraining(Exception):
+    """Raised by a logger's `log` to end the training: the reason goes into `Run.stopped_by`.
 
-    One event holds all metrics of an iteration: `SummaryWriter.add_scalar`, one event each, took 5 ms for 27 of them.
+    The other loggers still see the row. Then follow a checkpoint and an evaluation, as at any end; where the row lacks
+    its numbers, they are in `Run.evaluation` and `evaluation.json` alone.
     """
 
-    def __init__(self, folder: Path, first_step: int) -> None:
-        # slow to import, so only where it is used
+
+class Phase(NamedTuple):
+    """What is about to be logged. A training with offline epochs before PPO has two phases, any other has one."""
+
+    kind: Literal["offline", "ppo"]
+    """`step` counts epochs in the first, environment steps in the second."""
+    folder: Path
+    """The run's folder."""
+    config: TrainConfig
+    first_step: int
+    """Where the phase starts: not 0 in a resumed run, which may log later steps a second time."""
+    total_steps: int
+
+
+@runtime_checkable
+class Logger(Protocol):
+    """Sees every row of metrics. Subclass it and write the methods that you need, or write a class with all four.
+
+    A row passes through the loggers in this order: those given to `us.train`, those of `logging.loggers`, then the
+    library's own, `metrics.jsonl` among them.
+    """
+
+    def start(self, phase: Phase) -> None:
+        """Open what is needed, at the beginning of each phase."""
+        return  # not abstract
+
+    def log(self, step: int, metrics: Row) -> Row | None:
+        """Take one row. The metrics that it returns join the row for the loggers after this one.
+
+        Raise `StopTraining` to end the training. After any other error a checkpoint is written and the error raised.
+        """
+        return None
+
+    def note(self, text: str) -> None:
+        """Take a sentence for whoever watches: no video, demonstrations read."""
+        return
+
+    def close(self) -> None:
+        """Write what is pending and free what is held, at the end of each phase, also of one that failed."""
+        return
+
+
+class FunctionLogger(Logger):
+    """A function (step, metrics) as a logger."""
+
+    def __init__(self, function: Callable[[int, Row], Row | None]) -> None:
+        self.function = function
+
+    def log(self, step: int, metrics: Row) -> Row | None:
+        """Call it."""
+        return self.function(step, metrics)
+
+
+class StopWhen(Logger):
+    """Ends the training when a metric gets where it should; raises ValueError if no row ever has that metric."""
+
+    def __init__(self, condition: str) -> None:
+        self.text, self.condition = condition, Condition.parse(condition)
+
+    def start(self, phase: Phase) -> None:
+        """Find out whether this phase has the metric in all of its rows."""
+        name = self.condition.metric
+        of_offline = name.startswith(("offline/", "dagger/")) and phase.config.offline is not None
+        self.expected = not name.startswith("evaluation/") and of_offline == (phase.kind == "offline")
+
+    def log(self, step: int, metrics: Row) -> None:
+        """Look at the metric."""
+        name = self.condition.metric
+        if name not in metrics and self.expected:
+            raise ValueError(f"stop_when waits for {name!r}, which is not logged; {nearest(name, metrics)}")
+        if name in metrics and self.condition.holds(metrics[name]):
+            raise StopTraining(self.text)
+
+
+class MetricsFile(Logger):
+    """`metrics.jsonl`: one line per row; it is on its way to the disk when `log` returns."""
+
+    def start(self, phase: Phase) -> None:
+        """Open the file, to append."""
+        self.file: TextIO = (phase.folder / "metrics.jsonl").open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Row) -> None:
+        """Append a line; NaN and infinities, which JSON does not have, become null."""
+        self.file.write(json_line({STEP: step, **metrics}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TensorBoard(Logger):
+    """TensorBoard event files; what an earlier start of the run wrote after `first_step` disappears from view.
+
+    One event holds all metrics of a row: `SummaryWriter.add_scalar`, one event each, took 5 ms for 27 of them.
+    """
+
+    def start(self, phase: Phase) -> None:
+        """Open an event file in the run's folder."""
+        # importing it takes a second, so only where it is used
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
         from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
 
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(folder))
-        if first_step:
+        self.event, self.summary = Event, Summary
+        self.writer = EventFileWriter(str(phase.folder / "tensorboard"))
+        if phase.first_step:
             restart = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=restart))
+            self.writer.add_event(Event(wall_time=time.time(), step=phase.first_step, session_log=restart))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Row) -> None:
         """Write every finite metric."""
-        values = [
-            self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items() if math.isfinite(value)
-        ]
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+        values = [self.summary.Value(tag=name, simple_value=x) for name, x in finite(metrics).items()]
+        self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=values)))
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        self.writer.close()
 
 
-class WandbSink:
-    """Weights & Biases; `check_wandb` first."""
+class WeightsAndBiases(Logger):
+    """Weights & Biases. Raises ImportError that names the extra where it is not installed."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
+        _require("wandb", "Weights & Biases")
+
+    def start(self, phase: Phase) -> None:
+        """Start or continue the run that is called as the folder."""
         import wandb  # an extra
 
+        project, name, folder = phase.config.logging.wandb_project, phase.folder.name, str(phase.folder)
         # the folder's name as id: a resumed run goes on in the same place
-        self._run = wandb.init(
-            project=project, name=folder.name, id=folder.name, dir=str(folder), config=dict(config), resume="allow"
+        self.run = wandb.init(
+            project=project, name=name, id=name, dir=folder, config=to_plain(phase.config), resume="allow"
         )
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Row) -> None:
         """Send every finite metric."""
-        self._run.log({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+        self.run.log(finite(metrics), step=step)
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish()
+        self.run.finish()
 
 
-class Logger:
-    """All sinks of a run behind one `log(step, metrics)`."""
+class MLflow(Logger):
+    """MLflow, at the place that its own settings name. Raises ImportError that names the extra if it is missing."""
 
-    def __init__(self, sinks: Sequence[Sink], console: Console | None) -> None:
-        self._console = console
-        self._sinks: list[Sink] = [*sinks, console] if console is not None else list(sinks)
+    def __init__(self) -> None:
+        _require("mlflow", "MLflow")
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send one iteration's metrics everywhere."""
-        for sink in self._sinks:
-            sink.log(step, metrics)
+    def start(self, phase: Phase) -> None:
+        """Start a run that is called as the folder, or continue the one that the folder remembers."""
+        import mlflow  # an extra
 
-    def note(self, text: str) -> None:
-        """A sentence for whoever watches (evaluation done, checkpoint written); only the console shows it."""
-        if self._console is not None:
-            self._console.note(text)
+        self.mlflow, memory = mlflow, phase.folder / "mlflow_run_id"
+        if memory.is_file():
+            mlflow.start_run(run_id=memory.read_text())
+            return
+        mlflow.set_experiment(phase.config.logging.mlflow_experiment)
+        memory.write_text(mlflow.start_run(run_name=phase.folder.name).info.run_id)
+        mlflow.log_params(flat(to_plain(phase.config)))
+
+    def log(self, step: int, metrics: Row) -> None:
+        """Send every finite metric."""
+        self.mlflow.log_metrics(finite(metrics), step=step)
 
     def close(self) -> None:
-        """Close every sink."""
-        for sink in self._sinks:
-            sink.close()
+        """End the run."""
+        self.mlflow.end_run()
 
 
-def check_wandb() -> None:
-    """Raise ImportError that names the extra if Weights & Biases is not installed."""
-    if importlib.util.find_spec("wandb") is None:
-        raise ImportError("logging to Weights & Biases needs: pip install 'understudy[wandb]'")
+LOGGERS: Registry[Callable[[], Logger]] = Registry(
+    "logger",
+    "understudy.loggers",
+    {
+        "console": "understudy.training.console:Console",
+        "metrics": "understudy.training.loggers:MetricsFile",
+        "mlflow": "understudy.training.loggers:MLflow",
+        "tensorboard": "understudy.training.loggers:TensorBoard",
+        "wandb": "understudy.training.loggers:WeightsAndBiases",
+    },
+)
+"""Loggers by name: functions without arguments that make one. Packages announce theirs as `understudy.loggers`."""
 
 
-def open_logger(
-    folder: Path, config: LoggingConfig, plain_config: Mapping[str, Any], *, first_step: int, total_steps: int
-) -> Logger:
-    """The sinks that `config` asks for, writing into a run's folder."""
-    sinks: list[Sink] = []
-    if config.wandb:
-        sinks.append(WandbSink(folder, config.wandb_project, plain_config))
-    sinks.append(MetricsFile(folder / "metrics.jsonl"))
-    if config.tensorboard:
-        sinks.append(TensorBoardSink(folder / "tensorboard", first_step))
-    console = Console(first_step=first_step, total_steps=total_steps) if config.console else None
-    return Logger(sinks, console)
+class Loggers:
+    """All loggers of a training behind one `log(step, metrics)`.
+
+    `own` are the caller's, loggers or functions. Raises ValueError for what is neither, an unknown name and a
+    reference that leads nowhere, ImportError for a missing extra.
+    """
+
+    def __init__(self, config: TrainConfig, own: Iterable[Any] = ()) -> None:
+        chosen = config.logging
+        self.stopped_by: str | None = None
+        switches = {"wandb": chosen.wandb, "mlflow": chosen.mlflow, "metrics": True}
+        switches |= {"tensorboard": chosen.tensorboard, "console": chosen.console}
+        switched = [name for name, on in switches.items() if on and name not in chosen.loggers]
+        stops = [] if config.stop_when is None else [StopWhen(config.stop_when)]
+        given = [*own, *map(_named_logger, chosen.loggers), *stops, *map(_named_logger, switched)]
+        self.loggers = [_as_logger(each) for each in given]
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Start all loggers, and close them at the end."""
+        with ExitStack() as started:
+            for logger in self.loggers:
+                _blaming(logger, logger.start, phase)
+                started.callback(_blaming, logger, logger.close)
+            yield
+
+    def log(self, step: int, metrics: Row) -> None:
+        """Pass a row through all loggers, also after one that failed, whose error is raised in the end.
+
+        Where one asked to stop, `stopped_by` says why from now on.
+        """
+        row, failures = dict(metrics), []
+        for logger in self.loggers:
+            try:
+                row |= _blaming(logger, _added, logger, step, row)
+            except StopTraining as stop:
+                self.stopped_by = self.stopped_by or str(stop) or type(logger).__qualname__
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def note(self, text: str) -> None:
+        """Pass a sentence to all loggers."""
+        for logger in self.loggers:
+            _blaming(logger, logger.note, text)
+
+
+def finite(metrics: Row) -> dict[str, float]:
+    """The metrics that are finite."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, names joined by dots."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def _named_logger(name: str) -> Logger:
+    make = load_object(name) if ":" in name else LOGGERS.find(name)
+    made: Logger = make()
+    return made
+
+
+def _as_logger(given: Any) -> Logger:
+    if not isinstance(given, type):
+        if isinstance(given, Logger):
+            return given
+        if callable(given):
+            return FunctionLogger(given)
+    raise ValueError(f"{given!r} is not a logger: give an instance of us.Logger, or a function of step and metrics")
+
+
+def _added(logger: Logger, step: int, row: dict[str, float]) -> dict[str, float]:
+    """The metrics that a logger adds to a row. Raises ValueError where the row has them."""
+    added = {name: float(value) for name, value in (logger.log(step, MappingProxyType(row)) or {}).items()}
+    if taken := sorted(added.keys() & {STEP, *row}):
+        raise ValueError(f"a logger returned {', '.join(taken)}, which the row already has: choose other names")
+    return added
+
+
+def _blaming(logger: Logger, call: Callable[..., T], *arguments: Any) -> T:
+    """Call, and name the logger in what it raises."""
+    try:
+        return call(*arguments)
+    except StopTraining:
+        raise
+    except Exception as error:
+        error.add_note(f"Raised by the logger {logger.function if isinstance(logger, FunctionLogger) else logger!r}.")
+        raise
+
+
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"logging to {what} needs: pip install 'understudy[{package}]'")

@@ -6,15 +6,18 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from gymnasium.spaces import flatdim
 
 from understudy.core import randomness
+from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
+from understudy.envs.registry import EnvConfig, as_vec_env
 from understudy.nn.policy import ActorCritic
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
@@ -26,10 +29,9 @@ from understudy.runs.checkpoint import (
     prune,
     save_checkpoint,
     step_path,
-    write_atomic,
 )
-from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig, to_yaml
+from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.folder import (
     CHECKPOINT_KIND,
     Run,
@@ -40,12 +42,12 @@ from understudy.runs.folder import (
     load,
 )
 from understudy.runs.metrics import drop_after
-from understudy.runs.spaces import space_to_plain
-from understudy.tools.evaluate import EvaluationResult, evaluate, evaluation_seed
+from understudy.runs.spaces import space_from_plain, space_to_plain
+from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
-from understudy.tools.record import Actor
+from understudy.tools.play import OWN_ENV, Actor, evaluation_seed, opened
 from understudy.training.dagger import Dagger, first_round
-from understudy.training.loggers import Logger, check_wandb, open_logger
+from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining, find_cloning_part
 from understudy.training.signals import StopSignals
 from understudy.types import CheckpointError, NonFiniteError, WorkerError
@@ -54,34 +56,57 @@ EPOCHS_PER_CHECKPOINT = 10
 """Epochs of offline training between checkpoints."""
 
 
-def train(config: TrainConfig, *, expert: Actor | None = None) -> Run:
-    """Train from the start and return the run. `expert` answers DAgger's questions instead of the one in the config.
+def train(
+    config: TrainConfig,
+    *,
+    env: Any = None,
+    policy: Any = None,
+    expert: Actor | None = None,
+    loggers: Iterable[Any] = (),
+) -> Run:
+    """Train from the start and return the run.
 
-    SIGINT and SIGTERM end it after the running iteration with a checkpoint; `Run.stopped_by` then names the signal.
-    Raises ValueError for a configuration that cannot work and CheckpointError for a policy to start from that does not
-    fit (before any work), ImportError for a missing extra, WorkerError and NonFiniteError (after writing a checkpoint),
-    CheckpointError if a checkpoint cannot be written.
+    Objects of your own stand in for what the config names:
+
+    - `env`: a `VecEnv`, a Gymnasium vector environment or a simulator, in which the policy is also evaluated and
+      filmed; `config.env.id` is then only a name. It is reset at the start and around evaluations, and left open.
+    - `policy`: the actor-critic to train.
+    - `expert`: a function from obs and is_first to actions, which answers DAgger's questions.
+    - `loggers`: see `Logger`; functions of step and metrics will do, too.
+
+    SIGINT and SIGTERM end the training after the running iteration with a checkpoint; `Run.stopped_by` then names the
+    signal, or the reason of a logger. Raises ValueError for a configuration that cannot work and CheckpointError for a
+    policy to start from that does not fit (before any work), ImportError for a missing extra, WorkerError,
+    NonFiniteError and errors of loggers (after writing a checkpoint), CheckpointError if a checkpoint cannot be
+    written.
     """
-    _check_extras(config)
+    listening = _listening(config, loggers)
     path = choose_run_path(config)
+    config, own = _with_own_env(config, env)
     if config.offline is not None and config.offline.dagger is not None:
-        config = first_round(config, path, expert)
-    with _building(config) as (env, ppo):  # before the folder: what cannot be built leaves none behind
+        config = first_round(config, path, expert, own)
+    with _building(config, own, policy) as (built, ppo):  # before the folder: what cannot be built leaves none behind
         if config.start_from is not None:
             _start_from(config.start_from, ppo.policy)
         folder = create_run_folder(path, config)
-        return _Training(config, folder, env, ppo, expert).run()
+        return _Training(config, folder, built, ppo, listening, expert, own is not None).run()
 
 
 def resume(
-    run: Path | str, *, total_steps: int | None = None, expert: Actor | None = None, allow: Collection[str] = ()
+    run: Path | str,
+    *,
+    total_steps: int | None = None,
+    env: Any = None,
+    policy: Any = None,
+    expert: Actor | None = None,
+    loggers: Iterable[Any] = (),
+    allow: Collection[str] = (),
 ) -> Run:
     """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
 
-    Modules that its config names (`module:attribute`) are imported only if `allow` has them.
-
-    Raises ValueError if `run` is no run's folder, CheckpointError if its checkpoint is missing, damaged or does not
-    fit its config; otherwise as `train`.
+    Objects that `train` was given have to be given again. Modules that the config names (`module:attribute`) are
+    imported only if `allow` has them. Raises ValueError if `run` is no run's folder or its environment is another one,
+    CheckpointError if its checkpoint is missing, damaged or does not fit its config; otherwise as `train`.
     """
     folder = RunFolder(Path(run))
     config = folder.read_config(allow)
@@ -95,9 +120,11 @@ def resume(
             f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
             f"{2 * config.total_steps}"
         )
-    _check_extras(config)
-    with _building(config) as (env, ppo):
-        training = _Training(config, folder, env, ppo, expert)
+    listening = _listening(config, loggers)
+    config, own = _with_own_env(config, env)
+    with _building(config, own, policy, hint=OWN_ENV) as (built, ppo):
+        _check_spaces(built, checkpoint, config.env.id)
+        training = _Training(config, folder, built, ppo, listening, expert, own is not None)
         _restore(ppo, checkpoint, str(path))
         if training.offline is not None:
             training.offline.load_state_dict(checkpoint["offline"])
@@ -128,102 +155,122 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
 
 
 class _Training:
-    """One start of a run, between building and closing."""
+    """One start of a run, between building and closing. `own_env`: the only environment there is for evaluations."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO, expert: Actor | None = None
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        env: VecEnv,
+        ppo: PPO,
+        loggers: Loggers,
+        expert: Actor | None,
+        own_env: bool,
     ) -> None:
-        self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
+        self.config, self.folder, self.env, self.ppo, self.loggers = config, folder, env, ppo, loggers
+        self.evaluated_in: EnvConfig | VecEnv = env if own_env else config.evaluation_env()
+        self.own_env, self.collecting = own_env, False
         self.best_return = -math.inf
+        self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
         self.offline = _offline_training(config, folder, env, ppo, expert)
-        self.start = time.monotonic()
+        self.start, self.stop = time.monotonic(), StopSignals()
 
     def run(self) -> Run:
-        with StopSignals() as stop:
+        with self.stop:
             if self.offline is not None and not self.offline.finished:
-                with self._logger(self.offline.epochs_done, self.offline.most_epochs) as logger:
-                    self._pretrain(self.offline, logger, stop)
-            if stop.received is None and self.config.total_steps:
-                with self._logger(self.ppo.env_steps, self.config.total_steps) as logger:
-                    self._iterate(logger, stop)
-        return Run(
-            path=self.folder.path,
-            config=self.config,
-            policy=self.ppo.policy,
-            env_steps=self.ppo.env_steps,
-            evaluation=self.evaluation,
-            stopped_by=stop.received.name if stop.received is not None else None,
-        )
+                with self._phase("offline", self.offline.epochs_done, self.offline.most_epochs):
+                    self._pretrain(self.offline)
+            if self.stopped_by is None and self.config.total_steps:
+                with self._phase("ppo", self.ppo.env_steps, self.config.total_steps):
+                    self._iterate()
+        run, steps = self.folder.path, self.ppo.env_steps
+        return Run(run, self.config, self.ppo.policy, steps, self.evaluation, stopped_by=self.stopped_by)
 
-    @contextmanager
-    def _logger(self, first_step: int, total_steps: int) -> Iterator[Logger]:
-        plain = to_plain(self.config)
-        logger = open_logger(
-            self.folder.path, self.config.logging, plain, first_step=first_step, total_steps=total_steps
-        )
-        try:
-            yield logger
-        finally:
-            logger.close()
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal or the logger's reason that ends the training early."""
+        return self.stop.received.name if self.stop.received is not None else self.loggers.stopped_by
 
-    def _pretrain(self, offline: OfflineTraining, logger: Logger, stop: StopSignals) -> None:
+    def _phase(self, kind: Literal["offline", "ppo"], first: int, total: int) -> AbstractContextManager[None]:
+        return self.loggers.phase(Phase(kind, self.folder.path, self.config, first, total))
+
+    def _pretrain(self, offline: OfflineTraining) -> None:
         """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
-        interval = offline.config.evaluation_interval
-        logger.note(f"demonstrations: {offline.summary()}")
-        while not offline.finished and stop.received is None:
-            metrics = offline.epoch()
+        self.loggers.note(f"demonstrations: {offline.summary()}")
+        while not offline.finished and self.stopped_by is None:
+            metrics, done = offline.epoch(), offline.epochs_done
             if offline.finished:
                 offline.finish()
-            done = offline.finished and not self.config.total_steps
-            if done or _crossed(interval, offline.epochs_done - 1, offline.epochs_done):
-                metrics |= self._evaluate(logger, done)
-            metrics["time/elapsed"] = time.monotonic() - self.start
-            logger.log(offline.epochs_done, metrics)
-            if offline.finished or stop.received is not None or offline.epochs_done % EPOCHS_PER_CHECKPOINT == 0:
+            due = _crossed(offline.config.evaluation_interval, done - 1, done)
+            self._report(done, metrics, due=due, last=offline.finished and not self.config.total_steps)
+            if offline.finished or self.stopped_by is not None or done % EPOCHS_PER_CHECKPOINT == 0:
                 self._checkpoint()
 
-    def _iterate(self, logger: Logger, stop: StopSignals) -> None:
+    def _iterate(self) -> None:
         config, ppo = self.config, self.ppo
-        while ppo.env_steps < config.total_steps and stop.received is None:
+        self.collecting = True
+        if self.offline is not None and ppo.env_steps == 0:
+            ppo.reset_envs()  # DAgger and evaluations have played in it
+        while ppo.env_steps < config.total_steps and self.stopped_by is None:
             before = ppo.env_steps
-            try:
+            with self._rescued(WorkerError, NonFiniteError):
                 metrics = ppo.iterate()
-            except (WorkerError, NonFiniteError) as error:
-                self._rescue(error)
-                raise
             finished = ppo.env_steps >= config.total_steps
-            if stop.received is None and (finished or _crossed(config.evaluation.interval, before, ppo.env_steps)):
-                evaluation = self._evaluate(logger, finished)
-                ppo.observe(evaluation)
-                metrics |= evaluation
-            metrics["time/elapsed"] = time.monotonic() - self.start
-            logger.log(ppo.env_steps, metrics)
-            if finished or stop.received is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
+            due = _crossed(config.evaluation.interval, before, ppo.env_steps)
+            self._report(ppo.env_steps, metrics, due=due, last=finished)
+            if finished or self.stopped_by is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
                 self._checkpoint()
 
-    def _evaluate(self, logger: Logger, finished: bool) -> dict[str, float]:
+    def _report(self, step: int, metrics: dict[str, float], *, due: bool, last: bool) -> None:
+        """Evaluate where that is due, and log the row; conclude if it is the last one, or a logger says that it is."""
+        self.latest = None
+        with self._rescued(Exception):
+            if (due or last) and self.stop.received is None:
+                metrics |= self._evaluate()
+            self.loggers.log(step, {**metrics, "time/elapsed": time.monotonic() - self.start})
+            if (last or self.loggers.stopped_by is not None) and self.stop.received is None:
+                self._conclude()
+
+    def _evaluate(self) -> dict[str, float]:
         """Score the policy, keep it if it is the best so far, and return the metrics of it."""
         chosen = self.config.evaluation
         if chosen.episodes == 0:
             return {}
-        result = evaluate(
+        self.latest = evaluate(
             self.ppo.policy,
-            self.config.evaluation_env(),
-            chosen.episodes,
+            env=self.evaluated_in,
+            episodes=chosen.episodes,
             seed=evaluation_seed(self.config.seed),
             deterministic=chosen.deterministic,
-            video_path=self.folder.video if finished and chosen.video else None,
         )
-        if result.video_error is not None:
-            logger.note(f"no video: {result.video_error}")
-        if result.mean_return > self.best_return:
-            self.best_return = result.mean_return
+        self._restart_episodes()
+        if self.latest.mean_return > self.best_return:
+            self.best_return = self.latest.mean_return
             self._save(self.folder.checkpoints / BEST)
-        if finished:
-            self.evaluation = result
-            write_atomic(self.folder.evaluation, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
-        return result.metrics()
+        if self.collecting:
+            self.ppo.observe(self.latest.metrics())
+        return self.latest.metrics()
+
+    def _conclude(self) -> None:
+        """The last evaluation of a training that comes to its end, with its film and its file."""
+        if self.latest is None and self._evaluate():  # a logger ended the training in between: the row is written
+            assert self.latest is not None
+            self.loggers.note(self.latest.sentence())
+        if self.latest is None:
+            return
+        self.evaluation = self.latest
+        if self.config.evaluation.video:
+            self.evaluation = filmed(self.latest, self.ppo.policy, self.evaluated_in, self.folder.video)
+            self._restart_episodes()
+            if self.evaluation.video_error is not None:
+                self.loggers.note(f"no video: {self.evaluation.video_error}")
+        write_atomic(self.folder.evaluation, (json.dumps(self.evaluation.to_dict(), indent=2) + "\n").encode())
+
+    def _restart_episodes(self) -> None:
+        """An environment that was also played in elsewhere lost the episodes that were being collected."""
+        if self.own_env and self.collecting:
+            self.ppo.reset_envs()
 
     def _checkpoint(self) -> None:
         if self.config.checkpoint.reset_env:
@@ -246,44 +293,79 @@ class _Training:
             },
         )
 
-    def _rescue(self, error: Exception) -> None:
-        """Write a checkpoint beside the older ones, which are all kept, and say in the error where it is."""
+    @contextmanager
+    def _rescued(self, *kinds: type[Exception]) -> Iterator[None]:
+        """Where it fails, write a checkpoint beside the older ones, which are all kept, and say so in the error."""
+        try:
+            yield
+        except kinds as error:
+            error.add_note(self._rescue())
+            raise
+
+    def _rescue(self) -> str:
+        """Write a checkpoint of the policy as it is, if it is sound; a sentence about it."""
         if not all_finite(self.ppo.policy.state_dict()):
-            error.add_note("The policy holds non-finite numbers: no checkpoint was written, the older ones are intact.")
-            return
+            return "The policy holds non-finite numbers: no checkpoint was written, the older ones are intact."
         path = step_path(self.folder.checkpoints, self.ppo.env_steps)
         try:
-            if not path.exists():  # a checkpoint of this very step is as good, and certainly whole
+            # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps
+            if not path.exists() or not self.collecting:
                 self._save(path)
         except CheckpointError as failure:
-            error.add_note(str(failure))
-        else:
-            error.add_note(f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}")
+            return str(failure)
+        return f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
+
+
+def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
+    """The loggers. Raises ImportError for a missing extra now, not where the training would find it missing."""
+    if config.evaluation.video:
+        check_video_packages()
+    return Loggers(config, own)
+
+
+def _with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | None]:
+    """The environment that was given, if one was, and a config that says how many copies it steps.
+
+    Raises ValueError for an object that is no environment, and for options that nobody can apply to it.
+    """
+    if env is None:
+        return config, None
+    own, described = as_vec_env(env, config.torch_device()), config.env
+    named = dataclasses.replace(described, num_envs=own.num_envs)
+    if named != EnvConfig(id=described.id, num_envs=own.num_envs, backend=described.backend):
+        raise ValueError(
+            "an environment that is given as an object has its options already: leave all of config.env out but its id"
+        )
+    if config.evaluation.env_kwargs:
+        raise ValueError("evaluation.env_kwargs need an environment of their own, which env= replaces: leave them out")
+    return dataclasses.replace(config, env=named), own
 
 
 @contextmanager
-def _building(config: TrainConfig) -> Iterator[tuple[VecEnv, PPO]]:
-    """Environment and PPO of a config; closes the environment and restores torch's thread count at the end."""
+def _building(
+    config: TrainConfig, own: VecEnv | None = None, policy: Any = None, hint: str = ""
+) -> Iterator[tuple[VecEnv, PPO]]:
+    """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end."""
     device = config.torch_device()
     threads = torch.get_num_threads()
     if config.torch_threads is not None:
         torch.set_num_threads(config.torch_threads)
     try:
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
-        env = config.env.make(device, randomness.env_seed(config.seed, 0))  # what PPO resets it with first
-        try:
-            yield env, _build(config, env, device)
-        finally:
-            env.close()
+        seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
+        with opened(config.env if own is None else own, device, seed, hint) as env:
+            yield env, _build(config, env, policy)
     finally:
         torch.set_num_threads(threads)
 
 
-def _build(config: TrainConfig, env: VecEnv, device: torch.device) -> PPO:
+def _build(config: TrainConfig, env: VecEnv, policy: Any) -> PPO:
     # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([env.device] if env.device.type == "cuda" else []):
         torch.manual_seed(randomness.mix(config.seed, "weights"))
-        policy = ActorCritic(env.observation_space, env.action_space, config.policy).to(device)
+        if policy is None:
+            policy = ActorCritic(env.observation_space, env.action_space, config.policy)
+        policy = policy.to(env.device)
         parts = build_parts(config, env, policy)
     ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
     if config.offline is not None:
@@ -322,12 +404,12 @@ def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
     ppo.load_state_dict(state)
 
 
-def _check_extras(config: TrainConfig) -> None:
-    """Raise ImportError for a missing extra now, not where the training would find it missing."""
-    if config.evaluation.video:
-        check_video_packages()
-    if config.logging.wandb:
-        check_wandb()
+def _check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
+    """Raise ValueError if the observations and actions are not those that the run was trained with."""
+    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
+        before = space_from_plain(checkpoint[f"{name}_space"])
+        if flatdim(before) != flatdim(space) or type(before) is not type(space):
+            raise ValueError(f"{env_id} has the {name} space {space}, the run was trained with {before}{OWN_ENV}")
 
 
 def _crossed(interval: int | None, before: int, after: int) -> bool:

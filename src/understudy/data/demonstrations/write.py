@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from understudy.core.files import replacing
 from understudy.data.demonstrations.read import Key, minari_root
 from understudy.envs.observations import DEFAULT_GROUP
 
@@ -64,13 +64,8 @@ def write_npz(path: Path, episodes: Sequence[Episode], metadata: Mapping[str, An
     arrays["lengths"] = np.array([episode.length for episode in episodes], dtype=np.int64)
     arrays["metadata"] = np.array(json.dumps({"format_version": FORMAT_VERSION, **metadata}))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:  # numpy would add .npz to a path
+        np.savez(file, **arrays)
 
 
 def check_minari_id(dataset_id: str) -> None:
