@@ -15,7 +15,7 @@ from understudy.data.demonstrations.write import Episode
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.envs.base import VecEnv
 from understudy.envs.gymnasium import InProcessVectorEnv
-from understudy.envs.segments import SegmentedEnv
+from understudy.envs.regrouped import RegroupedEnv
 from understudy.parts.shared.features import FeatureReader
 
 
@@ -54,7 +54,7 @@ def vector_reader(space: spaces.Dict) -> FeatureReader:
 
 def step_time(env: VecEnv) -> float | None:
     """Seconds between two observations where the environment tells them (Gymnasium's MuJoCo tasks), else None."""
-    inner = env.env if isinstance(env, SegmentedEnv) else env
+    inner = env.env if isinstance(env, RegroupedEnv) else env
     if not isinstance(inner, InProcessVectorEnv) or "mujoco" not in sys.modules:
         return None
     from gymnasium.envs.mujoco import MujocoEnv
