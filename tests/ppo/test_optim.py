@@ -291,7 +291,7 @@ def test_a_torch_scheduler_gives_its_rates_and_comes_back(name: str, tmp_path: P
     [
         ("ReduceLROnPlateau", {}, "needs a metric or other schedulers"),
         ("SequentialLR", {}, "needs a metric or other schedulers"),
-        ("CosineLR", {}, "unknown lr_scheduler 'CosineLR'; did you mean"),
+        ("CosineLR", {}, "lr_scheduler 'CosineLR' is unknown; did you mean"),
         ("StepLR", {}, "StepLR does not take the options .*step_size"),
         ("StepLR", {"step_size": 1, "gama": 0.5}, "does not take the options .*gama"),
         ("OneCycleLR", {"max_lr": 0.01, "total_steps": 2.5}, "does not take the options .*total_steps"),

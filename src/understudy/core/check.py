@@ -84,7 +84,7 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     """`value` as a value of the annotation `kind`; raises ValueError, with the place `where`, if it is none."""
     wrong = _complaint(kind, value)
     if wrong:
-        raise ValueError(f"{where} must {wrong}, got {value!r}")
+        raise ValueError(f"{where} must {wrong}, got {value if isinstance(value, _Curve) else repr(value)}")
     return _converted(kind, value)
 
 

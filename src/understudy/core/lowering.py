@@ -244,6 +244,7 @@ class Lowering:
             direct = (
                 isinstance(result, fx.Node)
                 and result.target in _OUT_VARIANTS
+                and (result.target is not torch.sum or len(result.args) > 1)  # a sum of everything takes no `out`
                 and len(result.users) == 1
                 and results.count(result) == 1
                 and result.meta["val"].shape == target.shape

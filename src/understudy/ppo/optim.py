@@ -213,7 +213,7 @@ class LRSchedulerConfig:
 
 
 _NOT_SCHEDULERS = {"ChainedScheduler", "LRScheduler", "ReduceLROnPlateau", "SequentialLR"}
-"""They need a metric or other schedulers, which a configuration cannot give; a Schedule can be piecewise."""
+_WHY_NOT = "needs a metric or other schedulers, which a configuration cannot give (a Schedule can be piecewise)"
 
 
 class LearningRateScheduler:
@@ -225,9 +225,8 @@ class LearningRateScheduler:
     def __init__(self, optimizer: Optimizer, config: LRSchedulerConfig) -> None:
         known = set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS
         if config.name not in known:
-            raise ValueError(
-                f"lr_scheduler {config.name!r} is not one that needs options alone; {nearest(config.name, known)}"
-            )
+            wrong = _WHY_NOT if config.name in _NOT_SCHEDULERS else "is unknown"
+            raise ValueError(f"lr_scheduler {config.name!r} {wrong}; {nearest(config.name, known)}")
         self.optimizer = optimizer
         start = float(optimizer.learning_rate.value)
         self.stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
