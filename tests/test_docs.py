@@ -106,7 +106,7 @@ def metric_names() -> set[str]:
     env = us.make_env("CartPole-v1", 2)
     policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
     ppo = us.PPO(env, policy, us.PPOConfig(num_steps=8, epochs=1, minibatches=1, warmup_steps=0, capture="eager"))
-    adversarial = {f"gail/{name}" for name in discriminator._STATISTICS}
+    adversarial = {f"gail/{name}" for name in discriminator.STATISTICS}
     evaluation = {"evaluation/return", "evaluation/return_std", "evaluation/length"}
     offline = {"offline/loss", "offline/validation_loss", "time/epoch"}  # of OfflineTraining.epoch
     return {*ppo.iterate(), "time/elapsed", *offline, *evaluation, *adversarial}

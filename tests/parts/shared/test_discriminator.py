@@ -128,14 +128,14 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"disc_update_num": 0}, "disc_update_num is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"replay_size": -1}, "replay_size is -1"),
-        ({"replay_add": 0}, "replay_add is 0"),
-        ({"logit_regularizer": -0.1}, "must not be negative"),
-        ({"gradient_penalty": -1.0}, "must not be negative"),
-        ({"loss": "bce_logits"}, "did you mean 'bce'"),
-        ({"penalty_on": "experts"}, "did you mean 'expert'"),
+        ({"disc_update_num": 0}, "discriminator.disc_update_num must be at least 1, got 0"),
+        ({"batch_size": 0}, "discriminator.batch_size must be at least 1"),
+        ({"replay_size": -1}, "discriminator.replay_size must be at least 0"),
+        ({"replay_add": 0}, "discriminator.replay_add must be at least 1"),
+        ({"logit_regularizer": -0.1}, "must be at least 0"),
+        ({"gradient_penalty": -1.0}, "must be at least 0"),
+        ({"loss": "bce_logits"}, "did you mean bce"),
+        ({"penalty_on": "experts"}, "did you mean expert"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], words: str) -> None:

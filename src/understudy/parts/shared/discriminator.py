@@ -23,6 +23,9 @@ DiscriminatorLoss = Literal["bce", "least_squares"]
 RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
 Penalty = Literal["interpolates", "expert", "both"]
 
+STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
+"""Names of what one step reports."""
+
 
 # ---------------------------------------------------------------------- pure functions
 
@@ -259,15 +262,15 @@ class Discriminator(nn.Module):
         if self.config.logit_regularizer:
             total = total + self.config.logit_regularizer * sum(x.weight.square().sum() for x in self.outputs)
         with torch.no_grad():
-            statistics = {
-                "loss": loss,
-                "penalty": penalty,
-                "acc_pi": weighted_mean((logit_pi < 0.0).float(), weight),
-                "acc_exp": (logit_exp > 0.0).float().mean(),
-                "logit_pi": weighted_mean(logit_pi, weight),
-                "logit_exp": logit_exp.mean(),
-            }
-        return total, statistics
+            statistics = (
+                loss,
+                penalty,
+                weighted_mean((logit_pi < 0.0).float(), weight),
+                (logit_exp > 0.0).float().mean(),
+                weighted_mean(logit_pi, weight),
+                logit_exp.mean(),
+            )
+        return total, dict(zip(STATISTICS, statistics))
 
     def _penalty(self, batch: Batch) -> Tensor:
         policy, expert, share = batch["policy"], batch["expert"], batch.get("share")
