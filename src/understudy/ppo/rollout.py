@@ -14,6 +14,7 @@ from understudy.core import devices
 from understudy.core.capture import Batch, CaptureMode, capture
 from understudy.core.spaces import Key, blank, component, component_keys, unflatten
 from understudy.envs.base import Step, VecEnv
+from understudy.envs.check import check_observation, check_step
 from understudy.nn.policy import REPLACED, ActorCritic
 from understudy.ppo.part import Labels, Overrides, Part
 
@@ -136,7 +137,7 @@ class Collector:
 
     def reset(self, seed: int | None = None) -> None:
         """Start fresh episodes everywhere and forget recurrent states."""
-        self.obs = self.env.reset(seed)
+        self.obs = check_observation(self.env, self.env.reset(seed))
         self.is_first = torch.ones_like(self.is_first)
         if self.state is not None:
             self.state = torch.zeros_like(self.state)
@@ -164,7 +165,8 @@ class Collector:
         for t in range(num_steps):
             executed = self._rows["executed_action"][t]
             executed.copy_(self._choose(t, None if noise_rows is None else noise_rows[t]))
-            self._store(t, self.env.step(executed))
+            step = self.env.step(executed)
+            self._store(t, step if t else check_step(self.env, step))
         first = data["terminated"] | data["truncated"] | ~data["valid"]
         data["is_first"][1:].copy_(first[:-1])
         self.is_first = first[num_steps - 1]
