@@ -75,9 +75,6 @@ class Balancer(us.Part, us.Labels, us.Overrides, us.Losses):
         return self.coef() * loss, {"cross_entropy": loss.detach()}
 
 
-us.parts.PARTS["balancer"] = BalancerConfig  # its name in config.yaml
-
-
 def main(total_steps: int = 20_000, run_dir: Path | None = None) -> us.Run:
     run = us.train(
         us.TrainConfig(

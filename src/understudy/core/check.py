@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runt
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that helps with a misspelt name: the nearest known names, whatever their case, or the first 20."""
     names = {known_name.lower(): known_name for known_name in sorted(known)}
-    close = [names[found] for found in get_close_matches(name.lower(), names, n=3, cutoff=0.5)]
-    if close:
-        return f"did you mean {' or '.join(close)}?"
+    for cutoff in (0.8, 0.5):  # a typing error first, then what merely looks like it
+        if close := get_close_matches(name.lower(), names, n=3, cutoff=cutoff):
+            return f"did you mean {' or '.join(names[found] for found in close)}?"
     shown = [*names.values()][:20] + ["..."] * (len(names) > 20)
     return f"known: {', '.join(shown)}" if names else "none is known"
 
