@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from understudy.core.schedules import Schedule
     from understudy.envs.registry import EnvConfig, make_env, register_env
     from understudy.interop.clip_ppo_loss import ClipPPOLoss
-    from understudy.nn.policy import ActorCritic, PolicyConfig
+    from understudy.nn.policy import ActorCritic
+    from understudy.nn.protocol import Policy, PolicyConfig, PolicyOutput
     from understudy.ppo.config import PPOConfig
     from understudy.ppo.optim import OptimizerConfig, gradient_step
     from understudy.ppo.part import (
@@ -48,7 +49,9 @@ _HOMES = {
     "Part": "ppo.part",
     "PartConfig": "ppo.part",
     "PartContext": "ppo.part",
-    "PolicyConfig": "nn.policy",
+    "Policy": "nn.protocol",
+    "PolicyConfig": "nn.protocol",
+    "PolicyOutput": "nn.protocol",
     "Rewards": "ppo.part",
     "Run": "runs.folder",
     "Schedule": "core.schedules",
@@ -83,7 +86,9 @@ __all__ = [
     "Part",
     "PartConfig",
     "PartContext",
+    "Policy",
     "PolicyConfig",
+    "PolicyOutput",
     "Rewards",
     "Run",
     "Schedule",

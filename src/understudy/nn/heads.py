@@ -1,4 +1,4 @@
-"""Action heads: the last linear layer of an actor, one class per family, and the choice of family for a space.
+"""The last layer of an actor, and the family of distributions that fits an action space.
 
 Raw actions are flat: `[..., D]` for a Box of any shape, counted from 0 for discrete spaces; the action map of the
 environments turns them into what `env.step` takes.
@@ -78,18 +78,23 @@ class DistributionConfig:
                 raise ValueError(f"max_std must not be below init_std = {self.init_std}, got {self.max_std}")
 
 
-class ActionHead(nn.Module, ABC):
-    """Maps an actor's latent `[..., H]` to the distribution of the raw action `[..., *action_shape]`."""
+class ActionFamily(nn.Module, ABC):
+    """A family of distributions over one environment's raw actions; it has no weights.
+
+    All that PPO and the parts ask about a policy's distribution: how to store it, how to restore it, which noise it
+    takes. A policy without a layer of ours uses one as its `head`.
+    """
 
     action_shape: torch.Size  # of one environment's raw action: [D], [K], or [] for a single discrete choice
-    action_dtype: torch.dtype
     num_params: int  # P of `Distribution.params`
+    action_dtype: torch.dtype = torch.float32
     bounded: bool = False  # True if raw actions lie in [-1, 1] by construction
-    linear: nn.Linear
+    like: Tensor  # empty: device and dtype of the noise
 
-    @abstractmethod
-    def forward(self, latent: Tensor) -> Distribution:
-        """The distribution at latent `[..., H]`."""
+    def __init__(self, kind: Kind, action_shape: Sequence[int], num_params: int) -> None:
+        super().__init__()
+        self.kind, self.action_shape, self.num_params = kind, torch.Size(action_shape), num_params
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     @abstractmethod
     def from_params(self, params: Tensor) -> Distribution:
@@ -100,159 +105,109 @@ class ActionHead(nn.Module, ABC):
         """Noise `[*leading, ...]` for `Distribution.sample`; one index into the leading shape is one sample's noise."""
 
 
-class GaussianHead(ActionHead):
-    """`DiagGaussian` over `[D]`; the standard deviation is exp(log_std), so positive, within floor and ceiling."""
+class _Gaussians(ActionFamily):
+    """`DiagGaussian` or `TanhGaussian`; params: mean, then log_std (both before the tanh)."""
 
-    def __init__(self, in_features: int, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.linear, self.std = _gaussian_layers(in_features, size, config)
-        self.mean_activation = _mean_activation(config)
-        self.action_shape = torch.Size([size])
-        self.action_dtype = torch.float32
-        self.num_params = 2 * size
+    def __init__(self, kind: Kind, size: int) -> None:
+        super().__init__(kind, [size], 2 * size)
+        self.bounded = kind == "tanh_gaussian"
+        self.make: type[DiagGaussian] | type[TanhGaussian] = TanhGaussian if self.bounded else DiagGaussian
 
-    def forward(self, latent: Tensor) -> DiagGaussian:
-        """`DiagGaussian` at latent `[..., H]`."""
-        mean, log_std = self.std(self.linear(latent))
-        return DiagGaussian(mean if self.mean_activation is None else self.mean_activation(mean), log_std)
-
-    def from_params(self, params: Tensor) -> DiagGaussian:
-        """From `[..., 2D]`: mean, log_std."""
-        return DiagGaussian(*params.chunk(2, dim=-1))
+    def from_params(self, params: Tensor) -> DiagGaussian | TanhGaussian:
+        return self.make(*params.chunk(2, dim=-1))
 
     def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal `[*leading, D]`."""
-        return standard_normal((*leading, *self.action_shape), like=self.linear.weight, generator=generator)
+        return standard_normal((*leading, *self.action_shape), like=self.like, generator=generator)
 
 
-class TanhGaussianHead(ActionHead):
-    """`TanhGaussian` over `[D]`: actions in (-1, 1); the standard deviation is that before the tanh."""
+class _Betas(ActionFamily):
+    """`Beta` over `[-1, 1]^D`; params: alpha, then beta."""
 
     bounded = True
 
-    def __init__(self, in_features: int, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.linear, self.std = _gaussian_layers(in_features, size, config)
-        self.mean_activation = _mean_activation(config)
-        self.action_shape = torch.Size([size])
-        self.action_dtype = torch.float32
-        self.num_params = 2 * size
-
-    def forward(self, latent: Tensor) -> TanhGaussian:
-        """`TanhGaussian` at latent `[..., H]`."""
-        mean, log_std = self.std(self.linear(latent))
-        return TanhGaussian(mean if self.mean_activation is None else self.mean_activation(mean), log_std)
-
-    def from_params(self, params: Tensor) -> TanhGaussian:
-        """From `[..., 2D]`: mean, log_std, before the tanh."""
-        return TanhGaussian(*params.chunk(2, dim=-1))
-
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal `[*leading, D]`."""
-        return standard_normal((*leading, *self.action_shape), like=self.linear.weight, generator=generator)
-
-
-class BetaHead(ActionHead):
-    """`Beta` over `[-1, 1]^D` with alpha, beta = 1 + softplus(linear): one peak, starting at the centre."""
-
-    bounded = True
-
-    def __init__(self, in_features: int, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.linear = _linear(in_features, 2 * size, config.head_gain)
-        self.action_shape = torch.Size([size])
-        self.action_dtype = torch.float32
-        self.num_params = 2 * size
-
-    def forward(self, latent: Tensor) -> Beta:
-        """`Beta` at latent `[..., H]`."""
-        return self.from_params(1.0 + nn.functional.softplus(self.linear(latent)))
+    def __init__(self, kind: Kind, size: int) -> None:
+        super().__init__(kind, [size], 2 * size)
 
     def from_params(self, params: Tensor) -> Beta:
-        """From `[..., 2D]`: alpha, beta."""
         alpha, beta = params.chunk(2, dim=-1)
         return Beta(alpha, beta)
 
     def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Normals and uniforms `[*leading, D, 4K]` for gamma variates, see `noise.beta_noise`."""
-        return beta_noise((*leading, *self.action_shape), like=self.linear.weight, generator=generator)
+        return beta_noise((*leading, *self.action_shape), like=self.like, generator=generator)
 
 
-class CategoricalHead(ActionHead):
-    """`Categorical` over n classes."""
+class _Choices(ActionFamily):
+    """`Categorical`, `MultiCategorical` or `Bernoulli`; params: the logits. Classes are drawn with Gumbel noise."""
 
-    def __init__(self, in_features: int, n: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.linear = _linear(in_features, n, config.head_gain)
-        self.action_shape = torch.Size([])
-        self.action_dtype = torch.int64
-        self.num_params = n
-
-    def forward(self, latent: Tensor) -> Categorical:
-        """`Categorical` at latent `[..., H]`."""
-        return Categorical(self.linear(latent))
-
-    def from_params(self, params: Tensor) -> Categorical:
-        """From logits `[..., n]`."""
-        return Categorical(params)
-
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gumbel `[*leading, n]`."""
-        return gumbel_noise((*leading, self.num_params), like=self.linear.weight, generator=generator)
-
-
-class MultiCategoricalHead(ActionHead):
-    """`MultiCategorical` over K choices of nvec[k] classes."""
-
+    action_dtype = torch.int64
     offsets: Tensor
 
-    def __init__(self, in_features: int, nvec: Sequence[int], config: DistributionConfig) -> None:
-        super().__init__()
+    def __init__(self, kind: Kind, nvec: Sequence[int]) -> None:
+        shape = {"categorical": [], "multi_categorical": [len(nvec)], "bernoulli": [sum(nvec)]}[kind]
+        super().__init__(kind, shape, sum(nvec))
         self.nvec = tuple(int(n) for n in nvec)
-        self.linear = _linear(in_features, sum(self.nvec), config.head_gain)
         self.register_buffer("offsets", block_offsets(self.nvec), persistent=False)
-        self.action_shape = torch.Size([len(self.nvec)])
-        self.action_dtype = torch.int64
-        self.num_params = sum(self.nvec)
 
-    def forward(self, latent: Tensor) -> MultiCategorical:
-        """`MultiCategorical` at latent `[..., H]`."""
-        return self.from_params(self.linear(latent))
-
-    def from_params(self, params: Tensor) -> MultiCategorical:
-        """From logits `[..., sum(nvec)]`."""
-        return MultiCategorical(params, self.nvec, self.offsets)
+    def from_params(self, params: Tensor) -> Categorical | MultiCategorical | Bernoulli:
+        if self.kind == "multi_categorical":
+            return MultiCategorical(params, self.nvec, self.offsets)
+        return Categorical(params) if self.kind == "categorical" else Bernoulli(params)
 
     def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Gumbel `[*leading, sum(nvec)]`."""
-        return gumbel_noise((*leading, self.num_params), like=self.linear.weight, generator=generator)
+        draw = logistic_noise if self.kind == "bernoulli" else gumbel_noise
+        return draw((*leading, self.num_params), like=self.like, generator=generator)
 
 
-class BernoulliHead(ActionHead):
-    """`Bernoulli` over K bits."""
+class ActionHead(ActionFamily):
+    """The last linear layer of an actor: latent `[..., H]` to the family's distribution.
 
-    def __init__(self, in_features: int, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.linear = _linear(in_features, size, config.head_gain)
-        self.action_shape = torch.Size([size])
-        self.action_dtype = torch.int64
-        self.num_params = size
+    The standard deviation of a Gaussian is exp(log_std), so positive, within floor and ceiling. A Beta has alpha, beta
+    = 1 + softplus(linear): one peak, starting at the centre.
+    """
 
-    def forward(self, latent: Tensor) -> Bernoulli:
-        """`Bernoulli` at latent `[..., H]`."""
-        return Bernoulli(self.linear(latent))
+    def __init__(self, in_features: int, family: ActionFamily, config: DistributionConfig) -> None:
+        super().__init__(family.kind, family.action_shape, family.num_params)
+        self.family, self.action_dtype, self.bounded = family, family.action_dtype, family.bounded
+        size, gaussian = family.num_params, isinstance(family, _Gaussians)
+        wide = not gaussian or config.state_dependent_std
+        self.linear = nn.Linear(in_features, size if wide else size // 2)
+        nn.init.orthogonal_(self.linear.weight, config.head_gain)
+        nn.init.zeros_(self.linear.bias)
+        self.std: _SharedStd | _StateStd | None = None
+        self.mean_activation: nn.Module | None = None
+        if gaussian:
+            self.std = (_StateStd if wide else _SharedStd)(size // 2, config)
+            if wide:
+                nn.init.constant_(self.linear.bias[size // 2 :], math.log(config.init_std))
+            if config.mean_activation is not None:
+                self.mean_activation = activation(config.mean_activation)
 
-    def from_params(self, params: Tensor) -> Bernoulli:
-        """From logits `[..., K]`."""
-        return Bernoulli(params)
+    def forward(self, latent: Tensor) -> Distribution:
+        """The distribution at latent `[..., H]`."""
+        out = self.linear(latent)
+        if self.std is not None:
+            assert isinstance(self.family, _Gaussians)
+            mean, log_std = self.std(out)
+            return self.family.make(mean if self.mean_activation is None else self.mean_activation(mean), log_std)
+        return self.family.from_params(1.0 + nn.functional.softplus(out) if self.kind == "beta" else out)
 
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        """Logistic `[*leading, K]`."""
-        return logistic_noise((*leading, self.num_params), like=self.linear.weight, generator=generator)
+    def from_params(self, params: Tensor) -> Distribution:
+        """The distribution whose `params` `[..., P]` were stored."""
+        return self.family.from_params(params)
+
+    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """The family's noise."""
+        return self.family.noise(*leading, generator=generator)
 
 
 def make_head(action_space: ActionSpace, in_features: int, config: DistributionConfig | None = None) -> ActionHead:
     """The head for an action space; raises ValueError where space, kind and options do not fit together."""
+    config = config or DistributionConfig()
+    return ActionHead(in_features, make_family(action_space, config), config)
+
+
+def make_family(action_space: ActionSpace, config: DistributionConfig | None = None) -> ActionFamily:
+    """The family for an action space; raises ValueError where space, kind and options do not fit together."""
     config = config or DistributionConfig()
     kinds = next((kinds for space, kinds in KINDS_OF_SPACE.items() if isinstance(action_space, space)), None)
     if kinds is None:
@@ -263,26 +218,23 @@ def make_head(action_space: ActionSpace, in_features: int, config: DistributionC
         raise ValueError(f"distribution kind {kind!r} does not fit {action_space}: use 'auto' or one of {kinds}")
     _check_std_options(kind, action_space, config)
     if isinstance(action_space, spaces.Box):
-        return _box_head(kind, action_space, in_features, config)
+        size = _box_size(action_space, config)
+        return _Betas(kind, size) if kind == "beta" else _Gaussians(kind, size)
     if isinstance(action_space, spaces.Discrete):
-        return CategoricalHead(in_features, int(action_space.n), config)
+        return _Choices(kind, [int(action_space.n)])
     if isinstance(action_space, spaces.MultiDiscrete):
-        return MultiCategoricalHead(in_features, action_space.nvec.flatten().tolist(), config)
-    return BernoulliHead(in_features, math.prod(action_space.shape or ()), config)
+        return _Choices(kind, action_space.nvec.flatten().tolist())
+    return _Choices(kind, [1] * math.prod(action_space.shape or ()))
 
 
-def _box_head(kind: str, space: spaces.Box, in_features: int, config: DistributionConfig) -> ActionHead:
+def _box_size(space: spaces.Box, config: DistributionConfig) -> int:
     size = math.prod(space.shape)
     if size == 0 or not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"no action distribution covers {space}: a Box of actions is floating and not empty")
     for name, value in (("min_std", config.min_std), ("max_std", config.max_std)):
         if len(_numbers(value)) not in (0, 1, size):
             raise ValueError(f"{name} has {len(_numbers(value))} entries, but the action has {size}: give 1 or {size}")
-    if kind == "tanh_gaussian":
-        return TanhGaussianHead(in_features, size, config)
-    if kind == "beta":
-        return BetaHead(in_features, size, config)
-    return GaussianHead(in_features, size, config)
+    return size
 
 
 def _check_std_options(kind: Kind, space: ActionSpace, config: DistributionConfig) -> None:
@@ -376,27 +328,6 @@ class _Bounded(torch.autograd.Function):
 def bound_log_std(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """`x` clamped to [low, high], with a gradient that lets it come back inside."""
     return _Bounded.apply(x, low, high) if torch.is_grad_enabled() else x.clamp(low, high)
-
-
-def _gaussian_layers(
-    in_features: int, size: int, config: DistributionConfig
-) -> tuple[nn.Linear, _SharedStd | _StateStd]:
-    if not config.state_dependent_std:
-        return _linear(in_features, size, config.head_gain), _SharedStd(size, config)
-    linear = _linear(in_features, 2 * size, config.head_gain)
-    nn.init.constant_(linear.bias[size:], math.log(config.init_std))
-    return linear, _StateStd(size, config)
-
-
-def _linear(in_features: int, out_features: int, gain: float) -> nn.Linear:
-    linear = nn.Linear(in_features, out_features)
-    nn.init.orthogonal_(linear.weight, gain)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _mean_activation(config: DistributionConfig) -> nn.Module | None:
-    return None if config.mean_activation is None else activation(config.mean_activation)
 
 
 def _numbers(value: float | tuple[float, ...] | None) -> tuple[float, ...]:

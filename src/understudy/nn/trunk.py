@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from gymnasium import spaces
@@ -19,10 +19,25 @@ MemoryKind = Literal["none", "lstm", "gru"]
 Precision = Literal["float32", "bfloat16"]
 
 
+@runtime_checkable
+class _Sized(Protocol):
+    out_features: int
+
+
+@runtime_checkable
+class _Recurrent(Protocol):
+    state_size: int
+
+
 class Trunk(nn.Module):
     """Components `[..., *shape]` by key to one latent `[..., out_features]`; their encodings are readable by name.
 
-    Raises ValueError where the encoder's interactions are not the only layer.
+    `own` makes a network of the user's in place of memory and hidden layers, from the number of encoded features: an
+    nn.Module from x `[..., F]` to `[..., out_features]`. With a `state_size` it is recurrent: from x, state `[B, S]`
+    and is_first `[B]` or `[T, B]` to the latent and the next state.
+
+    Raises ValueError where the encoder's interactions are not the only layer, and for an own network without
+    `out_features` or beside a memory.
     """
 
     def __init__(
@@ -38,6 +53,7 @@ class Trunk(nn.Module):
         memory_layers: int = 1,
         memory_changes: float = 0.0,
         precision: Precision = "float32",
+        own: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.keys = tuple(components)
@@ -50,6 +66,18 @@ class Trunk(nn.Module):
             _check_linear(encoders, hidden_sizes, memory, precision)
         self.memory: Memory | None = None
         self.changes: Changes | None = None
+        self.own: nn.Module | None = None
+        self.recurrent_own = False
+        if own is not None:
+            if memory != "none" or self.active_columns:
+                raise ValueError("an own trunk has its own memory and reads plain features: set policy.memory='none'")
+            self.own = own(features)
+            if not isinstance(self.own, nn.Module) or not isinstance(self.own, _Sized):
+                raise ValueError(f"a trunk is an nn.Module with out_features, got {type(self.own).__name__}")
+            self.recurrent_own = isinstance(self.own, _Recurrent) and self.own.state_size > 0
+            self.out_features = int(self.own.out_features)
+            self.state_size = int(cast(_Recurrent, self.own).state_size) if self.recurrent_own else 0
+            return
         if memory != "none":
             if memory_changes:
                 self.changes = Changes(features, memory_changes)
@@ -101,6 +129,12 @@ class Trunk(nn.Module):
             latents[f"{side}/{'/'.join(key)}"] = latent
             encoded.append(latent)
         x = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
+        if self.own is not None:
+            if not self.recurrent_own:
+                return self.own(x), None
+            state, is_first = self._start(x, state, is_first)
+            latent, state = self.own(x, state, is_first)
+            return latent, state
         if self.memory is None:
             return self.mlp(x), None
         # a recurrence adds up its rounding, and its hand-written backward knows one type: no autocast in it
@@ -115,10 +149,7 @@ class Trunk(nn.Module):
         self, memory: Memory, inputs: Mapping[Key, Tensor], x: Tensor, state: Tensor | None, is_first: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The memory's output for encodings x, and the state after it."""
-        if state is None:
-            state = x.new_zeros(x.shape[-2], self.state_size)
-        if is_first is None:
-            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+        state, is_first = self._start(x, state, is_first)
         own, projected = state[:, -memory.state_size :], None
         if self.changes is not None:
             x, before = self.changes(x, state[:, : self.changes.state_size], is_first)
@@ -130,6 +161,14 @@ class Trunk(nn.Module):
         else:
             x, own = memory.step(x, own, is_first)
         return x, own if self.changes is None else torch.cat((before, own), dim=-1)
+
+    def _start(self, x: Tensor, state: Tensor | None, is_first: Tensor | None) -> tuple[Tensor, Tensor]:
+        """State and is_first where they were left out: an episode's start, and none."""
+        if state is None:
+            state = x.new_zeros(x.shape[-2], self.state_size)
+        if is_first is None:
+            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+        return state, is_first
 
 
 def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], memory: str, precision: str) -> None:

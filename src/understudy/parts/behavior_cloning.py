@@ -129,9 +129,7 @@ class BehaviorCloning(Part, Losses):
             loss = loss - self.entropy_coef() * entropy
             metrics["entropy"] = entropy.detach()
         if self.config.l2_coef:
-            loss = loss + self.config.l2_coef * half_squared_norm(
-                (*policy.actor.parameters(), *policy.head.parameters())
-            )
+            loss = loss + self.config.l2_coef * half_squared_norm(policy.actor_parameters())
         return loss, {"loss": loss.detach(), **metrics}
 
 

@@ -14,7 +14,7 @@ import yaml
 from understudy.core.check import Config, In
 from understudy.core.schedules import Condition, Number, Schedule
 from understudy.envs.registry import EnvConfig, KwargValue
-from understudy.nn.policy import PolicyConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import LRSchedulerConfig
 from understudy.ppo.part import PartConfig
@@ -135,6 +135,8 @@ class TrainConfig(Config):
     start_from: str | None = None
     """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
     new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
+    allow_imports: tuple[str, ...] = ()
+    """Python modules that the policies loaded while training (teachers, experts, `start_from`) may import."""
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     """Name of the recipe this came from; only used to name the run."""
     device: str = "auto"

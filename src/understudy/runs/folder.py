@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 import yaml
-from gymnasium import spaces
 
 from understudy.core.files import write_atomic
-from understudy.nn.policy import ActorCritic
-from understudy.runs.checkpoint import check_same_layout, latest_checkpoint, load_checkpoint
+from understudy.nn.protocol import Policy
+from understudy.runs.checkpoint import latest_checkpoint, load_checkpoint
+from understudy.runs.codec import from_plain
 from understudy.runs.config import TrainConfig, from_yaml, to_yaml
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.metrics import read_metrics
+from understudy.runs.policies import rebuild_policy
 from understudy.runs.provenance import provenance
-from understudy.runs.spaces import space_from_plain
 from understudy.types import CheckpointError
 from understudy.version import __version__
 
@@ -98,7 +98,7 @@ class Run:
 
     path: Path
     config: TrainConfig
-    policy: ActorCritic
+    policy: Policy
     env_steps: int
     evaluation: EvaluationResult | None = None  # None if switched off or interrupted
     stopped_by: str | None = None  # what ended the training early: a signal's name, a logger's reason
@@ -142,28 +142,38 @@ def create_run_folder(path: Path, config: TrainConfig) -> RunFolder:
     return folder
 
 
-def load(run: str | Path | Run, device: torch.device | str = "cpu") -> ActorCritic:
+def load(
+    source: str | Path | Run,
+    device: torch.device | str = "cpu",
+    *,
+    allow: Collection[str] = (),
+    policy: Policy | None = None,
+) -> Policy:
     """The policy of a run (its newest checkpoint) or of one checkpoint file, ready to act: `.act(obs, state=None)`.
 
-    Neither the environment nor the parts are needed. Raises CheckpointError if there is no readable checkpoint.
+    Neither the environment nor the parts are needed. `allow` names the modules (or packages) that a policy of your
+    own may import; `policy` is the object that receives the weights, where the training was given one. Raises
+    CheckpointError if there is no readable checkpoint, or its policy needs a module that `allow` lacks.
     """
-    if isinstance(run, Run):
-        return run.policy
-    return read_policy(Path(run))[0].to(device)
+    if isinstance(source, Run):
+        return source.policy
+    path = find_checkpoint(Path(source))
+    return _policy_of(load_checkpoint(path, CHECKPOINT_KIND), str(path), allow, policy).to(device)
 
 
-def read_policy(run: Path) -> tuple[ActorCritic, TrainConfig]:
-    """The policy of a run or checkpoint, as `load`, and the config that it was trained with."""
+def read_policy(run: Path, *, allow: Collection[str] = (), policy: Policy | None = None) -> tuple[Policy, TrainConfig]:
+    """The policy of a run or checkpoint, as `load`, and the config that it was trained with, without its parts."""
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
+    plain = yaml.safe_load(checkpoint["config"])
     try:
-        config = from_yaml(checkpoint["config"])
+        config = from_plain(TrainConfig, {**plain, "parts": {}})
     except ValueError as error:
         raise CheckpointError(
             f"{path} was written by understudy {checkpoint['understudy_version']}, whose config this version "
             f"({__version__}) does not read: {error}"
         ) from error
-    return _policy_of(checkpoint, config, str(path)), config
+    return _policy_of(checkpoint, str(path), allow, policy), config
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -176,17 +186,11 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def _policy_of(checkpoint: dict[str, Any], config: TrainConfig, source: str) -> ActorCritic:
-    """Rebuild the policy that a checkpoint holds. Raises CheckpointError if its weights do not fit its config."""
-    observation_space, action_space = (space_from_plain(checkpoint[k]) for k in ("observation_space", "action_space"))
-    if not isinstance(observation_space, spaces.Dict):
-        raise CheckpointError(f"{source} has no observation groups; it was written by another program")
-    with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        policy = ActorCritic(observation_space, action_space, config.policy)
-    weights = checkpoint["state"]["policy"]
-    check_same_layout(policy.state_dict(), weights, source)
-    policy.load_state_dict(weights)
-    return policy.eval()
+def _policy_of(checkpoint: dict[str, Any], source: str, allow: Collection[str], policy: Policy | None) -> Policy:
+    """Rebuild the policy that a checkpoint holds, without decoding the rest of its config."""
+    if "policy" not in checkpoint:  # written before policies had a description of their own
+        checkpoint = {**checkpoint, "policy": yaml.safe_load(checkpoint["config"])["policy"]}
+    return rebuild_policy(checkpoint, checkpoint["state"]["policy"], source, allow=allow, policy=policy)
 
 
 def _unused(path: Path) -> Path:

@@ -6,7 +6,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,10 +21,8 @@ from understudy.core.check import check_choice
 from understudy.core.files import replacing
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
-from understudy.nn import heads
-from understudy.nn.policy import ActorCritic, PolicyConfig
-from understudy.runs.codec import from_plain, to_plain
-from understudy.runs.spaces import space_from_plain, space_to_plain
+from understudy.nn.protocol import Policy
+from understudy.runs.policies import describe_policy, rebuild_policy
 from understudy.version import __version__
 
 ExportFormat = Literal["onnx", "torchscript", "safetensors"]
@@ -35,15 +33,6 @@ METADATA = "understudy"
 TOLERANCE = 1e-5  # between the file and the policy, relative to actions of size 1
 CHECKED_INPUTS, CHECKED_STEPS = 1000, 100
 OPSET = 18
-
-_HEADS = (
-    heads.GaussianHead,
-    heads.TanhGaussianHead,
-    heads.BetaHead,
-    heads.CategoricalHead,
-    heads.MultiCategoricalHead,
-    heads.BernoulliHead,
-)
 
 Act = Callable[[list[Tensor]], list[Tensor]]
 """Observations in the order of the metadata, then the state if there is one -> the action, then the next state."""
@@ -56,10 +45,10 @@ class ExportError(ValueError):
 class DeployedPolicy(nn.Module):
     """The deterministic actor as a function of tensors: components `[B, ...]`, state `[B, S]` -> action, next state.
 
-    The state is that of estimators and actor, zeros at the start of an episode; the critic is left out.
+    The state is the actor's share, zeros at the start of an episode; the critic is left out.
     """
 
-    def __init__(self, policy: ActorCritic) -> None:
+    def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
         self.keys: tuple[Key, ...] = policy.sensor_keys
@@ -68,13 +57,13 @@ class DeployedPolicy(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`(action,)`, or `(action, next state)` of a recurrent policy."""
         state = inputs[len(self.keys)] if self.state_size else None
-        latent, new_state, _ = self.policy.actor_latent(dict(zip(self.keys, inputs)), state, None)
-        action = self.policy.action_map(self.policy.head(latent).mode())
+        distribution, new_state, _ = self.policy.run_actor(dict(zip(self.keys, inputs)), state, None)
+        action = self.policy.action_map(distribution.mode())
         return (action,) if new_state is None else (action, new_state)
 
 
 def export_policy(
-    policy: ActorCritic,
+    policy: Policy,
     path: Path | str,
     format: ExportFormat = "onnx",
     task: str = "",
@@ -84,16 +73,10 @@ def export_policy(
 
     onnx and torchscript take observations (and state) and give the executed action; safetensors holds all weights,
     `read_safetensors` makes a policy of it. `task` is the environment's id and `segments` how its flat vectors were cut
-    into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format or action
-    distribution, ExportError where the file differs from the policy, ImportError that names the extra to install.
+    into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format, ExportError
+    where the file differs from the policy, ImportError that names the extra to install.
     """
     check_choice("format", format, get_args(ExportFormat))
-    if type(policy.head) not in _HEADS:
-        known = ", ".join(head.__name__ for head in _HEADS)
-        raise ValueError(
-            f"the action distribution of this policy ({type(policy.head).__name__}) is unknown here: only {known} are "
-            "exported and checked"
-        )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[format]
@@ -108,7 +91,7 @@ def export_policy(
     return path
 
 
-def describe(policy: ActorCritic, task: str = "", segments: Segments | None = None) -> dict[str, Any]:
+def describe(policy: Policy, task: str = "", segments: Segments | None = None) -> dict[str, Any]:
     """The metadata: what goes in, in which order, and what comes out."""
     observations = []
     for key, blank in zip(policy.sensor_keys, _blank(policy)):
@@ -122,35 +105,30 @@ def describe(policy: ActorCritic, task: str = "", segments: Segments | None = No
         "segments": {group: dict(sizes) for group, sizes in (segments or {}).items()},
         "state_size": policy.actor_state_size,
         "estimators": {name: list(head.targets) for name, head in c.estimators.items()},
-        "action_space": space_to_plain(policy.action_space),
         "action_scaling": c.action_scaling,
         "action_bound": c.action_bound,
-        "policy": to_plain(c),
-        "observation_space": space_to_plain(policy.observation_space),
+        **describe_policy(policy),
     }
 
 
-def read_safetensors(path: Path | str) -> ActorCritic:
-    """The policy that `export_policy` wrote as safetensors. Raises ValueError if the file is none."""
+def read_safetensors(path: Path | str, *, allow: Collection[str] = (), policy: Policy | None = None) -> Policy:
+    """The policy that `export_policy` wrote as safetensors; `allow` and `policy` as in `us.load`.
+
+    Raises ValueError if the file holds no policy, CheckpointError if its policy cannot be rebuilt.
+    """
     with safe_open(str(path), framework="pt") as file:
         metadata = (file.metadata() or {}).get(METADATA)
         if metadata is None:
             raise ValueError(f"{path} holds tensors, but not a policy: it has no {METADATA!r} in its header")
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     description = json.loads(metadata)
-    observation_space = space_from_plain(description["observation_space"])
-    assert isinstance(observation_space, spaces.Dict)
-    with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        config = from_plain(PolicyConfig, description["policy"], "policy")
-        policy = ActorCritic(observation_space, space_from_plain(description["action_space"]), config)
-    policy.load_state_dict(weights)
-    return policy.eval()
+    return rebuild_policy(description, weights, str(path), allow=allow, policy=policy)
 
 
 # ---------------------------------------------------------------------------------------------------- writing
 
 
-def _write_onnx(policy: ActorCritic, path: Path, metadata: str) -> Act:
+def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
     onnx, runtime = _import("onnx"), _import("onnxruntime")
     _import("onnxscript")
     deployed = DeployedPolicy(policy)
@@ -186,7 +164,7 @@ def _write_onnx(policy: ActorCritic, path: Path, metadata: str) -> Act:
     return act
 
 
-def _write_torchscript(policy: ActorCritic, path: Path, metadata: str) -> Act:
+def _write_torchscript(policy: Policy, path: Path, metadata: str) -> Act:
     deployed = DeployedPolicy(policy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is announced as deprecated, its files are what robots read
@@ -196,10 +174,12 @@ def _write_torchscript(policy: ActorCritic, path: Path, metadata: str) -> Act:
     return lambda inputs: list(loaded(*inputs))
 
 
-def _write_safetensors(policy: ActorCritic, path: Path, metadata: str) -> Act:
+def _write_safetensors(policy: Policy, path: Path, metadata: str) -> Act:
     weights = {name: x.detach().clone().contiguous() for name, x in policy.state_dict().items()}
     save_file(weights, str(path), metadata={METADATA: metadata})
-    loaded = DeployedPolicy(read_safetensors(path))
+    if policy.built_from is None:  # given as an object: only its owner can make another one
+        return lambda inputs: list(DeployedPolicy(policy)(*inputs))
+    loaded = DeployedPolicy(read_safetensors(path, allow=policy.built_from.modules))
     return lambda inputs: list(loaded(*inputs))
 
 
@@ -230,7 +210,7 @@ class _quiet:
 
 
 @torch.no_grad()
-def check_same_actions(policy: ActorCritic, act: Act) -> None:
+def check_same_actions(policy: Policy, act: Act) -> None:
     """Compare on 1,000 random inputs, on one row, and with a state over 100 steps of which some begin an episode.
 
     Raises ExportError with the largest difference.
@@ -273,19 +253,19 @@ def _compare(expected: list[Tensor], found: list[Tensor], where: str) -> None:
             raise ExportError(f"the exported file differs from the policy by {error:.2g} {where}")
 
 
-def _blank(policy: ActorCritic, batch: int = 1) -> list[Tensor]:
+def _blank(policy: Policy, batch: int = 1) -> list[Tensor]:
     blank = policy.blank_observation(batch)
     return [blank[key] for key in policy.sensor_keys]
 
 
-def _example(policy: ActorCritic) -> list[Tensor]:
+def _example(policy: Policy) -> list[Tensor]:
     """Inputs to record with; no size of an action equals their batch, which the exporter would take for the same."""
     batch = policy.head.num_params + 1
     state = [torch.zeros(batch, policy.actor_state_size)] if policy.actor_state_size else []
     return [*_blank(policy, batch), *state]
 
 
-def _random(policy: ActorCritic, batch: int, generator: torch.Generator) -> list[Tensor]:
+def _random(policy: Policy, batch: int, generator: torch.Generator) -> list[Tensor]:
     """Observations as the normaliser has seen them, and a state."""
     inputs = []
     for key, blank in zip(policy.sensor_keys, _blank(policy, batch)):

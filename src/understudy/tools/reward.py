@@ -8,7 +8,8 @@ import torch
 
 from understudy.parts.airl import AirlConfig, RewardFunction, build_reward
 from understudy.runs.checkpoint import load_checkpoint
-from understudy.runs.folder import CHECKPOINT_KIND, find_checkpoint, read_policy
+from understudy.runs.config import from_yaml
+from understudy.runs.folder import CHECKPOINT_KIND, find_checkpoint, load
 
 
 def load_reward(run: str | Path, part: str = "airl", device: torch.device | str = "cpu") -> RewardFunction:
@@ -18,12 +19,13 @@ def load_reward(run: str | Path, part: str = "airl", device: torch.device | str 
     CheckpointError if there is no readable checkpoint.
     """
     path = find_checkpoint(Path(run))
-    policy, train_config = read_policy(path)
+    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
+    train_config = from_yaml(checkpoint["config"])
     config = train_config.parts.get(part)
     if not isinstance(config, AirlConfig):
         there = sorted(name for name, each in train_config.parts.items() if isinstance(each, AirlConfig))
         raise ValueError(f"{run} has no AIRL part named {part!r}; AIRL parts in it: {there or 'none'}")
     with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        reward = build_reward(policy, config, train_config.ppo.last_gamma)
-    reward.load_part_state(load_checkpoint(path, CHECKPOINT_KIND)["state"]["parts"][part]["modules"])
+        reward = build_reward(load(path), config, train_config.ppo.last_gamma)
+    reward.load_part_state(checkpoint["state"]["parts"][part]["modules"])
     return reward.to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -18,7 +19,8 @@ from understudy.core import randomness
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env
-from understudy.nn.policy import ActorCritic
+from understudy.nn.policy import build_policy
+from understudy.nn.protocol import Policy, check_policy
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import (
@@ -42,7 +44,8 @@ from understudy.runs.folder import (
     load,
 )
 from understudy.runs.metrics import drop_after
-from understudy.runs.spaces import space_from_plain, space_to_plain
+from understudy.runs.policies import check_rebuildable, describe_policy
+from understudy.runs.spaces import space_from_plain
 from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
 from understudy.tools.play import OWN_ENV, Actor, evaluation_seed, opened
@@ -60,7 +63,7 @@ def train(
     config: TrainConfig,
     *,
     env: Any = None,
-    policy: Any = None,
+    policy: Policy | None = None,
     expert: Actor | None = None,
     loggers: Iterable[Any] = (),
 ) -> Run:
@@ -85,9 +88,10 @@ def train(
     config, own = _with_own_env(config, env)
     if config.offline is not None and config.offline.dagger is not None:
         config = first_round(config, path, expert, own)
-    with _building(config, own, policy) as (built, ppo):  # before the folder: what cannot be built leaves none behind
+    allow = (*config.policy.modules, *config.allow_imports)
+    with _building(config, own, policy, allow) as (built, ppo):  # before the folder: what fails leaves none behind
         if config.start_from is not None:
-            _start_from(config.start_from, ppo.policy)
+            _start_from(config.start_from, ppo.policy, allow)
         folder = create_run_folder(path, config)
         return _Training(config, folder, built, ppo, listening, expert, own is not None).run()
 
@@ -97,16 +101,17 @@ def resume(
     *,
     total_steps: int | None = None,
     env: Any = None,
-    policy: Any = None,
+    policy: Policy | None = None,
     expert: Actor | None = None,
     loggers: Iterable[Any] = (),
     allow: Collection[str] = (),
 ) -> Run:
     """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
 
-    Objects that `train` was given have to be given again. Modules that the config names (`module:attribute`) are
-    imported only if `allow` has them. Raises ValueError if `run` is no run's folder or its environment is another one,
-    CheckpointError if its checkpoint is missing, damaged or does not fit its config; otherwise as `train`.
+    Objects that `train` was given have to be given again. `allow` lists the modules that may be imported because the
+    config (`module:attribute`) or a policy that it loads names them. Raises ValueError if `run` is no run's folder or
+    its environment is another one, CheckpointError if its checkpoint is missing, damaged or does not fit its config;
+    otherwise as `train`.
     """
     folder = RunFolder(Path(run))
     config = folder.read_config(allow)
@@ -122,7 +127,9 @@ def resume(
         )
     listening = _listening(config, loggers)
     config, own = _with_own_env(config, env)
-    with _building(config, own, policy, hint=OWN_ENV) as (built, ppo):
+    if policy is None:
+        check_rebuildable(checkpoint, config.policy, allow, str(path))
+    with _building(config, own, policy, allow, hint=OWN_ENV) as (built, ppo):
         _check_spaces(built, checkpoint, config.env.id)
         training = _Training(config, folder, built, ppo, listening, expert, own is not None)
         _restore(ppo, checkpoint, str(path))
@@ -135,8 +142,11 @@ def resume(
         return training.run()
 
 
-def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[str, Part]:
-    """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
+def build_parts(config: TrainConfig, env: VecEnv, policy: Policy, allow: Collection[str] = ()) -> dict[str, Part]:
+    """The parts of a config, each with its own random stream; the policies they load may import what `allow` names.
+
+    Raises ValueError if one does not fit the spaces.
+    """
     parts = {}
     for name, part in config.parts.items():
         context = PartContext.of(
@@ -147,7 +157,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: ActorCritic) -> dict[s
             gamma=config.ppo.last_gamma,
             seed=randomness.mix(config.seed, f"part/{name}"),
             env_id=config.env.id,
-            load_policy=load,
+            load_policy=functools.partial(load, allow=allow),
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
         parts[name] = part.build(context).to(env.device)
@@ -284,8 +294,7 @@ class _Training:
             CHECKPOINT_KIND,
             {
                 "config": to_yaml(self.config),
-                "observation_space": space_to_plain(self.env.observation_space),
-                "action_space": space_to_plain(self.env.action_space),
+                **describe_policy(self.ppo.policy),
                 "best_return": self.best_return,
                 "env_steps": self.ppo.env_steps,
                 "state": self.ppo.state_dict(),
@@ -343,7 +352,7 @@ def _with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | 
 
 @contextmanager
 def _building(
-    config: TrainConfig, own: VecEnv | None = None, policy: Any = None, hint: str = ""
+    config: TrainConfig, own: VecEnv | None, policy: Policy | None, allow: Collection[str], hint: str = ""
 ) -> Iterator[tuple[VecEnv, PPO]]:
     """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end."""
     device = config.torch_device()
@@ -354,23 +363,34 @@ def _building(
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
         seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
         with opened(config.env if own is None else own, device, seed, hint) as env:
-            yield env, _build(config, env, policy)
+            yield env, _build(config, env, policy, allow)
     finally:
         torch.set_num_threads(threads)
 
 
-def _build(config: TrainConfig, env: VecEnv, policy: Any) -> PPO:
+def _build(config: TrainConfig, env: VecEnv, policy: Policy | None, allow: Collection[str]) -> PPO:
     # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
     with torch.random.fork_rng([env.device] if env.device.type == "cuda" else []):
         torch.manual_seed(randomness.mix(config.seed, "weights"))
         if policy is None:
-            policy = ActorCritic(env.observation_space, env.action_space, config.policy)
-        policy = policy.to(env.device)
-        parts = build_parts(config, env, policy)
+            policy = build_policy(env.observation_space, env.action_space, config.policy)
+        policy = _fitting(policy, env).to(env.device)
+        parts = build_parts(config, env, policy, allow)
     ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
     if config.offline is not None:
         find_cloning_part(ppo)  # it is missed here, not after the run's folder is made
     return ppo
+
+
+def _fitting(policy: Policy, env: VecEnv) -> Policy:
+    """`policy` itself. Raises ValueError unless it keeps the protocol and was made for the environment's spaces."""
+    for name, its, theirs in (
+        ("observations", policy.observation_space, env.observation_space),
+        ("actions", policy.action_space, env.action_space),
+    ):
+        if its != theirs:
+            raise ValueError(f"the policy was made for the {name} {its}, the environment has {theirs}")
+    return policy if policy.built_from is not None else check_policy(policy)
 
 
 def _offline_training(
@@ -391,9 +411,9 @@ def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int |
     return None if state["finished"] else int(state["epochs_done"])
 
 
-def _start_from(source: str, policy: ActorCritic) -> None:
+def _start_from(source: str, policy: Policy, allow: Collection[str]) -> None:
     """Give the policy the weights and the normaliser of another run's."""
-    weights = load(source).state_dict()
+    weights = load(source, allow=allow).state_dict()
     check_same_layout(policy.state_dict(), weights, source)
     policy.load_state_dict(weights)
 

@@ -15,7 +15,6 @@ from understudy.core.check import check_choice
 from understudy.core.schedules import Number, Scalar
 from understudy.data.demonstrations.read import Key
 from understudy.nn.distributions import DiagGaussian
-from understudy.nn.heads import GaussianHead
 from understudy.parts.shared.demonstrated import DemonstratedConfig
 from understudy.parts.shared.discriminator import Discriminator, DiscriminatorConfig, weighted_mean
 from understudy.parts.shared.transitions import (
@@ -94,7 +93,7 @@ class AdversarialPart(Part, Rewards, Updates):
         """
         if config.absorbing_states and not context.gamma < 1.0:
             raise ValueError("absorbing states last for ever: gamma must be below 1")
-        gaussian = isinstance(context.policy.head, GaussianHead)
+        gaussian = context.policy.head.kind == "gaussian"
         if config.expert_noise and not gaussian:
             raise ValueError(
                 "expert_noise gives the expert's actions a Gaussian policy's noise, and this policy is not one: set it "

@@ -1,0 +1,86 @@
+"""Policies on disk: plain data that rebuilds one, without importing anything that the caller did not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from understudy.nn.policy import build_policy
+from understudy.nn.protocol import Policy, PolicyConfig
+from understudy.runs.checkpoint import check_same_layout
+from understudy.runs.codec import from_plain, to_plain
+from understudy.runs.spaces import space_from_plain, space_to_plain
+from understudy.types import CheckpointError
+
+
+def describe_policy(policy: Policy) -> dict[str, Any]:
+    """All that `rebuild_policy` needs but the weights: config (None for an object), class and spaces as plain data."""
+    kind = type(policy)
+    return {
+        "policy": None if policy.built_from is None else to_plain(policy.built_from),
+        "policy_class": f"{kind.__module__}:{kind.__qualname__}",
+        "observation_space": space_to_plain(policy.observation_space),
+        "action_space": space_to_plain(policy.action_space),
+    }
+
+
+def rebuild_policy(
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    source: str,
+    *,
+    allow: Collection[str] = (),
+    policy: Policy | None = None,
+) -> Policy:
+    """The policy that `describe_policy` described, with its weights, ready to act; they go into `policy`, if given.
+
+    Raises CheckpointError for a module that is not allowed, a policy that was given as an object, a config that this
+    version does not read, and weights that do not fit.
+    """
+    if policy is None:
+        config = _config(description, source)
+        check_consent(config, allow, source)
+        observation_space = space_from_plain(description["observation_space"])
+        if not isinstance(observation_space, spaces.Dict):
+            raise CheckpointError(f"{source} has no observation groups; it was written by another program")
+        with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
+            policy = build_policy(observation_space, space_from_plain(description["action_space"]), config)
+    check_same_layout(policy.state_dict(), weights, source)
+    policy.load_state_dict(dict(weights))
+    return policy.eval()
+
+
+def check_rebuildable(
+    description: Mapping[str, Any], config: PolicyConfig, allow: Collection[str], source: str
+) -> None:
+    """Raise CheckpointError where `config` cannot rebuild a checkpoint's policy, or imports what is not allowed."""
+    if "policy" in description:
+        _config(description, source)
+    check_consent(config, allow, source)
+
+
+def check_consent(config: PolicyConfig, allow: Collection[str], source: str) -> None:
+    """Raise CheckpointError unless `allow` lists every module (or a package around it) that the policy imports."""
+    for module in config.modules:
+        if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in allow):
+            raise CheckpointError(
+                f"{source} has a policy from the Python module {module!r}, whose code loading would run. If you trust "
+                f"that module: us.load(source, allow=({module!r},)), on the command line --allow-import {module}"
+            )
+
+
+def _config(description: Mapping[str, Any], source: str) -> PolicyConfig:
+    plain = description["policy"]
+    if plain is None:
+        raise CheckpointError(
+            f"{source} has a policy that was given as an object ({description['policy_class']}): build one like it and "
+            "pass it on, us.load(source, policy=...) or us.resume(run, policy=...)"
+        )
+    try:
+        return from_plain(PolicyConfig, plain, "policy")
+    except ValueError as error:
+        raise CheckpointError(f"{source} has a policy that this version does not read: {error}") from error
