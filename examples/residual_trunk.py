@@ -1,5 +1,6 @@
-"""Features from a network of your own: a residual MLP as trunk of actor and critic; everything above stays the library's.
+"""Features from a network of your own: a residual MLP as the trunk of actor and critic.
 
+Heads, normaliser and action map stay the library's.
 A trunk is called with the number of features and its options; it is an nn.Module with `out_features`. Run it with
 `python examples/residual_trunk.py`.
 """

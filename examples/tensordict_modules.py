@@ -65,7 +65,8 @@ class TensorDictPolicy(us.Policy):
 
 def make_policy(env_id: str = "Pendulum-v1") -> TensorDictPolicy:
     env = gym.make(env_id)
-    assert env.observation_space.shape and env.action_space.shape
+    assert env.observation_space.shape
+    assert env.action_space.shape
     actor, critic = make_modules(int(np.prod(env.observation_space.shape)), int(np.prod(env.action_space.shape)))
     observation_space = spaces.Dict(
         {"policy": env.observation_space}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from understudy.core.registry import load_object
 from understudy.core.spaces import Key
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
+from understudy.nn.heads import ActionHead
 from understudy.nn.protocol import (
     REPLACED,
     Actor,
@@ -43,7 +45,7 @@ def build_policy(
     config = config or PolicyConfig()
     if config.factory is None:
         return ActorCritic(observation_space, action_space, config)
-    policy = load_object(config.factory)(observation_space, action_space, config, **config.factory_kwargs)
+    policy = _make(config.factory, config.factory_kwargs, observation_space, action_space, config)
     if not isinstance(policy, Policy):
         raise ValueError(f"policy.factory {config.factory!r} makes a {type(policy).__name__}, not an us.Policy")
     policy.built_from = config
@@ -257,6 +259,14 @@ class ActorCritic(Policy):
         """Weights of trunk and head."""
         return [*self.actor.parameters(), *self.head.parameters()]
 
+    def auxiliary_head(self, same: bool) -> ActionHead:
+        """Another head on the actor's trunk."""
+        head = self.make_head(self.actor.out_features)
+        if same:
+            head.load_state_dict(self.head.state_dict())
+        head.linear = self.actor.reader(head.linear)
+        return head
+
     def draw_replacements(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Where the actor is to see estimates, `[*leading, E]` bool, for the key `REPLACED` of a rollout."""
         return draw_replacements(self._heads, leading, generator, self.device)
@@ -287,5 +297,14 @@ def _maker(trunk: nn.Module | MakeTrunk) -> MakeTrunk:
 def _named(reference: str | None, options: Mapping[str, Option]) -> MakeTrunk | None:
     if reference is None or reference == "mlp":
         return None
-    made = load_object(reference)
-    return lambda features: made(features, **options)
+    return lambda features: cast(nn.Module, _make(reference, options, features))
+
+
+def _make(reference: str, options: Mapping[str, Option], *args: Any) -> Any:
+    """What the named object returns for the arguments. Raises ValueError where it does not take the options."""
+    make = load_object(reference)
+    try:
+        inspect.signature(make).bind(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"{reference!r} cannot be called with the options {dict(options)}: {error}") from error
+    return make(*args, **options)

@@ -220,6 +220,22 @@ class Policy(nn.Module, ABC):
         """Weights of the actor: what cloning regularises."""
         return list(self.parameters())
 
+    def auxiliary_head(self, same: bool) -> ActionHead:
+        """Another head on the latent "actor", with fresh weights or the same as the policy's: ADVISOR.
+
+        Raises ValueError for a policy without that latent, or whose own head has no such weights.
+        """
+        latents = self.run_actor(self.blank_observation(1), self.initial_state(1))[2]
+        if "actor" not in latents or (same and not isinstance(self.head, ActionHead)):
+            raise ValueError(
+                f"{type(self).__name__} cannot have an auxiliary head: put the input of its head into "
+                'PolicyOutput.latents["actor"], and make the head with make_head'
+            )
+        head = self.make_head(latents["actor"].shape[-1])
+        if same:
+            head.load_state_dict(self.head.state_dict())
+        return head
+
     def draw_replacements(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Where the actor is to see estimates, `[*leading, E]` bool, for the key `REPLACED` of a rollout."""
         raise ValueError(f"{type(self).__name__} has no estimators")

@@ -22,7 +22,6 @@ from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
-from understudy.nn.heads import make_head
 from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.parts.shared.demonstrated import DemonstratedConfig, check_windows
 from understudy.parts.shared.expert_labels import (
@@ -128,11 +127,7 @@ class Advisor(Part, Weights, Losses):
                 "smooth_expert_weight_decay needs a policy with a memory (policy.memory): its minibatches are whole "
                 "columns in the order of time, those of a feed-forward policy are shuffled steps"
             )
-        head = make_head(context.action_space, policy.actor.out_features, policy.config.distribution)
-        if config.aux_init == "same":
-            head.load_state_dict(policy.head.state_dict())
-        head.linear = policy.actor.reader(head.linear)
-        self.head = head.to(context.device)
+        self.head = policy.auxiliary_head(same=config.aux_init == "same").to(context.device)
         self.labels = ExpertLabels(context, config.labels) if config.use_rollout_labels else None
         self.demonstrations: Demonstrations | None = None
         if config.demonstrations:

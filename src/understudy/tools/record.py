@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +154,7 @@ def record(
     deterministic: bool = True,
     file_format: RecordFormat | None = None,
     frame_time: float | None = None,
+    allow: Collection[str] = (),
 ) -> Recorded:
     """Play `run` (a folder or checkpoint), or the scripted expert of the environment `expert_of`, into a dataset.
 
@@ -161,7 +162,7 @@ def record(
     does not. "motion" writes each episode of a run as one motion clip, whose fields are called as the observations'
     columns are: `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured; `frame_time` is
     the time between two observations in seconds (None: the environment's own, which MuJoCo's tasks tell). `env`: an
-    environment of yours to play in, instead of one built from the run's config.
+    environment of yours to play in, instead of one built from the run's config. `allow` as in `us.load`.
 
     Environment, score and seed are kept in a dataset's metadata. Raises ValueError for an output that exists or
     cannot be named so, for clips without a frame time and of observations without vectors, ImportError without
@@ -174,7 +175,7 @@ def record(
     path = _check_output(str(output), chosen, run)
     policy, seed_of_run, config = None, 0, expert_of
     if run is not None:
-        policy, trained = read_policy(run)
+        policy, trained = read_policy(run, allow=allow)
         config, seed_of_run = trained.env, evaluation_seed(trained.seed)
     assert config is not None
     seed = seed_of_run if seed is None else seed

@@ -111,7 +111,7 @@ def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target:
     for teacher in teachers if target == "kl" else ():
         theirs, ours = teacher.policy, policy
         bounds = [(p.config.action_scaling, p.config.action_bound, p.action_space) for p in (theirs, ours)]
-        same = type(theirs.head) is type(head) and theirs.head.num_params == head.num_params
+        same = (theirs.head.kind, theirs.head.num_params) == (head.kind, head.num_params)
         if not same or bounds[0] != bounds[1]:
             raise ValueError(
                 f"target 'kl' compares distributions of raw actions: teacher {teacher.source} and student must have "
