@@ -371,6 +371,30 @@ def test_example_custom_part(elsewhere: Path) -> None:
     assert (run.path / "config.yaml").read_text().count("part: example_custom_part:BalancerConfig") == 1
 
 
+def test_example_residual_trunk(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run = run_example("residual_trunk")(total_steps=2048, run_dir=elsewhere / "run")
+    assert run.policy.config.trunk == "residual_trunk:ResidualMLP"
+
+
+def test_example_attention_memory(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run = run_example("attention_memory")(total_steps=768, run_dir=elsewhere / "run")
+    assert run.policy.state_size == 8 * 32 + 2 * 8
+
+
+@pytest.mark.slow
+def test_attention_remembers_what_was_shown(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    run = run_example("attention_memory")(run_dir=elsewhere / "run")
+    assert run.evaluation.mean_return > 0.9  # without a memory, 0.5
+
+
+def test_example_tensordict_modules(elsewhere: Path) -> None:
+    run = run_example("tensordict_modules")(total_steps=1024, run_dir=elsewhere / "run")
+    assert run.policy.built_from is None
+
+
 def test_example_poisoned_doors_demo(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     sentences = run_example("poisoned_doors_demo")(total_steps=2000, output=elsewhere / "demo")
