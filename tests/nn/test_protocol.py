@@ -128,7 +128,7 @@ def test_a_factory_that_makes_something_else(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     config = us.PolicyConfig(factory="factories:make", factory_kwargs={"size": 3})
     assert config.modules == ("factories",)
-    with pytest.raises(ValueError, match="makes a int, not an us.Policy"):
+    with pytest.raises(ValueError, match=r"makes a int, not an us\.Policy"):
         build_policy(SPACE, ACTIONS, config)
     with pytest.raises(ValueError, match="did you mean make"):
         build_policy(SPACE, ACTIONS, us.PolicyConfig(factory="factories:mke"))
