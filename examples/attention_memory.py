@@ -1,7 +1,7 @@
 """A recurrent policy of your own: attention over the last H observations, kept in a ring buffer inside the state.
 
 The library carries one flat state `[B, S]` for each environment, all zeros where an episode starts. Here it holds H
-rows of W numbers, one flag per row that says whether it was written, and a one-hot pointer to the row that is written next:
+rows of W numbers, one flag per row that says whether it was written, and a one-hot pointer to the next row to write:
 S = H * W + 2 * H. Shapes stay static and no index is read on the host, so PPO can record it and ONNX can export it.
 
 The task shows a sign in the first step only, and asks for it in the last one. Run it with

@@ -199,7 +199,7 @@ def test_what_is_refused(head: dict[str, Any], message: str) -> None:
 def test_what_a_head_refuses() -> None:
     with pytest.raises(ValueError, match="needs targets"):
         EstimatorHeadConfig(targets=())
-    with pytest.raises(ValueError, match="replace_prob is a probability, got 2"):
+    with pytest.raises(ValueError, match=r"replace_prob must lie in \[0, 1\], got 2"):
         EstimatorHeadConfig(targets=("policy/speed",), replace_prob=2.0)
     with pytest.raises(ValueError, match="cannot be called"):
         build(estimators={"a/b": SPEED["speed"]})

@@ -194,7 +194,7 @@ def test_a_std_pushed_below_its_floor_recovers_in_training() -> None:
 
 
 BAD: dict[str, tuple[Any, Callable[[], DistributionConfig], str]] = {
-    "unknown kind": (BOX, lambda: DistributionConfig(kind="normal"), "unknown distribution kind"),  # type: ignore[arg-type]
+    "unknown kind": (BOX, lambda: DistributionConfig(kind="normal"), "policy.distribution.kind must be one of"),  # type: ignore[arg-type]
     "kind against space": (spaces.Discrete(2), lambda: DistributionConfig(kind="beta"), "does not fit"),
     "categorical on a Box": (BOX, lambda: DistributionConfig(kind="categorical"), "does not fit"),
     "space": (spaces.Text(4), DistributionConfig, "supported are Box, Discrete, MultiDiscrete, MultiBinary"),

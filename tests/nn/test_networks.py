@@ -18,7 +18,6 @@ from understudy.nn.networks import (
     CNNConfig,
     EmbeddingEncoder,
     EncoderConfig,
-    NatureCNN,
     OneHotEncoder,
     VectorEncoder,
     activation,
@@ -33,7 +32,7 @@ def test_activations_by_name() -> None:
     assert activation("relu") is not activation("relu")
     with pytest.raises(ValueError, match="did you mean relu"):
         activation("ReLU")
-    with pytest.raises(ValueError, match="known are elu"):
+    with pytest.raises(ValueError, match="known: elu"):
         activation("zzz")
 
 
@@ -86,13 +85,13 @@ def test_mlp_initialisation() -> None:
 
 
 def test_nature_cnn_has_the_paper_s_sizes() -> None:
-    cnn = NatureCNN((4, 84, 84))
+    cnn = CNN((4, 84, 84))
     shapes = [tuple(m.weight.shape) for m in cnn.convolutions if isinstance(m, nn.Conv2d)]
     assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)]
     assert cnn.mlp.layers[0].in_features == 64 * 7 * 7
     assert cnn.out_features == 512
     assert cnn(torch.zeros(2, 4, 84, 84, dtype=torch.uint8)).shape == (2, 512)
-    assert NatureCNN((84, 84), features=16)(torch.zeros(1, 84, 84)).shape == (1, 16)
+    assert CNN((84, 84), CNNConfig(hidden_sizes=(16,)))(torch.zeros(1, 84, 84)).shape == (1, 16)
 
 
 SMALL = CNNConfig(channels=(4, 6), kernel_sizes=(3, 3), strides=(2, 1), paddings=(1, 0), hidden_sizes=(5,))
@@ -134,7 +133,7 @@ def test_max_pool_replaces_strides() -> None:
 
 def test_images_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(7, 7, 3\) is too small for layer 0 .* smaller ones"):
-        NatureCNN((7, 7, 3))
+        CNN((7, 7, 3))
     with pytest.raises(ValueError, match="cannot tell channels from pixels"):
         CNN((8, 4, 8), SMALL)
     assert CNN((8, 8, 8), CNNConfig(**{**vars(SMALL), "channel_axis": "last"})).channels_last

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.check import Config, In
 from understudy.core.spaces import Key, is_vector
 from understudy.nn.networks import MLP, EncoderConfig
 from understudy.nn.trunk import Precision, Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimatorHeadConfig:
+class EstimatorHeadConfig(Config):
     """One estimator of a policy (st_rl's estimator); it learns from the part `Estimator`."""
 
     targets: tuple[str, ...]
@@ -36,15 +37,14 @@ class EstimatorHeadConfig:
     """Depth of an own memory."""
     memory_changes: float = 0.0
     """Gain of the changes since the last step that an own memory reads beside its inputs; 0: none."""
-    replace_prob: float = 1.0
+    replace_prob: Annotated[float, In(0.0, 1.0)] = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
     use it always sees the estimate."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.targets:
             raise ValueError("an estimator needs targets: name the components that it is to predict")
-        if not 0.0 <= self.replace_prob <= 1.0:
-            raise ValueError(f"replace_prob is a probability, got {self.replace_prob}")
         if self.on_actor_memory and (self.inputs or self.replace_prob):
             raise ValueError(
                 "an estimator on the actor's memory reads that and comes too late to be the actor's input: leave "

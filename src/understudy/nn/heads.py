@@ -10,13 +10,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.check import Config
 from understudy.nn.distributions import (
     Bernoulli,
     Beta,
@@ -42,8 +43,10 @@ KINDS_OF_SPACE: dict[type[ActionSpace], tuple[Kind, ...]] = {  # the first one i
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributionConfig:
+class DistributionConfig(Config):
     """The action distribution: its family, and the standard deviation of the Gaussian families."""
+
+    PREFIX: ClassVar[str] = "policy.distribution."
 
     kind: Kind = "auto"
     """Family; auto: Box gaussian, Discrete categorical, MultiDiscrete multi_categorical, MultiBinary bernoulli."""
@@ -64,8 +67,7 @@ class DistributionConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is built."""
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"unknown distribution kind {self.kind!r}: choose one of {', '.join(get_args(Kind))}")
+        super().__post_init__()
         if not self.init_std > 0.0:
             raise ValueError(f"init_std must be positive, got {self.init_std}")
         if self.state_dependent_std and not self.learn_std:

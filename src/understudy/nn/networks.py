@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from understudy.core.check import Config, nearest
 from understudy.core.spaces import classes_of, is_box, kind_of, shape_of
 from understudy.nn.cells import MAX_KINDS, cell_linear, worthwhile
 from understudy.nn.interactions import active_columns
@@ -36,9 +36,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def activation(name: str) -> nn.Module:
     """A new activation module by name; raises ValueError with the nearest names if it is unknown."""
     if name not in ACTIVATIONS:
-        near = difflib.get_close_matches(name.lower(), ACTIVATIONS, n=2)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown activation {name!r}: {hint}known are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {name!r}; {nearest(name.lower(), ACTIVATIONS)}")
     return ACTIVATIONS[name]()
 
 
@@ -98,7 +96,7 @@ class Encoder(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNConfig:
+class CNNConfig(Config):
     """A stack of convolutions and an MLP on top; the defaults are the Nature CNN (Mnih et al. 2015)."""
 
     channels: tuple[int, ...] = (32, 64, 64)
@@ -120,6 +118,7 @@ class CNNConfig:
 
     def __post_init__(self) -> None:
         """Refuse lists of unequal length."""
+        super().__post_init__()
         lengths = [len(x) for x in (self.channels, self.kernel_sizes, self.strides, self.paddings)]
         if len(set(lengths)) != 1 or not lengths[0]:
             raise ValueError(
@@ -173,13 +172,8 @@ class CNN(Encoder):
         return features if len(leading) == 1 else features.view(*leading, self.out_features)
 
 
-def NatureCNN(shape: Sequence[int], features: int = 512) -> CNN:
-    """The CNN of Mnih et al. (2015), "Human-level control through deep reinforcement learning"."""
-    return CNN(shape, CNNConfig(hidden_sizes=(features,)))
-
-
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Config):
     """How observation components become features."""
 
     cnn: CNNConfig = field(default_factory=CNNConfig)
@@ -200,6 +194,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuse two encodings of one thing."""
+        super().__post_init__()
         if self.interactions and self.embedding_size is not None:
             raise ValueError("interactions and embedding_size are two encodings of the same entries: choose one")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from understudy.core.check import Config
 from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
@@ -36,8 +37,10 @@ Actor = tuple[Distribution, Tensor | None, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
+class PolicyConfig(Config):
     """Networks and observation handling of a policy."""
+
+    PREFIX: ClassVar[str] = "policy."
 
     actor_groups: tuple[str, ...] = ("policy",)
     """Observation groups that the actor sees."""
