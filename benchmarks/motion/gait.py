@@ -169,7 +169,7 @@ def touching(env: Any, feet: Sequence[str]) -> list[bool]:
 
 def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
     """Returns, distances to the held-out clips, and the gait: one row of the table."""
-    from understudy.data.motion_measures import contact_timing, motion_distance
+    from benchmarks.motion.measures import contact_timing, motion_distance
 
     episodes = [x for x in zip(played.frames, played.contact) if len(x[0]) > 2 * SKIP]  # a fall at once has no gait
     frames = [x for x, _ in episodes]
@@ -187,7 +187,7 @@ def measure(played: Played, task: Task, held_out: Path) -> dict[str, Any]:
 
 def gait(task: Task, frames: Sequence[np.ndarray]) -> dict[str, Any]:
     """Frequency, and mean and deviation of every joint's angle over the gait cycle."""
-    from understudy.data.motion_measures import gait_cycle, gait_frequency, gait_phase
+    from benchmarks.motion.measures import gait_cycle, gait_frequency, gait_phase
 
     joints = task.joint_places
     longest = max(frames, key=len)
@@ -214,7 +214,7 @@ def clip_frames(task: Task, path: Path) -> list[np.ndarray]:
 
 def measure_clips(task: Task, clips: Path, held_out: Path) -> dict[str, Any]:
     """The held-out clips' gait, and how far the clips are from them: the least distance that can be expected."""
-    from understudy.data.motion_measures import motion_distance
+    from benchmarks.motion.measures import motion_distance
 
     learnt, other = clip_frames(task, clips), clip_frames(task, held_out)
     distance = motion_distance(learnt, other)

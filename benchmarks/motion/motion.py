@@ -355,7 +355,7 @@ def cheetah_from_clips(clips: str, **options: Any) -> Any:
     import gymnasium as gym
 
     from understudy.data.motions.library import MotionsConfig
-    from understudy.data.reference_states import ReferenceStateInit
+    from benchmarks.motion.reference_states import ReferenceStateInit
 
     observed = tuple(f"policy[{column}]" for column in range(17))
     places = {"positions": (None, *observed[:8]), "velocities": observed[8:]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from understudy.data.motion_measures import (
+from benchmarks.motion.measures import (
     contact_timing,
     energy_distance,
     frechet_distance,

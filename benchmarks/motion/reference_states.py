@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.mujoco import MujocoEnv
 
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 
@@ -19,9 +20,10 @@ class ReferenceStateInit(gym.Wrapper[Any, Any, Any, Any]):
     """Start episodes in states drawn from clips (Peng et al. 2018, arXiv:1804.02717, sec. 5.3).
 
     For Gymnasium's MuJoCo environments. `positions` and `velocities` name a field of the clips for each entry of the
-    simulation's `qpos` and `qvel`, None where the environment's own start is to be kept; left out, they follow from
-    the model's joints: `root_pos_x` ... for a free joint, `<joint>_dof_pos` and `<joint>_dof_vel` for any other.
-    With `probability` p an episode starts so, else as ever. A seeded `reset` draws the same state again.
+    simulation's `qpos` and `qvel`; None keeps the environment's own start. By default they follow from the model's
+    joints: `root_pos_x` ... for a free joint, `<joint>_dof_pos` and `<joint>_dof_vel` for any other.
+    An episode starts in a clip's state with `probability` p, otherwise as the environment has it. A seeded `reset`
+    draws the same state again.
 
     Raises ValueError for an environment whose state cannot be set or whose observations are wrapped already, for
     names that are too few or too many, and for clips as `MotionLibrary` does.
@@ -38,7 +40,7 @@ class ReferenceStateInit(gym.Wrapper[Any, Any, Any, Any]):
     ) -> None:
         super().__init__(env)
         inner: Any = env.unwrapped
-        if not all(hasattr(inner, name) for name in ("set_state", "_get_obs", "model", "data", "dt")):
+        if not isinstance(inner, MujocoEnv):
             raise ValueError(f"the state of {inner} cannot be set: clips start Gymnasium's MuJoCo environments only")
         if env.observation_space != inner.observation_space:
             raise ValueError("wrap the environment before anything that changes its observations")
@@ -61,7 +63,7 @@ class ReferenceStateInit(gym.Wrapper[Any, Any, Any, Any]):
         self._columns = {name: [named.index(x) for x in fields[name] if x is not None] for name in fields}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's; its observation is that of the new state."""
+        """Reset the environment, then move it to a state of the clips; the observation is the new state's."""
         obs, info = self.env.reset(seed=seed, options=options)
         inner: Any = self.unwrapped
         if inner.np_random.random() >= self.probability:

@@ -11,7 +11,7 @@ import pytest
 
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.data.motions.library import MotionsConfig
-from understudy.data.reference_states import ReferenceStateInit, joint_fields
+from benchmarks.motion.reference_states import ReferenceStateInit, joint_fields
 
 pytest.importorskip("mujoco")
 
