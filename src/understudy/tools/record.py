@@ -11,8 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from understudy.core.spaces import component_keys
-from understudy.data.demonstrations.read import Key
+from understudy.core.spaces import Key, component_keys
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig

@@ -1,4 +1,4 @@
-"""From a file of trajectories to checked arrays that fit an environment's spaces: one copy, in memory or mapped."""
+"""Check that a recording fits an environment's spaces, and copy it once, into memory or a mapped file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from understudy.core.spaces import array_dtype, bounds_of, component, component_keys, is_box, unflatten
-from understudy.data.demonstrations.read import Key, Recording, open_recording
+from understudy.core.spaces import Key, array_dtype, bounds_of, component, component_keys, is_box, unflatten
+from understudy.data.demonstrations.read import Place, Recording, first_rows, open_recording
 from understudy.envs.observations import DEFAULT_GROUP
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 22  # entries looked at together by a check: a few megabytes
-_EDGE = 1e-5  # of the range: how far outside its bounds an action may lie through rounding
+_BLOCK = 1 << 22  # entries checked at a time: a few megabytes
+_EDGE = 1e-5  # share of its range by which rounding may push an action out of bounds
 
 
 class Loaded(NamedTuple):
@@ -66,10 +66,10 @@ def load_trajectories(
 
 
 class _Target(NamedTuple):
-    """One observation component: the environment's key and space, and where the file has it."""
+    """One observation component: the environment's key and space, and its place in the file."""
 
     key: Key
-    source: Key
+    place: Place
     space: spaces.Space[Any]
     dtype: np.dtype[Any]
 
@@ -83,11 +83,11 @@ class _Target(NamedTuple):
 
 
 class _Reader:
-    """Copies trajectories into one array per key and names trajectory, step and key of what is wrong."""
+    """Copies trajectories into one array per key; errors name trajectory, step and key."""
 
     def __init__(self, recording: Recording, lengths: np.ndarray) -> None:
         self.recording, self.lengths = recording, lengths
-        self.starts = np.cumsum(lengths) - lengths
+        self.starts = first_rows(lengths)
         self.total = int(lengths.sum())
 
     def bytes(self, targets: Sequence[_Target]) -> int:
@@ -99,7 +99,7 @@ class _Reader:
         """One component, `[M + K, ...]`."""
         array = self._allocate((self.total + len(self.lengths), *target.shape), target.dtype, mapped)
         for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
-            values = self.recording.read_observations(k, target.source)
+            values = self.recording.read_observations(k, target.place)
             array[start + k : start + k + length + 1] = _fitting(values, (length + 1, *target.shape), target, k)
         self._check(array, target.space, target.name, final_rows=1)
         return array
@@ -131,20 +131,20 @@ class _Reader:
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: bool) -> np.ndarray:
         if not mapped:
             return np.empty(shape, dtype)
-        # beside the data: the system's own temporary folder is often memory. The file has no name and needs no care
+        # next to the data, as the system's temporary folder is often memory; the file has no name and cleans up itself
         folder = Path(self.recording.source).parent
         with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
             return np.memmap(file, dtype, "w+", shape=shape)
 
     def _end(self, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """Ends lie at the last step of each trajectory; where there is none, the recording stopped: truncated."""
+        """Check that only last steps end an episode; a trajectory without an end was cut off: truncated."""
         last = self.starts + self.lengths - 1
         inner = terminated | truncated
         inner[last] = False
         if inner.any():
             k, step = self._place(int(np.flatnonzero(inner)[0]), 0)
             raise ValueError(
-                f"{self.recording.source}: trajectory {k} goes on after step {step}, where it ended (terminations or "
+                f"{self.recording.source}: trajectory {k} continues after step {step}, where it ended (terminations or "
                 "truncations): cut it there, each trajectory is one episode"
             )
         truncated[last] |= ~terminated[last]
@@ -158,7 +158,8 @@ class _Reader:
         final_rows: int = 0,
         bounded: bool = False,
     ) -> None:
-        """Finite, and inside a discrete space (a Box too if `bounded`); block by block, to need no second array."""
+        """Raise ValueError unless all entries are finite and inside a discrete space (or, if `bounded`, a Box)."""
+        # block by block: no second array of that size
         block = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
         for first in range(0, len(array), block):
             rows = array[first : first + block]
@@ -174,7 +175,7 @@ class _Reader:
                 )
 
     def _place(self, row: int, final_rows: int) -> tuple[int, int]:
-        """Trajectory and step of a row, where each trajectory has `final_rows` rows more than transitions."""
+        """Trajectory and step of a row; each trajectory has `final_rows` more rows than transitions."""
         starts = self.starts + final_rows * np.arange(len(self.starts))
         k = int(np.searchsorted(starts, row, side="right")) - 1
         return k, row - int(starts[k])
@@ -184,24 +185,24 @@ def _count(recording: Recording, wanted: int | None) -> int:
     """How many trajectories to take."""
     found = len(recording.lengths)
     if not found:
-        raise ValueError(f"{recording.source} holds no trajectory: record some first (`understudy record`)")
+        raise ValueError(f"{recording.source} holds no trajectories: record some first (`understudy record`)")
     if not recording.lengths.all():
         k = int(np.flatnonzero(recording.lengths == 0)[0])
-        raise ValueError(f"{recording.source}: trajectory {k} has no step: drop it from the file")
+        raise ValueError(f"{recording.source}: trajectory {k} has no steps: drop it from the file")
     if wanted is not None and not 1 <= wanted <= found:
         raise ValueError(f"{recording.source} has {found} trajectories, num_trajectories asks for {wanted}")
     return found if wanted is None else wanted
 
 
 def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> list[_Target]:
-    """Where the file has each of the environment's components."""
+    """Find each of the environment's components in the file."""
     targets = []
     for key in keys:
         inner = component(space, key)
-        candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups means the policy's
-        found = next((source for source in candidates if source in recording.shapes), None)
+        candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups holds the policy's
+        found = next((place for place in candidates if place in recording.shapes), None)
         if found is None:
-            has = ", ".join("/".join(source) or "one plain array" for source in recording.shapes)
+            has = ", ".join("/".join(place) or "one plain array" for place in recording.shapes)
             raise ValueError(
                 f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this "
                 "environment with the same observation groups"
@@ -218,24 +219,24 @@ def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> lis
 
 
 def _fitting(values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
-    """`values` as `shape`; ValueError rather than broadcasting, or than cutting fractions off."""
+    """`values` as `shape`; raises ValueError instead of broadcasting or truncating fractions."""
     if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
         values = values.reshape(shape)
     if values.shape != shape:
         raise ValueError(
-            f"trajectory {trajectory}: {target.name if target.source else target.key[0]} has shape {values.shape}, "
+            f"trajectory {trajectory}: {target.name if target.place else target.key[0]} has shape {values.shape}, "
             f"expected {shape}"
         )
     if np.issubdtype(values.dtype, np.floating) and not np.issubdtype(target.dtype, np.floating):
         raise ValueError(
-            f"trajectory {trajectory}: {target.key[-1]} are floating numbers, but {target.space} holds {target.dtype}: "
-            "store them as the environment gives them"
+            f"trajectory {trajectory}: {target.key[-1]} holds floats, but {target.space} holds {target.dtype}: store "
+            "numbers as the environment returns them"
         )
     return values
 
 
 def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -> np.ndarray:
-    """Which entries lie outside the space."""
+    """Entries outside the space, as a mask."""
     if space is None or (is_box(space) and not bounded):
         return np.zeros(1, dtype=bool)
     low, high = bounds_of(space)
@@ -250,15 +251,14 @@ def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None
     source, made_in = recording.source, recording.metadata.get("env")
     if recording.lacks_final:
         logger.warning(
-            "%s has no final observations (next_observations): the last observation of each trajectory is taken for "
-            "its final one",
+            "%s has no final observations (next_observations): the last observation of each trajectory stands in",
             source,
         )
     single = np.flatnonzero(lengths == 1)
     if len(single):
         logger.warning(
-            "%s: %d of %d trajectories have a single step (the first: trajectory %d); recorders that take resets for "
-            "steps write such",
+            "%s: %d of %d trajectories have a single step (the first: trajectory %d), a sign of a recorder that counts "
+            "resets as steps",
             *(source, len(single), len(lengths), single[0]),
         )
     if env_id is not None and made_in is not None and made_in != env_id:

@@ -1,4 +1,4 @@
-"""`Demonstrations`: recorded trajectories in memory (or mapped), checked against the spaces, and drawn in batches.
+"""Draw batches from recorded trajectories, which lie in memory (or mapped) and were checked against the spaces.
 
     demos = Demonstrations.load("expert.npz", observation_space=env.observation_space, action_space=env.action_space)
     demos.num_trajectories, demos.num_transitions, demos.returns
@@ -7,9 +7,9 @@
     for rows in demos.shuffled(256, generator):   # every transition once
         demos.gather(rows)
 
-What is drawn has the names of a rollout: `obs` and `next_obs` (groups as the environment has them, raw), `is_first`,
-`executed_action` (what the environment took), `reward`, `terminated`, `truncated`, and, if `load` was given the
-policy's `action_map`, `action`: the raw action, of which log-probs are taken.
+Batches use a rollout's names: `obs` and `next_obs` (raw, in the environment's groups), `is_first`, `executed_action`
+(as passed to the environment), `reward`, `terminated`, `truncated`, and, if `load` gets the policy's `action_map`,
+`action`: the raw action, the argument of log-probs.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import Key
 from understudy.data.demonstrations.check import load_trajectories
-from understudy.data.demonstrations.read import Key
+from understudy.data.demonstrations.read import first_rows
 from understudy.envs.actions import ActionMap
 
 logger = logging.getLogger(__name__)
 
 MEMORY_MAP_ABOVE = 4 * 2**30
-"""Bytes from which on observations lie in a file that the operating system pages in and out, not in memory."""
+"""Observations larger than this (bytes) stay in a file that the operating system pages in and out."""
 
 
 class Demonstrations:
     """K whole trajectories, M transitions in all; `load` reads them, `select` takes some of them without copying.
 
-    `observations` `[M + K]` holds one row more per trajectory than `signals` `[M]` has: the final observation, so that
-    the next observation of a transition is the row after its own. `signals` are `executed_action`, `reward` (NaN where
-    unknown), `terminated` and `truncated`. `weights` `[K]` make trajectories likelier to be drawn, `step_stride` leaves
-    all but every n-th transition of each out. Raises ValueError where sizes do not fit.
+    `observations` `[M + K]` holds one more row per trajectory than `signals` `[M]`, the final observation: the next
+    observation of a transition is the row after its own. `signals` are `executed_action`, `reward` (NaN where unknown),
+    `terminated` and `truncated`. A trajectory is drawn in proportion to its weight (`weights` `[K]`) and length;
+    `step_stride` keeps only every n-th transition. Raises ValueError where sizes do not fit.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class Demonstrations:
         self.action_map, self.step_stride, self.weights = action_map, step_stride, _weights(weights, K)
         self.device, self.metadata = torch.device(device), dict(metadata or {})
         self.chosen = torch.arange(K, device=lengths.device) if chosen is None else chosen  # [C]
-        self.starts = lengths.cumsum(0) - lengths  # [K]
-        if trajectory is None:  # `select` passes it on, as it does the data
+        self.starts = first_rows(lengths)  # [K]
+        if trajectory is None:  # `select` shares it, like the data
             trajectory = torch.repeat_interleave(lengths).to(torch.int32)
-        self.trajectory = trajectory  # [M], to which trajectory a transition belongs
-        self.rows = self._eligible()  # [R], the transitions that are drawn
+        self.trajectory = trajectory  # [M], the trajectory of each transition
+        self.rows = self._eligible()  # [R], the transitions to draw from
         self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
 
     @classmethod
@@ -93,16 +94,15 @@ class Demonstrations:
         env_id: str | None = None,
         memory_map_above: int = MEMORY_MAP_ABOVE,
     ) -> Demonstrations:
-        """Load a path or the id of a local Minari dataset; every number is looked at.
+        """Load a path or the id of a local Minari dataset, and check every number.
 
-        The spaces are the environment's, with groups; `keys` names the components that are needed (None: all).
-        `num_trajectories` takes the first ones, `min_return` those of them that returned as much. Observations larger
-        than `memory_map_above` bytes stay on the disk; what is drawn comes on `device` either way. Where a file has no
-        final observations the last one is repeated, and a warning logged; another `env_id` than the file's is a warning
-        too.
+        The spaces are the environment's, with groups; `keys` names the components to read (None: all).
+        `num_trajectories` takes the first ones, `min_return` those among them with at least this return. Observations
+        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. Logs a warning for a
+        file without final observations (the last one is repeated) and for one from another `env_id`.
 
-        Raises ValueError for data that are missing, empty, damaged, pickled, not finite, or do not fit the spaces; the
-        message names trajectory, step and key. ImportError for HDF5 without the extra `demos`.
+        Raises ValueError, naming trajectory, step and key, for data that are missing, empty, damaged, pickled, not
+        finite, or do not fit the spaces; ImportError for HDF5 without the extra `demos`.
         """
         loaded = load_trajectories(
             source,
@@ -130,9 +130,9 @@ class Demonstrations:
         return demonstrations
 
     def _that_returned(self, least: float, source: str) -> Demonstrations:
-        """Only trajectories that returned at least so much."""
+        """Keep the trajectories with at least this return."""
         returns = self.returns
-        kept = torch.nonzero(returns >= least).flatten()  # none where rewards are unknown
+        kept = torch.nonzero(returns >= least).flatten()  # none if rewards are unknown
         if not len(kept):
             raise ValueError(
                 f"{source}: no trajectory returned {least:g} (min_return): "
@@ -144,29 +144,29 @@ class Demonstrations:
 
     @property
     def num_trajectories(self) -> int:
-        """How many trajectories are drawn from."""
+        """Number of trajectories to draw from."""
         return len(self.chosen)
 
     @property
     def num_transitions(self) -> int:
-        """How many transitions are drawn from."""
+        """Number of transitions to draw from."""
         return len(self.rows)
 
     @property
     def returns(self) -> Tensor:
-        """Undiscounted return of each trajectory drawn from, `[C]` float64; NaN where rewards are unknown."""
+        """Undiscounted return of each trajectory to draw from, `[C]` float64; NaN where rewards are unknown."""
         sums = torch.zeros(len(self.lengths), dtype=torch.float64, device=self.lengths.device)
         return sums.index_add_(0, self.trajectory, self.signals["reward"].double())[self.chosen]
 
     def summary(self) -> str:
-        """One line for people: size and the expert's score."""
+        """One line to read: size and the expert's score."""
         returns = self.returns
         score = f"return {returns.mean():.1f} ± {returns.std(correction=0):.1f}"
         known = score if bool(returns.isfinite().all()) else "rewards unknown"
         return f"{self.num_trajectories:,} trajectories, {self.num_transitions:,} transitions, {known}"
 
     def select(self, trajectories: Tensor) -> Demonstrations:
-        """Only these trajectories (indices among those drawn from), sharing the data."""
+        """Keep these trajectories (indices into the current ones); the data are shared."""
         return Demonstrations(
             self.observations,
             self.signals,
@@ -181,13 +181,13 @@ class Demonstrations:
         )
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Demonstrations, Demonstrations]:
-        """Without and with `fraction` of the trajectories (at least one on either side), drawn at random.
+        """Hold out a random `fraction` of the trajectories (at least one on either side): (the rest, the held out).
 
-        Neighbouring states are all but copies, so whole trajectories are held out. Raises ValueError for fewer than 2.
+        Neighbouring states are nearly copies, hence whole trajectories. Raises ValueError for fewer than 2.
         """
         count = self.num_trajectories
         if count < 2 or not 0.0 < fraction < 1.0:
-            raise ValueError(f"cannot hold {fraction} of {count} trajectories out: it takes two, and a share in (0, 1)")
+            raise ValueError(f"cannot hold out {fraction} of {count} trajectories: it takes two, and a share in (0, 1)")
         held = min(max(round(fraction * count), 1), count - 1)
         order = torch.randperm(count, generator=generator, device=generator.device)
         return self.select(order[held:].sort().values), self.select(order[:held].sort().values)
@@ -201,8 +201,8 @@ class Demonstrations:
     def sequences(self, length: int, batch_size: int, generator: torch.Generator) -> TensorDict:
         """Windows `[length, batch_size]` of consecutive transitions, without `next_obs`.
 
-        A window starts anywhere; where its trajectory ends it goes on with the next one. `is_first` holds there and in
-        row 0, so that a recurrent policy starts from its initial state. Raises ValueError with a `step_stride`.
+        A window starts anywhere and continues into the next trajectory. `is_first` is true there and in row 0, so that
+        a recurrent policy starts from its initial state. Raises ValueError with a `step_stride`.
         """
         if self.step_stride != 1:
             raise ValueError("sequences need every step: leave step_stride at 1 for a policy with a memory")
@@ -221,7 +221,7 @@ class Demonstrations:
         """The transitions of `rows` (any shape), on the device."""
         flat = rows.reshape(-1)
         trajectory = self.trajectory[flat]
-        here = flat + trajectory  # every earlier trajectory has one row more
+        here = flat + trajectory  # each earlier trajectory has one more row
         drawn = self.signals[flat]
         drawn["obs"] = self.observations[here]
         if next_obs:
@@ -236,7 +236,7 @@ class Demonstrations:
         return self.rows[self._draw_places(count, generator)]
 
     def _draw_places(self, count: int, generator: torch.Generator) -> Tensor:
-        """Where in `rows`, `[count]`."""
+        """Places in `rows`, `[count]`."""
         device = generator.device
         if self._cumulative is None:
             return torch.randint(len(self.rows), (count,), generator=generator, device=device).to(self.rows.device)
@@ -248,7 +248,7 @@ class Demonstrations:
         """Every `step_stride`-th transition of the chosen trajectories, in their order."""
         starts, lengths = self.starts[self.chosen], self.lengths[self.chosen]
         kept = (lengths + self.step_stride - 1) // self.step_stride
-        first = torch.repeat_interleave(kept.cumsum(0) - kept, kept)
+        first = torch.repeat_interleave(first_rows(kept), kept)
         step = torch.arange(len(first), device=first.device) - first
         return torch.repeat_interleave(starts, kept) + step * self.step_stride
 

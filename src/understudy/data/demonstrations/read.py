@@ -1,7 +1,7 @@
-"""Files of recorded trajectories (Minari HDF5, D4RL-style HDF5, `.npz`), read one trajectory at a time.
+"""Read files of recorded trajectories (Minari HDF5, D4RL-style HDF5, `.npz`), one trajectory at a time.
 
-`open_recording` finds out what a path or Minari id is. What the files have in common is `Recording`; what is done with
-the data (spaces, checks, memory) is `data/demonstrations.py`.
+`open_recording` opens a path or a Minari id as a `Recording`, the same for every format. `check` makes sure that it
+fits an environment.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import json
 import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-Key = tuple[str, ...]
+Place = tuple[str, ...]
 """Where an observation lies in a file: `()` for a plain array, `("policy", "joints")` under nested names."""
+
+Counts = TypeVar("Counts", np.ndarray, torch.Tensor)
 
 SIGNALS = ("actions", "rewards", "terminations", "truncations")
 
-_ALIASES: dict[str, tuple[str, ...]] = {  # ours (and Minari's) first, then D4RL's, then what else is common
+_ALIASES: dict[str, tuple[str, ...]] = {  # ours (and Minari's) first, then D4RL's, then other common names
     "observations": ("observations", "obs"),
     "next_observations": ("next_observations", "next_obs"),
     "actions": ("actions", "acts"),
@@ -33,18 +36,23 @@ _ALIASES: dict[str, tuple[str, ...]] = {  # ours (and Minari's) first, then D4RL
 }
 
 
+def first_rows(lengths: Counts) -> Counts:
+    """The first row of each of K sequences that lie one after another, `[K]`, from their lengths `[K]`."""
+    return lengths.cumsum(0) - lengths
+
+
 class Recording(ABC):
     """An open file of K whole trajectories; trajectory k has `lengths[k]` transitions."""
 
     source: str
     lengths: np.ndarray  # [K] int64
-    shapes: dict[Key, tuple[int, ...]]  # shape of one observation, by where it lies
-    metadata: dict[str, Any]  # what the file says about itself: "env", "score", "seed", ...
+    shapes: dict[Place, tuple[int, ...]]  # of one observation
+    metadata: dict[str, Any]  # about the recording: "env", "score", "seed", ...
     lacks_final: bool = False
     """True if the file has no final observations: `read_observations` then repeats the last one."""
 
     @abstractmethod
-    def read_observations(self, trajectory: int, key: Key) -> np.ndarray:
+    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
         """Observations `[T + 1, ...]`, the final one included."""
 
     @abstractmethod
@@ -53,15 +61,15 @@ class Recording(ABC):
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether the file holds one of `SIGNALS`."""
+        """True if the file holds this one of `SIGNALS`."""
 
 
 @contextmanager
 def open_recording(source: str | Path) -> Iterator[Recording]:
     """Open a path (file or folder) or the id of a local Minari dataset.
 
-    A folder of `.npz` files is one recording, in the order of the names. Raises ValueError if nothing is found, or
-    what is found is no recording, truncated or pickled; ImportError if HDF5 cannot be read. Nothing is downloaded.
+    A folder of `.npz` files counts as one recording, in the order of the names. Downloads nothing. Raises ValueError
+    for a missing, truncated or pickled file and for one that is not a recording; ImportError for HDF5 without h5py.
     """
     path = _find(source)
     with ExitStack() as stack:
@@ -82,8 +90,8 @@ def _find(source: str | Path) -> Path:
     """The file (or folder of `.npz` files) that `source` names."""
     if not str(source):
         raise ValueError(
-            "no demonstrations were named: give --demonstrations PATH (or a local Minari id); "
-            "`understudy record RUN` makes some"
+            "no demonstrations were named: pass --demonstrations PATH (or a local Minari id); record some with "
+            "`understudy record RUN`"
         )
     for path in (Path(source).expanduser(), minari_root() / str(source)):
         if path.is_file():
@@ -95,12 +103,12 @@ def _find(source: str | Path) -> Path:
             return path
         if (path / "data").is_dir() or path.is_dir():
             raise ValueError(
-                f"{path} holds no main_data.hdf5 and no .npz: only Minari's HDF5 format is read, convert other formats "
-                "with Minari (data_format='hdf5')"
+                f"{path} holds neither main_data.hdf5 nor .npz files: only Minari's HDF5 format is read, convert other "
+                "formats with Minari (data_format='hdf5')"
             )
     raise ValueError(
-        f"there is no file {source} and no local Minari dataset of that id in {minari_root()}. Nothing is downloaded "
-        f"by itself: if {source} is a remote dataset, run `minari download {source}` first"
+        f"found neither a file {source} nor a local Minari dataset of that id in {minari_root()}. Nothing is "
+        f"downloaded automatically: for a remote dataset, run `minari download {source}` first"
     )
 
 
@@ -123,8 +131,8 @@ class _Flat(Recording):
         if not self.observations or "actions" not in self.arrays:
             raise ValueError(f"{source} has no observations or no actions: it holds {', '.join(sorted(arrays))}")
         self.lengths = self._find_lengths(arrays)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.shapes = {key: tuple(array.shape[1:]) for key, array in self.observations.items()}
+        self.starts = first_rows(self.lengths)
+        self.shapes = {place: tuple(array.shape[1:]) for place, array in self.observations.items()}
         self.with_final = self._check_rows()
         self.lacks_final = not self.with_final and not self.next_observations
 
@@ -135,14 +143,14 @@ class _Flat(Recording):
         start = int(self.starts[trajectory])
         return np.asarray(self.arrays[name][start : start + int(self.lengths[trajectory])])
 
-    def read_observations(self, trajectory: int, key: Key) -> np.ndarray:
+    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
         start, length = int(self.starts[trajectory]), int(self.lengths[trajectory])
-        array = self.observations[key]
+        array = self.observations[place]
         if self.with_final:  # each earlier trajectory has one row more than it has transitions
             return np.asarray(array[start + trajectory : start + trajectory + length + 1])
         rows = array[start : start + length]
         end = start + length - 1
-        last = self.next_observations[key][end : end + 1] if key in self.next_observations else rows[-1:]
+        last = self.next_observations[place][end : end + 1] if place in self.next_observations else rows[-1:]
         return np.concatenate((rows, last))
 
     def _find_lengths(self, arrays: Mapping[str, Any]) -> np.ndarray:
@@ -153,7 +161,9 @@ class _Flat(Recording):
                 raise ValueError(f"{self.source}: lengths add up to {lengths.sum()}, but there are {total} actions")
             return lengths
         if "terminations" not in self.arrays:
-            raise ValueError(f"{self.source} has neither lengths nor terminations: where do its trajectories end?")
+            raise ValueError(
+                f"{self.source} has neither lengths nor terminations: add one of them to mark where trajectories end"
+            )
         ended = np.zeros(total, dtype=bool)
         for name in ("terminations", "truncations"):
             if self.has(name):
@@ -165,7 +175,7 @@ class _Flat(Recording):
         return np.diff(ends, prepend=-1).astype(np.int64)
 
     def _check_rows(self) -> bool:
-        """Whether observations include the final ones; ValueError where rows do not add up."""
+        """True if observations include the final ones; raises ValueError where rows do not add up."""
         total = int(self.lengths.sum())
         for name, array in self.arrays.items():
             _check_length(self.source, name, len(array), total)
@@ -180,8 +190,8 @@ class _Flat(Recording):
         )
 
 
-def _under(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[Key, Any]:
-    """Arrays called `name` or `name/...`, by what follows the name; the first of `names` that exists."""
+def _under(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[Place, Any]:
+    """Arrays called `name` or `name/...`, keyed by the rest of the path; `name` is the first of `names` that exists."""
     for name in names:
         found = {
             tuple(full.split("/")[1:]): array
@@ -203,11 +213,11 @@ def _check_length(source: str, name: str, length: int, total: int) -> None:
 
 @contextmanager
 def _open_npz(path: Path) -> Iterator[Recording]:
-    """Arrays that are stored uncompressed stay on the disk and are mapped; compressed ones are read whole."""
+    """Map arrays that are stored uncompressed; read compressed ones whole."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} is no .npz file, or truncated ({error}); copy or record it again") from error
+        raise ValueError(f"{path} is not an .npz file, or truncated ({error}); copy or record it again") from error
     with archive:
         arrays = {info.filename.removesuffix(".npy"): _npz_array(path, archive, info) for info in archive.infolist()}
         metadata = json.loads(str(arrays.pop("metadata"))) if "metadata" in arrays else {}
@@ -238,7 +248,7 @@ def _npz_array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> n
 
 
 def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: behind its local header, whose last two fields are lengths of name and extra."""
+    """First byte of a member: after its local header, whose last two fields are the lengths of name and extra."""
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)
         name, extra = np.frombuffer(file.read(4), "<u2")
@@ -246,6 +256,8 @@ def _data_start(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------- HDF5
+
+_JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
 
 
 @contextmanager
@@ -257,7 +269,7 @@ def _open_hdf5(path: Path) -> Iterator[Recording]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file, or truncated ({error}); copy or record it again") from error
+        raise ValueError(f"{path} is not an HDF5 file, or truncated ({error}); copy or record it again") from error
     with file:
         try:
             episodes = [name for name in file if name.startswith("episode_")]
@@ -265,12 +277,12 @@ def _open_hdf5(path: Path) -> Iterator[Recording]:
                 yield _Minari(str(path), file, episodes, _minari_metadata(path))
             else:
                 yield _Flat(str(path), _datasets(file), _plain(dict(file.attrs)))
-        except OSError as error:  # a chunk that is missing shows only when it is read
+        except OSError as error:  # a missing chunk only shows when it is read
             raise ValueError(f"{path} is truncated or damaged ({error}); copy or record it again") from error
 
 
 class _Minari(Recording):
-    """One HDF5 group per trajectory; observations include the final one."""
+    """One HDF5 group per trajectory; observations include the final one. Images may be JPEGs, Minari's default."""
 
     def __init__(self, source: str, file: Any, episodes: Sequence[str], metadata: dict[str, Any]) -> None:
         self.source, self.metadata = source, metadata
@@ -279,12 +291,15 @@ class _Minari(Recording):
         self.groups = [file[name] for name in ordered]
         self.rewards = [self._values(k, "rewards") for k in range(len(self.groups))]
         self.lengths = np.array([len(rewards) for rewards in self.rewards], dtype=np.int64)
-        self.jpegs = _jpeg_keys(metadata)
-        self.shapes, self.names = {}, set[str]()
+        self.shapes, self.names, self.jpegs = {}, set[str](), set[Place]()
         if self.groups:
             self.names = set(self.groups[0])
-            for key, dataset in _under(_datasets(self.groups[0]), ("observations",)).items():
-                self.shapes[key] = self.jpegs.get(key, tuple(dataset.shape[1:]))
+            for place, dataset in _under(_datasets(self.groups[0]), ("observations",)).items():
+                first = np.asarray(dataset[0])
+                if first.dtype == np.uint8 and first.ndim == 1 and first[:3].tobytes() == _JPEG:
+                    self.jpegs.add(place)
+                    first = _decode_jpegs([first])[0]
+                self.shapes[place] = first.shape
 
     def has(self, name: str) -> bool:
         return name in self.names
@@ -294,9 +309,9 @@ class _Minari(Recording):
             return self.rewards[trajectory]
         return self._checked(trajectory, name, int(self.lengths[trajectory]))
 
-    def read_observations(self, trajectory: int, key: Key) -> np.ndarray:
-        values = self._checked(trajectory, "/".join(("observations", *key)), int(self.lengths[trajectory]) + 1)
-        return _decode_jpegs(values) if key in self.jpegs else values
+    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
+        values = self._checked(trajectory, "/".join(("observations", *place)), int(self.lengths[trajectory]) + 1)
+        return _decode_jpegs(values) if place in self.jpegs else values
 
     def _values(self, trajectory: int, name: str) -> np.ndarray:
         import h5py
@@ -312,7 +327,7 @@ class _Minari(Recording):
         values = self._values(trajectory, name)
         if len(values) != rows:
             raise ValueError(
-                f"{self.source}: trajectory {trajectory} has {len(values)} rows of {name}, its rewards ask for {rows}"
+                f"{self.source}: trajectory {trajectory} has {len(values)} rows of {name}, its rewards need {rows}"
             )
         return values
 
@@ -336,27 +351,7 @@ def _minari_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def _jpeg_keys(metadata: Mapping[str, Any]) -> dict[Key, tuple[int, ...]]:
-    """Shapes of the image observations, which Minari stores as JPEG unless it is told not to."""
-    if not metadata.get("jpeg_encoding", True) or "observation_space" not in metadata:
-        return {}
-    found: dict[Key, tuple[int, ...]] = {}
-
-    def visit(key: Key, space: Mapping[str, Any]) -> None:
-        if space["type"] == "Dict":
-            for name, inner in space["subspaces"].items():
-                visit((*key, name), inner)
-        elif space["type"] == "Box" and space["dtype"] == "uint8" and len(space["shape"]) in (2, 3):
-            low, high = (np.asarray(space[side]) for side in ("low", "high"))
-            if min(space["shape"][:2]) >= 32 and bool((low == 0).all()) and bool((high == 255).all()):
-                found[key] = tuple(space["shape"])
-
-    space = metadata["observation_space"]
-    visit((), json.loads(space) if isinstance(space, str) else space)
-    return found
-
-
-def _decode_jpegs(encoded: np.ndarray) -> np.ndarray:
+def _decode_jpegs(encoded: Iterable[np.ndarray]) -> np.ndarray:
     from PIL import Image  # comes with Minari, which wrote them
 
     return np.stack([np.array(Image.open(io.BytesIO(row.tobytes())), dtype=np.uint8) for row in encoded])
@@ -381,15 +376,15 @@ class _Chain(Recording):
                 raise ValueError(f"{part.source} has observations {part.shapes}, {parts[0].source} has {self.shapes}")
         self.lengths = np.concatenate([part.lengths for part in parts])
         self.lacks_final = any(part.lacks_final for part in parts)
-        self.places = [(part, k) for part in parts for k in range(len(part.lengths))]
+        self.trajectories = [(part, k) for part in parts for k in range(len(part.lengths))]
 
     def has(self, name: str) -> bool:
         return all(part.has(name) for part in self.parts)
 
     def read(self, trajectory: int, name: str) -> np.ndarray:
-        part, k = self.places[trajectory]
+        part, k = self.trajectories[trajectory]
         return part.read(k, name)
 
-    def read_observations(self, trajectory: int, key: Key) -> np.ndarray:
-        part, k = self.places[trajectory]
-        return part.read_observations(k, key)
+    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
+        part, k = self.trajectories[trajectory]
+        return part.read_observations(k, place)

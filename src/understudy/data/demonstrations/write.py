@@ -1,4 +1,4 @@
-"""Writing recorded episodes: `.npz` (needs nothing else) and Minari datasets, both read by `Demonstrations.load`."""
+"""Write recorded episodes as `.npz` or as a Minari dataset; `Demonstrations.load` reads both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 from gymnasium import spaces
 
 from understudy.core.files import replacing
-from understudy.data.demonstrations.read import Key, minari_root
+from understudy.core.spaces import Key
+from understudy.data.demonstrations.read import minari_root
 from understudy.envs.observations import DEFAULT_GROUP
 
 FORMAT_VERSION = 1
-"""Of the `.npz` layout; raised by one whenever a reader of the old layout would misunderstand the new one."""
+"""Version of the `.npz` layout; goes up by one whenever a reader of the old layout would misunderstand the new one."""
 
 _ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+?-v\d+")
 
@@ -52,7 +53,7 @@ class Episode:
 
 
 def write_npz(path: Path, episodes: Sequence[Episode], metadata: Mapping[str, Any]) -> None:
-    """Write `path` (not compressed, so that reading maps it), replacing a file only once the new one is whole."""
+    """Write `path` uncompressed, so that reading can map it; an existing file is replaced once the new one is whole."""
     arrays: dict[str, Any] = {}
     for key in episodes[0].observations:
         name = "/".join(("observations", *key))
@@ -69,7 +70,7 @@ def write_npz(path: Path, episodes: Sequence[Episode], metadata: Mapping[str, An
 
 
 def check_minari_id(dataset_id: str) -> None:
-    """Raise ImportError without Minari, ValueError for an id that it does not take or that exists already."""
+    """Raise ImportError without Minari, ValueError for a malformed or existing id."""
     try:
         import minari  # noqa: F401  (an extra)
     except ImportError as error:
@@ -78,8 +79,8 @@ def check_minari_id(dataset_id: str) -> None:
         ) from error
     if not _ID.fullmatch(dataset_id):
         raise ValueError(
-            f"{dataset_id!r} is no Minari id: give one such as hopper/expert-v0 (a version at the end), or a path that "
-            "ends in .npz"
+            f"{dataset_id!r} is not a Minari id: pass one such as hopper/expert-v0 (a version at the end), or a path "
+            "that ends in .npz"
         )
     if (minari_root() / dataset_id).exists():
         raise ValueError(f"the Minari dataset {dataset_id} exists in {minari_root()}: raise its version, or delete it")
@@ -92,9 +93,9 @@ def write_minari(
     observation_space: spaces.Dict,
     action_space: spaces.Space[Any],
 ) -> Path:
-    """Write a local Minari dataset, which Minari itself loads, and return its folder. Images stay lossless.
+    """Write a local Minari dataset and return its folder. Images stay lossless.
 
-    A lone group "policy" is written as the environment's own observation, several groups as a Dict. Raises as
+    A lone group "policy" becomes the plain observation of the dataset, several groups a Dict. Raises as
     `check_minari_id` does.
     """
     check_minari_id(dataset_id)
@@ -117,7 +118,7 @@ def write_minari(
             )
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari warns of every piece of optional metadata that is not given
+        warnings.simplefilter("ignore")  # Minari warns about each piece of optional metadata that is missing
         dataset = create_dataset_from_buffers(
             dataset_id,
             buffers,
@@ -132,7 +133,7 @@ def write_minari(
 
 
 def _env_spec(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """What `MinariDataset.recover_environment` needs, where Gymnasium knows the environment."""
+    """Metadata for `MinariDataset.recover_environment`; empty for environments that Gymnasium does not know."""
     try:
         return {"env_spec": gym.spec(str(metadata["env"])).to_json()}
     except (gym.error.Error, KeyError, ModuleNotFoundError):
