@@ -1,4 +1,4 @@
-"""What the name of a motion field says: its kind, how it is derived from others, how a mirror sees it.
+"""Read the kind of a motion field off its name: derive it from other fields, mirror it.
 
     root_pos_x            position in the world (m)         <link>_pos_x_w, <link>_pos_x_b   in the world / root frame
     root_rot_w .. _z      orientation, unit quaternion      <link>_rot_w .. _z
@@ -6,8 +6,8 @@
     root_ang_vel_x_w, _b  angular velocity (rad/s)          <link>_ang_vel_x_w
     <joint>_dof_pos       joint angle (rad)                 <joint>_dof_vel (rad/s)
 
-`_w` is the world frame, `_b` the root's own; quaternions are (w, x, y, z) and turn the root's axes into the world's.
-Any other name is allowed too: a number of which only linear interpolation is known.
+`_w` is the world frame, `_b` the root's own; quaternions (w, x, y, z) turn the root's axes into the world's.
+Fields of other names are numbers that are only interpolated linearly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.core.check import nearest
+from understudy.core.check import Config, nearest
 
 Array = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ def quaternion_columns(fields: Sequence[str]) -> dict[str, list[int]]:
         names = [f"{link}_rot_{axis}" for axis in "wxyz"]
         missing = [name for name in names if name not in places]
         if missing:
-            raise ValueError(f"the quaternion of {link!r} lacks {', '.join(missing)}: all of {', '.join(names)} belong")
+            raise ValueError(f"the quaternion of {link!r} lacks {', '.join(missing)}: name all of {', '.join(names)}")
         found[link] = [places[name] for name in names]
     return found
 
@@ -100,11 +100,11 @@ def quaternion_columns(fields: Sequence[str]) -> dict[str, list[int]]:
 
 
 class FieldTable:
-    """Fields of one clip by name, those that the file lacks derived from those that it has (finite differences).
+    """Fields of one clip by name; missing fields are derived from the file's by finite differences.
 
-    Joint velocities come from joint angles, linear velocities from positions, angular velocities from quaternions;
-    vectors are turned between world and root frame by the root's quaternion. `<link>_vel_x_b` of a link that is not
-    the root is the rate of its position in the root frame.
+    Joint velocities come from joint angles, linear velocities from positions, angular velocities from quaternions; the
+    root's quaternion turns vectors between world and root frame. For links other than the root, `<link>_vel_x_b` is the
+    rate of the position in the root frame.
     """
 
     def __init__(self, clip: str, fields: Sequence[str], frames: Array, frame_time: float) -> None:
@@ -112,20 +112,19 @@ class FieldTable:
         self.columns: dict[str, Array] = {name: frames[:, i] for i, name in enumerate(fields)}
 
     def select(self, names: Sequence[str]) -> Array:
-        """Columns `[F, len(names)]`. Raises ValueError, with the nearest names, for one that cannot be had."""
+        """Columns `[F, len(names)]`. Raises ValueError, with the nearest names, for one that cannot be derived."""
         return np.stack([self[name] for name in names], axis=-1)
 
     def __getitem__(self, name: str) -> Array:
         """One field `[F]`."""
         if name not in self.columns and not self._derive(name):
             raise ValueError(
-                f"clip {self.clip!r} has no field {name!r} and nothing to derive it from; "
-                f"{nearest(name, self.fields) or ', '.join(self.fields)}"
+                f"clip {self.clip!r} has no field {name!r} and nothing to derive it from; {nearest(name, self.fields)}"
             )
         return self.columns[name]
 
     def _derive(self, name: str) -> bool:
-        """Add `name` (of a vector: all three axes) to the columns, if its sources are there."""
+        """Add `name` (for a vector: all three axes) to the columns if its sources exist; True on success."""
         if (match := _JOINT.fullmatch(name)) and match["kind"] == "vel":
             source = f"{match['joint']}_dof_pos"
             if source in self.columns:
@@ -142,7 +141,7 @@ class FieldTable:
         return True
 
     def _vector(self, link: str, kind: str, frame: str | None) -> Array | None:
-        """A vector `[F, 3]` of a link, from the file or derived; None if that is not possible."""
+        """A vector `[F, 3]` of a link, from the file or derived; None without sources."""
         names = _names(link, kind, frame)
         if all(name in self.columns for name in names):
             return np.stack([self.columns[name] for name in names], axis=-1)
@@ -191,7 +190,7 @@ def _names(link: str, kind: str, frame: str | None) -> list[str]:
 
 
 def depends_on_heading(fields: Iterable[str]) -> bool:
-    """Whether one of the fields changes when the whole motion is turned about the vertical."""
+    """True if one of the fields changes when the whole motion turns about the vertical."""
     for name in fields:
         match = _VECTOR.fullmatch(name)
         if _ROTATION.fullmatch(name) or (match and match["frame"] != "b" and match["axis"] != "z"):
@@ -203,11 +202,11 @@ def depends_on_heading(fields: Iterable[str]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MirrorRule:
-    """How left and right change places: the reflection at the plane of the x and z axes, told by names."""
+class MirrorRule(Config):
+    """Names that change under the reflection at the plane of the x and z axes, which swaps left and right."""
 
     swap: dict[str, str] = field(default_factory=dict)
-    """Parts of names that change places: {"FL_": "FR_", "RL_": "RR_"}, {"left": "right"}."""
+    """Parts of names to swap: {"FL_": "FR_", "RL_": "RR_"}, {"left": "right"}."""
     flip: tuple[str, ...] = ()
     """Parts of joint names whose angle changes sign: abduction, roll, yaw."""
 
@@ -216,14 +215,14 @@ def mirror_table(fields: Sequence[str], rule: MirrorRule) -> tuple[NDArray[np.in
     """Columns and signs `[D]` such that `sign * frames[:, columns]` is the mirrored motion.
 
     Reflection turns (x, y, z) into (x, -y, z), an angular velocity or the vector of a quaternion into (-x, y, -z).
-    Raises ValueError where a field's partner is missing, or where its name does not say how a mirror sees it.
+    Raises ValueError for a field without its partner, and for a name that does not tell its mirror image.
     """
     places = {name: i for i, name in enumerate(fields)}
     columns, signs = [], []
     for name in fields:
         partner = _partner(name, rule.swap)
         if partner not in places:
-            raise ValueError(f"the mirror image of {name!r} is {partner!r}, which is not among the fields: name it too")
+            raise ValueError(f"the mirror image of {name!r} is {partner!r}, missing among the fields: name it too")
         columns.append(places[partner])
         signs.append(_mirror_sign(name, rule.flip))
     return np.array(columns), np.array(signs)
@@ -245,4 +244,4 @@ def _mirror_sign(name: str, flip: Sequence[str]) -> float:
         return -1.0 if match["axis"] in "xz" else 1.0
     if match := _VECTOR.fullmatch(name):
         return -1.0 if match["axis"] in ("xz" if match["kind"] == "ang_vel" else "y") else 1.0
-    raise ValueError(f"the name {name!r} does not say how a mirror sees it: leave the field or the mirror out")
+    raise ValueError(f"the name {name!r} does not tell its mirror image: leave the field or the mirror out")

@@ -1,8 +1,8 @@
-"""Motion files: four formats read into clips of named fields, one written. Nothing here unpickles.
+"""Read four formats of motion files into clips of named fields, write one. Nothing here unpickles.
 
 Ours (`.npz`, written by `write_motions`): `format` is "understudy-motion-1", `names` `[C]` text; of clip number i:
 
-    <i>/fields        [D] text           see `motion_fields` for the names with a meaning
+    <i>/fields        [D] text           names; `fields.py` lists those with a meaning
     <i>/frames        [F, D] float       m, m/s, rad, rad/s, unit quaternions
     <i>/frame_time    0-D float          s between two frames
     <i>/loop          0-D text           "clamp", or "wrap": the last frame is the first of the next cycle
@@ -12,17 +12,14 @@ Ours (`.npz`, written by `write_motions`): `format` is "understudy-motion-1", `n
 
 from __future__ import annotations
 
-import gc
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
 from understudy.core.check import nearest
 from understudy.data.motions.fields import Array, quaternion_columns
@@ -30,7 +27,7 @@ from understudy.data.motions.fields import Array, quaternion_columns
 FORMAT = "understudy-motion-1"
 Loop = Literal["clamp", "wrap"]
 
-_UNIT_TOLERANCE = 1e-2  # rounding of text files; more than that is no rotation
+_UNIT_TOLERANCE = 1e-2  # allows for the rounding of text files
 _KEYS = {
     "Frames", "Fields", "FrameDuration", "LoopMode", "MotionWeight", "EnableCycleOffsetPosition",
     "EnableCycleOffsetRotation",
@@ -39,7 +36,7 @@ _KEYS = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MotionClip:
-    """One motion as its file has it: named fields on an own time grid; quaternions come out of unit length.
+    """One motion as in its file: named fields on a time grid of its own. Quaternions are normalised.
 
     Raises ValueError for duplicate names, a wrong number of columns, fewer than two frames, a frame time that is not
     positive, a negative weight, numbers that are not finite and quaternions that are not of unit length.
@@ -76,7 +73,7 @@ class MotionClip:
             frame, column = bad[0]
             raise ValueError(
                 f"{where}, frame {frame}, field {self.fields[column]!r} is {frames[frame, column]}, and {len(bad) - 1} "
-                "more numbers are not finite: mend the file, or leave these frames out"
+                "more numbers are not finite: fix the file, or cut these frames"
             )
         self._make_quaternions_unit()
 
@@ -92,29 +89,29 @@ class MotionClip:
                     "not 1; are its fields in the order w, x, y, z?"
                 )
             q = q / norm
-            # q and -q are the same rotation: choose the sign that continues the frame before
+            # q and -q are the same rotation: keep the sign of the frame before
             flips = np.cumprod(np.where((q[1:] * q[:-1]).sum(1) < 0.0, -1.0, 1.0))
             q[1:] *= flips[:, None]
             self.frames[:, columns] = q
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the last; of a clip that wraps, the period."""
+        """Seconds from the first frame to the last: the period of a clip that wraps."""
         return (len(self.frames) - 1) * self.frame_time
 
 
 def read_motions(path: str | Path, text_fields: Sequence[str] = ()) -> list[MotionClip]:
-    """The clips of a file; its contents, not its name, tell the format.
+    """The clips of a file, whose contents, not its name, decide the format.
 
-    Ours; Isaac Lab's `.npz`; AMP_for_hardware's JSON text (one clip); JSON text of a dictionary of such clips, as
-    st_gym's refmotion has it. `text_fields` names the columns of text that does not (AMP_for_hardware's: the layout
-    differs from fork to fork). Raises ValueError for what is wrong with the file, and for a pickle.
+    Formats: ours; Isaac Lab's `.npz`; AMP_for_hardware's JSON text (one clip); JSON text of a dictionary of such clips
+    (st_gym's refmotion). `text_fields` names the columns of text without names (AMP_for_hardware: the layout differs
+    from fork to fork). Raises ValueError for a faulty file and for a pickle.
     """
     path = Path(path)
     try:
         if is_pickle(path):
             raise ValueError(
-                "it is a pickle, which is never loaded in passing. Turn it into a motion file once: "
+                "it is a pickle, which can run code and is never loaded here. Convert it once: "
                 f"understudy motions convert {path} {path.with_suffix('.npz')}"
             )
         return _read_npz(path) if zipfile.is_zipfile(path) else _read_text(path, text_fields)
@@ -123,7 +120,7 @@ def read_motions(path: str | Path, text_fields: Sequence[str] = ()) -> list[Moti
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether it begins as pickles do (protocol 2 on) or joblib's compressed ones. Raises ValueError without a file."""
+    """True for the first byte of a pickle (protocol 2 on) or of joblib's compressed ones; ValueError without a file."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     with path.open("rb") as file:
@@ -131,9 +128,9 @@ def is_pickle(path: Path) -> bool:
 
 
 def write_motions(path: str | Path, clips: Sequence[MotionClip]) -> Path:
-    """Write clips as our `.npz` (float32, compressed only by that) and return its path. Raises ValueError without."""
+    """Write clips as our `.npz` (float32, uncompressed) and return its path. Raises ValueError for no clips."""
     if not clips:
-        raise ValueError("there is no clip to write")
+        raise ValueError("no clips to write: pass at least one")
     columns: dict[str, Any] = {"format": FORMAT, "names": np.array([clip.name for clip in clips])}
     for i, clip in enumerate(clips):
         columns[f"{i}/fields"] = np.array(clip.fields)
@@ -144,13 +141,13 @@ def write_motions(path: str | Path, clips: Sequence[MotionClip]) -> Path:
         columns[f"{i}/weight"] = clip.weight
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # np.savez would add a suffix to a name
+    with path.open("wb") as file:  # given a name, np.savez would add a suffix
         np.savez(file, **columns)
     return path
 
 
 def clips_of_dictionary(data: Any, name: str, text_fields: Sequence[str] = ()) -> list[MotionClip]:
-    """Clips of the contents of a text or pickle: one clip's header and frames, or a dictionary of such."""
+    """Clips from parsed text or a pickle: one clip's header and frames, or a dictionary of such."""
     if not isinstance(data, Mapping):
         raise ValueError(f"expected a dictionary of clips, found a {type(data).__name__}")
     if _KEYS & set(data):
@@ -158,57 +155,35 @@ def clips_of_dictionary(data: Any, name: str, text_fields: Sequence[str] = ()) -
     clips = []
     for key, header in data.items():
         if not isinstance(header, Mapping):
-            raise ValueError(f"{key!r} is no clip but a {type(header).__name__}; {nearest(str(key), sorted(_KEYS))}")
+            raise ValueError(f"{key!r} is not a clip but of type {type(header).__name__}; {nearest(str(key), _KEYS)}")
         clips.append(_clip_of_header(header, str(key), text_fields))
     if not clips:
-        raise ValueError("it has no clips")
+        raise ValueError("it holds no clips")
     return clips
 
 
 def _read_text(path: Path, text_fields: Sequence[str]) -> list[MotionClip]:
-    content = path.read_bytes()
-    with _no_garbage_collection():
-        try:
-            data = orjson.loads(content)
-        except orjson.JSONDecodeError:
-            data = _with_nan(content)
-        return clips_of_dictionary(data, path.stem, text_fields)
-
-
-def _with_nan(content: bytes) -> Any:
-    """Text with NaN in it, which only Python's own JSON has; where it is, the clip will say."""
     try:
-        return json.loads(content)
+        data = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"it is no motion file: neither an .npz nor JSON text ({error})") from error
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A list for each frame: looking through them again and again took half of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        raise ValueError(f"it is not a motion file: neither an .npz nor JSON text ({error})") from error
+    return clips_of_dictionary(data, path.stem, text_fields)
 
 
 def _clip_of_header(header: Mapping[str, Any], name: str, text_fields: Sequence[str]) -> MotionClip:
     unknown = sorted(set(header) - _KEYS)
     if unknown:
-        raise ValueError(f"clip {name!r} has an unknown entry {unknown[0]!r}; {nearest(unknown[0], sorted(_KEYS))}")
+        raise ValueError(f"clip {name!r} has an unknown entry {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
     missing = {"Frames", "FrameDuration"} - set(header)
     if missing:
         raise ValueError(f"clip {name!r} lacks {', '.join(sorted(missing))}")
     fields = header.get("Fields", text_fields)
     if not len(fields):
-        raise ValueError(f"clip {name!r} does not name its columns (Fields): name them with text_fields")
+        raise ValueError(f"clip {name!r} lacks names of its columns (Fields): name them with text_fields")
     try:
         frames = np.array(header["Frames"], dtype=np.float64)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"clip {name!r}: Frames is no table of numbers ({error})") from error
+        raise ValueError(f"clip {name!r}: Frames is not a table of numbers ({error})") from error
     return MotionClip(
         name=name,
         fields=tuple(str(field) for field in fields),
@@ -237,19 +212,18 @@ def _read_npz(path: Path) -> list[MotionClip]:
         if {"fps", "dof_names"} <= set(data.files):
             return [_clip_of_isaac_lab(data, path.stem)]
         raise ValueError(
-            f"it has neither our 'format' nor Isaac Lab's 'fps' and 'dof_names'; it has: {', '.join(data.files)}"
+            f"it lacks both our 'format' and Isaac Lab's 'fps' and 'dof_names'; it has: {', '.join(data.files)}"
         )
 
 
 def _clip_of_ours(data: Mapping[str, Any], i: int, name: str) -> MotionClip:
-    loop = _loop(str(data[f"{i}/loop"]), name)
     moves, turns = (bool(x) for x in data[f"{i}/cycle_offset"])
     return MotionClip(
         name=name,
         fields=tuple(str(field) for field in data[f"{i}/fields"]),
         frames=data[f"{i}/frames"],
         frame_time=float(data[f"{i}/frame_time"]),
-        loop=loop,
+        loop=_loop(str(data[f"{i}/loop"]), name),
         cycle_offset_position=moves,
         cycle_offset_rotation=turns,
         weight=float(data[f"{i}/weight"]),
@@ -257,7 +231,7 @@ def _clip_of_ours(data: Mapping[str, Any], i: int, name: str) -> MotionClip:
 
 
 def _clip_of_isaac_lab(data: Mapping[str, Any], name: str) -> MotionClip:
-    """Joints as <joint>_dof_*, bodies as <body>_*_w; the first body is the root as well."""
+    """Joints as <joint>_dof_*, bodies as <body>_*_w; the first body doubles as the root."""
     joints = [str(joint) for joint in data["dof_names"]]
     fields = [f"{joint}_dof_pos" for joint in joints] + [f"{joint}_dof_vel" for joint in joints]
     columns = [data["dof_positions"], data["dof_velocities"]]

@@ -1,16 +1,16 @@
-"""Motion library: clips of named features on one time grid, on the device, from which transitions and windows come."""
+"""Draw windows of frames from clips, which lie on the device with the same features and one time grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from understudy.core.check import nearest
+from understudy.core.check import Config, In, nearest
 from understudy.data.motions.fields import (
     Array,
     FieldTable,
@@ -22,35 +22,36 @@ from understudy.data.motions.fields import (
 )
 from understudy.data.motions.files import MotionClip, read_motions
 
-_GRID_EDGE = 1e-6  # of a step: a clip of exactly n steps has n + 1 frames in spite of rounding
+_GRID_EDGE = 1e-6  # steps of slack, so that rounding cannot take the last frame from a clip of exactly n steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionsConfig:
-    """Which motions, and what of them."""
+class MotionsConfig(Config):
+    """Motion clips, and the parts of them to use."""
 
     files: tuple[str, ...] = ()
     """Motion files: our .npz, Isaac Lab's, AMP_for_hardware's JSON text, refmotion dictionaries as JSON."""
     text_fields: tuple[str, ...] = ()
-    """Names of the columns of JSON text that does not name them itself."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weights by clip instead of those of the files."""
-    frame_begin: int = 0
-    """First frame of each clip that is used, counted in the file's own frames."""
+    """Names of the columns of JSON text without names."""
+    weights: dict[str, Annotated[float, In(0.0)]] = field(default_factory=dict)
+    """Weights by clip, in place of the files'."""
+    frame_begin: Annotated[int, In(0)] = 0
+    """First frame of each clip to use, counted in the file's own frames."""
     frame_end: int | None = None
     """The frame to stop before; None: the clip's end."""
     mirror: MirrorRule | None = None
     """Add a mirrored copy of each clip; both have half its weight."""
 
     def __post_init__(self) -> None:
-        if self.frame_begin < 0 or (self.frame_end is not None and self.frame_end < self.frame_begin + 2):
+        super().__post_init__()
+        if self.frame_end is not None and self.frame_end < self.frame_begin + 2:
             raise ValueError(
                 f"frame_begin {self.frame_begin} and frame_end {self.frame_end} must enclose at least 2 frames"
             )
 
 
 class ReferenceStates(NamedTuple):
-    """States drawn from clips, to start episodes from."""
+    """States drawn from clips, as starts of episodes."""
 
     values: Tensor  # [n, D], by the library's fields
     clip: Tensor  # [n] int64
@@ -99,20 +100,20 @@ class MotionLibrary:
         window: int = 2,
         device: torch.device | str = "cpu",
     ) -> MotionLibrary:
-        """The library of a configuration. Raises ValueError as reading and constructing do."""
+        """Read the files of a configuration. Raises ValueError like `read_motions` and the constructor."""
         clips = [clip for file in config.files for clip in read_motions(file, config.text_fields)]
         unknown = sorted(set(config.weights) - {clip.name for clip in clips})
         if unknown:
             known = [clip.name for clip in clips]
-            raise ValueError(f"motions.weights names {unknown[0]!r}, which is no clip; {nearest(unknown[0], known)}")
+            raise ValueError(f"motions.weights names an unknown clip {unknown[0]!r}; {nearest(unknown[0], known)}")
         chosen = [_cut(replace(clip, weight=config.weights.get(clip.name, clip.weight)), config) for clip in clips]
         library = cls(chosen, fields, frame_time, window)
         return (library if config.mirror is None else library.mirrored(config.mirror)).to(device)
 
     def to(self, device: torch.device | str) -> MotionLibrary:
         """Move to a device, in place."""
-        for name in ("frames", "offsets", "starts", "edges"):
-            vars(self)[name] = vars(self)[name].to(device)
+        held = (self.frames, self.offsets, self.starts, self.edges)
+        self.frames, self.offsets, self.starts, self.edges = (x.to(device) for x in held)
         return self
 
     def mirrored(self, rule: MirrorRule) -> MotionLibrary:
@@ -136,7 +137,7 @@ class MotionLibrary:
     def sample_states(self, count: int, generator: torch.Generator) -> ReferenceStates:
         """Single frames `[count, D]` for reference-state initialisation (Peng et al. 2018, arXiv:1804.02717, sec. 5.3).
 
-        Each is the first frame of a window, so that the clip goes on from there.
+        Each is the first frame of a window, so that the clip continues from there.
         """
         clip, rows = self._draw(count, generator)
         return ReferenceStates(self.frames[rows], clip, rows - self.offsets[clip])
@@ -145,13 +146,13 @@ class MotionLibrary:
         """Clips `[count]` and rows `[count]` where windows start."""
         device = self.frames.device
         drawn = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
-        # right: a clip of weight 0 has no width, not even at an edge
+        # right=True never hits a clip of weight 0, whose interval is empty
         clip = torch.searchsorted(self.edges, drawn[0], right=True).clamp(max=len(self.edges) - 1)
         return clip, self.offsets[clip] + (drawn[1] * self.starts[clip]).long()
 
 
 def _cut(clip: MotionClip, config: MotionsConfig) -> MotionClip:
-    """The configured range of frames; a part of a cycle does not wrap."""
+    """The configured range of frames; part of a cycle does not wrap."""
     frames = clip.frames[config.frame_begin : config.frame_end]
     if len(frames) == len(clip.frames):
         return clip
@@ -167,7 +168,7 @@ def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, window
     """The clip's frames `[K, D]` at times 0, dt, 2 dt, ...: at least as many as the window."""
     table = FieldTable(clip.name, clip.fields, clip.frames, clip.frame_time)
     frames = table.select(fields)
-    # a cycle that turns the root cannot be continued by adding: its windows stay inside
+    # adding offsets cannot continue a cycle that turns the root: its windows stay inside
     wraps = clip.loop == "wrap" and not (clip.cycle_offset_rotation and depends_on_heading(fields))
     steps = clip.duration / frame_time
     if wraps:
@@ -182,7 +183,7 @@ def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, window
     cycle, place = _places(clip, frame_time, count, wraps)
     resampled = _interpolate(frames, place, list(quaternion_columns(fields).values()))
     if wraps and clip.cycle_offset_position:
-        for axis in "xy":  # the height of a cycle's end is its beginning's
+        for axis in "xy":  # a cycle ends at the height of its start
             if (name := f"root_pos_{axis}") in fields:
                 column = list(fields).index(name)
                 resampled[:, column] += cycle * (frames[-1, column] - frames[0, column])

@@ -1,7 +1,7 @@
-"""Pickled motion files, read by `understudy motions convert` only: containers, numbers, text and numpy arrays.
+"""Read pickled motion files for `understudy motions convert`: containers, numbers, text and numpy arrays.
 
-A pickle is a program. This reader knows the handful of constructors that such data needs and refuses every other, so
-that nothing of the file's choosing is called. It reads what pickle and joblib write, zlib-compressed or not.
+A pickle is a program. This reader allows the few constructors that such data needs and refuses all others, so the file
+cannot call anything else. It reads the output of pickle and joblib, zlib-compressed or not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _JoblibArray:
     """Stands for `joblib.numpy_pickle.NumpyArrayWrapper`: the array's bytes follow it in the file."""
 
     def read(self, file: io.BytesIO) -> np.ndarray[Any, Any]:
-        """The array (joblib: padding, whose length its first byte tells, then raw memory)."""
+        """The array (joblib writes one byte with the length of the padding, the padding, then raw memory)."""
         state: Mapping[str, Any] = vars(self)
         dtype, shape = np.dtype(state["dtype"]), tuple(state["shape"])
         if dtype.hasobject:
@@ -45,7 +45,7 @@ for _module in ("numpy.core", "numpy._core"):  # before and after numpy 2
     _ALLOWED[_module + ".multiarray", "scalar"] = np.float64(0).__reduce__()[0]
 
 
-class _Unpickler(pickle._Unpickler):  # the one written in Python: a hook after BUILD is needed
+class _Unpickler(pickle._Unpickler):  # the Python one, which allows a hook after BUILD
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -76,11 +76,11 @@ def read_pickled_motions(path: str | Path) -> list[MotionClip]:
         data = _Unpickler(io.BytesIO(zlib.decompress(raw) if raw[:1] == b"x" else raw)).load()
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than containers, numbers, text and numpy arrays: {error}. Nothing of it was run; "
-            "write the clips as plain arrays where the file was made"
+            f"{path} holds more than containers, numbers, text and numpy arrays: {error}. None of it was run; write "
+            "the clips as plain arrays where the file was made"
         ) from error
-    except Exception as error:  # a broken pickle fails in any way it likes
-        raise ValueError(f"{path} is no readable pickle ({type(error).__name__}: {error})") from error
+    except Exception as error:  # a broken pickle may raise anything
+        raise ValueError(f"{path} is not a readable pickle ({type(error).__name__}: {error})") from error
     try:
         return clips_of_dictionary(data, path.stem)
     except ValueError as error:

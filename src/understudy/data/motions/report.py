@@ -1,4 +1,4 @@
-"""What a motion file holds: fields, length, ranges and gaps as text, and a picture of every field over time."""
+"""Describe motion clips: fields, lengths, ranges and gaps as text, and a picture of every field over time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from understudy.data.motions.files import MotionClip
 
-_JUMP = 10.0  # times the field's usual change from frame to frame
+_JUMP = 10.0  # times the field's usual change between frames
 
 
 class Gap(NamedTuple):
-    """A change between two frames that is far from the field's usual one; at a seam, of a clip that wraps."""
+    """An unusually large change of a field between two frames, or at the seam of a clip that wraps."""
 
     field: str
-    frame: int  # the later one; 0: from the last frame back to the first
+    frame: int  # the later one; 0: from the last frame to the first
     change: float
     usual: float  # the 99th percentile of the field's changes
 
@@ -27,11 +27,10 @@ class Gap(NamedTuple):
 
 
 def find_gaps(clip: MotionClip) -> list[Gap]:
-    """Jumps of the clip's fields, the largest of each field.
+    """The largest jump of each of the clip's fields: a change beyond 10 times the field's 99th percentile.
 
-    A change counts if it exceeds 10 times the field's 99th percentile. Where a clip wraps, its last frame is the
-    first of the next cycle, so a difference between them counts by the same measure (not the root's way, if the clip
-    says that a cycle moves it).
+    In a clip that wraps, the last frame is the first of the next cycle, so the same measure applies to their
+    difference; the path of a root that each cycle moves is exempt.
     """
     gaps = []
     changes = np.abs(np.diff(clip.frames, axis=0))
@@ -66,9 +65,9 @@ def describe(clips: Sequence[MotionClip]) -> str:
 
 
 def draw_clips(clips: Sequence[MotionClip], output: Path, max_fields: int = 48) -> Path:
-    """Draw each field of all clips over time into the PNG `output`, the first `max_fields` fields; return the path.
+    """Draw the first `max_fields` fields of all clips over time into the PNG `output`; return the path.
 
-    Raises ImportError that names the extra.
+    Raises ImportError, naming the extra, without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
