@@ -8,10 +8,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from benchmarks.motion.reference_states import ReferenceStateInit, joint_fields
 
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.data.motions.library import MotionsConfig
-from benchmarks.motion.reference_states import ReferenceStateInit, joint_fields
 
 pytest.importorskip("mujoco")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from understudy.core.ring import RolloutMemory
+from understudy.core.ring import Ring
 
 
 def units(first: int, count: int) -> TensorDict:
@@ -15,7 +15,7 @@ def units(first: int, count: int) -> TensorDict:
 
 
 def test_the_newest_overwrite_the_oldest() -> None:
-    memory = RolloutMemory(10)
+    memory = Ring(10)
     for rollout in range(3):  # st_rl's example: T = 4, ratio 2.5, three rollouts
         memory.add(units(4 * rollout, 4))
     assert memory.data is not None
@@ -24,7 +24,7 @@ def test_the_newest_overwrite_the_oldest() -> None:
 
 
 def test_only_what_was_written_is_drawn_and_all_of_it() -> None:
-    memory, generator = RolloutMemory(10), torch.Generator().manual_seed(0)
+    memory, generator = Ring(10), torch.Generator().manual_seed(0)
     memory.add(units(5, 4))
     drawn = memory.sample(4000, generator)
     counts = torch.bincount(drawn["x"], minlength=9)
@@ -34,7 +34,7 @@ def test_only_what_was_written_is_drawn_and_all_of_it() -> None:
 
 
 def test_state_survives() -> None:
-    memory, other = RolloutMemory(5), RolloutMemory(5)
+    memory, other = Ring(5), Ring(5)
     memory.add(units(0, 3))
     other.load_state_dict(memory.state_dict(), torch.device("cpu"))
     for m in (memory, other):
@@ -42,14 +42,14 @@ def test_state_survives() -> None:
     assert memory.data is not None
     assert other.data is not None
     assert torch.equal(memory.data["x"], other.data["x"])
-    fresh = RolloutMemory(5)
-    fresh.load_state_dict(RolloutMemory(5).state_dict(), torch.device("cpu"))
+    fresh = Ring(5)
+    fresh.load_state_dict(Ring(5).state_dict(), torch.device("cpu"))
     assert fresh.data is None
 
 
 def test_what_it_refuses() -> None:
-    memory = RolloutMemory(2)
+    memory = Ring(2)
     with pytest.raises(ValueError, match="empty"):
         memory.sample(1, torch.Generator())
-    with pytest.raises(ValueError, match="3 units do not fit a memory of 2"):
+    with pytest.raises(ValueError, match="3 units do not fit a ring of 2"):
         memory.add(units(0, 3))

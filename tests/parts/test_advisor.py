@@ -351,8 +351,8 @@ def test_the_auxiliary_head() -> None:
         ({"bound": 1.5}, r"bound must lie in \[0, 1\]"),
         ({"bound": -0.1}, r"bound must lie in \[0, 1\]"),
         ({"stage": 2.0}, r"stage must lie in \[0, 1\]"),
-        ({"smooth_expert_weight_decay": 1.0}, "between 0 and 1"),
-        ({"distance": "kl"}, "unknown distance 'kl'"),
+        ({"smooth_expert_weight_decay": 1.0}, "lie in \(0, 1\)"),
+        ({"distance": "kl"}, "distance must be one of auto"),
         ({"batch_size": 100, "sequence_length": 32}, "multiple of sequence_length"),
     ],
 )
@@ -365,7 +365,7 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     ("action_space", "groups", "options", "message"),
     [
         (DISCRETE, {}, {}, "'expert_action' does not exist; known: policy"),
-        (DISCRETE, {}, {"use_rollout_labels": False}, "nothing to imitate: give demonstrations"),
+        (DISCRETE, {}, {"use_rollout_labels": False}, "nothing to imitate: name demonstrations"),
         (DISCRETE, {"expert_action": BOX}, {}, r"expert's 'expert_action' is Box.* but actions are Discrete\(3\)"),
         (BOX, {"expert_action": DISCRETE}, {}, r"expert's 'expert_action' is Discrete\(3\), but actions are Box"),
         (DISCRETE, {"expert_action": spaces.Discrete(4)}, {}, "must be the same space"),
@@ -387,9 +387,9 @@ def test_what_does_not_fit(
 @pytest.mark.parametrize(
     ("space", "action", "success", "message"),
     [
-        (DISCRETE, [0, 3], [1, 1], r"says \[3.0\], which is outside Discrete\(3\)"),
+        (DISCRETE, [0, 3], [1, 1], r"holds \[3.0\], outside Discrete\(3\)"),
         (DISCRETE, [0, -1], [1, 1], "outside"),
-        (DISCRETE, [[0], [1]], [1, 1], r"has shape \(2, 1\), but its space Discrete\(3\) asks for \(2,\)"),
+        (DISCRETE, [[0], [1]], [1, 1], r"has shape \(2, 1\), but its space Discrete\(3\) needs \(2,\)"),
         (DISCRETE, [0, 1], [1, 2], "0 or 1"),
         (BOX, [[0.0, 0.0], [0.0, 1.1]], [1, 1], "outside"),
         (BOX, [[0.0, 0.0], [0.0, math.nan]], [1, 1], "outside"),
@@ -411,7 +411,7 @@ def test_a_failing_expert_may_say_anything() -> None:
 def test_first_probabilities_that_are_none() -> None:
     groups: dict[str, spaces.Space[Any]] = {"expert_policy": spaces.Box(0.0, 1.0, (3,))}
     part = Advisor(context(DISCRETE, groups), AdvisorConfig(labels=ExpertLabelsConfig(kind="policy")))
-    with pytest.raises(ValueError, match="sum to 1"):
+    with pytest.raises(ValueError, match="a sum of 1"):
         part.sample(batch_of(expert_policy=torch.tensor([[0.5, 0.5, 0.5]])))
 
 

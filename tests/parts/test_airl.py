@@ -171,7 +171,7 @@ def test_equal_rows_look_equal_to_the_last_column(point_mass: Any) -> None:
         rollout[group, "policy"].mul_(30.0).add_(100.0)
     ppo.policy.update_normalizers(rollout["obs"])
     ppo.collector.evaluate()
-    part.demonstrations = Replayed(rollout)
+    part.adversary.demonstrations = Replayed(rollout)
     part.reward(rollout)
     metrics = part.update(ppo.policy, rollout)
     torch.testing.assert_close(metrics["logit_pi"], metrics["logit_exp"], rtol=1e-4, atol=1e-3)
@@ -277,7 +277,7 @@ def test_a_reward_of_the_state_alone_sees_nothing_else() -> None:
     [
         ({"discriminator": DiscriminatorConfig(loss="least_squares")}, "must be 'bce'"),
         ({"discriminator": DiscriminatorConfig(replay_size=10)}, "Gail takes a replay"),
-        ({"reward_form": "shape"}, "did you mean 'shaped'"),
+        ({"reward_form": "shape"}, "did you mean shaped"),
         ({"policy": {"memory": "lstm"}}, "feed-forward policy"),
     ],
 )

@@ -179,10 +179,10 @@ def test_discrete_actions_report_their_accuracy(tmp_path: Path, scripted_env: An
     ("options", "message"),
     [
         ({"label_smoothing": 0.1}, "label_smoothing is for discrete actions"),
-        ({"loss": "mle"}, "unknown loss 'mle'"),
+        ({"loss": "mle"}, "loss must be one of auto, nll, mse"),
         ({"label_smoothing": 1.0}, r"must lie in \[0, 1\)"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"l2_coef": -1.0}, "l2_coef must not be negative"),
+        ({"l2_coef": -1.0}, "l2_coef must be at least 0"),
         ({"memory": "gru", "sequence_length": 7}, "batch_size that sequence_length divides"),
     ],
 )

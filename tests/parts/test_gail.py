@@ -17,6 +17,7 @@ from understudy.envs.base import VecEnv
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.gail import Gail, GailConfig
+from understudy.parts.shared.adversarial import add_policy_noise
 from understudy.parts.shared.discriminator import DiscriminatorConfig, discriminator_reward
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
@@ -107,7 +108,7 @@ def test_equal_rows_look_equal_whatever_the_units(normalization: str, point_mass
     ppo, part = build(PointMass(N), point_mass, discriminator=LINEAR, normalization=normalization)
     rollout = collected(ppo)
     rollout["obs", "policy"].mul_(30.0).add_(100.0)  # units in which raw and normalised are far apart
-    part.demonstrations = Replayed(rollout)  # type: ignore[assignment]
+    part.adversary.demonstrations = Replayed(rollout)  # type: ignore[assignment]
     ppo.policy.update_normalizers(rollout["obs"])
     for _ in range(3):
         part.reward(rollout)
@@ -132,14 +133,13 @@ def test_the_experts_actions_take_on_the_policys_noise(scale: float, policy: dic
     """Raw 0.1 of a space [-scale, scale] becomes 0.1 + std e, bounded as the policy's own actions are."""
     env = PointMass(N)
     env.action_space = spaces.Box(-scale, scale, (2,), np.float32)
-    _, part = build(env, point_mass, policy=policy, expert_noise=True)
+    ppo, _ = build(env, point_mass, policy=policy, expert_noise=True)
     n = 20_000
     raw = torch.full((n, 2), 0.1)
     executed = scale * (raw.tanh() if policy.get("action_bound") == "tanh" else raw)
-    part._draw = lambda: TensorDict({"executed_action": executed.clone()}, [n])  # type: ignore[method-assign]
     log_std = torch.tensor([0.2, 0.5]).log()
     params = torch.cat((torch.randn(T, N, 2), log_std.expand(T, N, 2)), dim=-1)
-    noise = part._draw_against(TensorDict({"params": params}, [T, N]))["executed_action"]
+    noise = add_policy_noise(ppo.policy, executed, params, torch.Generator().manual_seed(0))
     assert noise.abs().max() <= scale
     if policy.get("action_bound") == "tanh":
         noise = torch.atanh((noise / scale).clamp(-1.0 + 1e-6, 1.0 - 1e-6)) * scale
@@ -160,8 +160,8 @@ def test_a_policy_that_explores_around_the_experts_actions_looks_like_the_expert
         ppo, part = build(env, point_mass, discriminator=config, expert_noise=expert_noise)
         rollout = collected(ppo)
         means, log_std = rollout["params"].chunk(2, dim=-1)
-        part.demonstrations = Replayed(rollout)  # type: ignore[assignment]
-        part.demonstrations.rows["executed_action"] = means.flatten(0, 1).clone()
+        part.adversary.demonstrations = Replayed(rollout)  # type: ignore[assignment]
+        part.adversary.demonstrations.rows["executed_action"] = means.flatten(0, 1).clone()
         for _ in range(100):
             noise = torch.randn(means.shape, generator=part.generator)
             rollout["executed_action"] = (means + log_std.exp() * noise).clamp(-1.0, 1.0)
@@ -174,9 +174,9 @@ def test_a_policy_that_explores_around_the_experts_actions_looks_like_the_expert
 
 def test_without_a_gaussian_policy_there_is_no_expert_noise(point_mass: Any) -> None:
     beta = {"distribution": DistributionConfig(kind="beta")}
-    assert build(PointMass(N), point_mass, expert_noise=None)[1].expert_noise
-    assert not build(PointMass(N), point_mass, expert_noise=None, policy=beta)[1].expert_noise
-    assert not build(PointMass(N), point_mass)[1].expert_noise
+    assert build(PointMass(N), point_mass, expert_noise=None)[1].adversary.noisy
+    assert not build(PointMass(N), point_mass, expert_noise=None, policy=beta)[1].adversary.noisy
+    assert not build(PointMass(N), point_mass)[1].adversary.noisy
 
 
 def test_rows_of_an_overriding_expert_are_no_policy_rows(point_mass: Any) -> None:
@@ -229,10 +229,12 @@ def test_a_centred_reward_by_hand(point_mass: Any) -> None:
 
 def test_one_loop_for_each_end(point_mass: Any) -> None:
     _, part = build(PointMass(N), point_mass, absorbing_states=True)
+    state, generator = part.adversary.absorbing, torch.Generator().manual_seed(0)
+    assert state is not None
     rows, terminated = torch.zeros(40_000, part.features.size), torch.arange(40_000) % 4 == 0
-    loops = part._with_loops(rows, terminated)[:, 4].mean()
+    loops = state.with_loops(rows, terminated, generator)[:, 4].mean()
     assert loops == pytest.approx(0.2, abs=0.01)  # one loop beside every four rows
-    assert part._with_loops(rows, torch.zeros(40_000, dtype=torch.bool)).sum() == 0.0
+    assert state.with_loops(rows, ~terminated & False, generator).sum() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -290,10 +292,10 @@ def test_it_adds_to_the_tasks_reward_with_its_weight(point_mass: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"reward_form": "softmax"}, "did you mean 'softplus'"),
-        ({"inputs": "state_action"}, "did you mean 'state-action'"),
-        ({"normalization": "policies"}, "did you mean 'policy'"),
-        ({"observations": ("polcy",)}, "did you mean policy"),
+        ({"reward_form": "softmax"}, "did you mean softplus"),
+        ({"inputs": "state_action"}, "did you mean state-action"),
+        ({"normalization": "policies"}, "did you mean '?policy"),
+        ({"observations": ("polcy",)}, "did you mean '?policy"),
         ({"observations": ()}, "observations is empty"),
         ({"absorbing_states": True, "ppo": {"gamma": 1.0}}, "gamma must be below 1"),
         ({"expert_noise": True, "policy": {"distribution": DistributionConfig(kind="beta")}}, "this policy is not one"),

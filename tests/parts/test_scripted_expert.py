@@ -149,7 +149,7 @@ def test_forcing_never_and_always(scripted_env: Any, make_ppo: Any, make_policy:
     [
         ({"imitation_coef": -1.0}, "imitation_coef must be at least 0"),
         ({"teacher_forcing": 1.5}, r"teacher_forcing must lie in \[0, 1\]"),
-        ({"teacher_forcing_unit": "steps"}, "did you mean 'step'"),
+        ({"teacher_forcing_unit": "steps"}, "did you mean step"),
         ({"labels": ExpertLabelsConfig(action="policy_action")}, "does not exist"),
     ],
 )

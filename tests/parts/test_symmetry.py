@@ -109,7 +109,7 @@ def test_a_sign_and_an_unnamed_component() -> None:
     ("options", "message"),
     [
         ({"action": None}, "needs a continuous action and its mirror"),
-        ({"observations": {"polcy": SWAP}}, "did you mean policy"),
+        ({"observations": {"polcy": SWAP}}, "did you mean '?policy"),
         ({"action": MirrorSpec(permutation=(0,), sign=(1.0,))}, "the mirror of 'action' has 1 entries, 'action' has 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The newest data of several rollouts (DAgger's aggregation), drawn from uniformly."""
+"""Keep the newest data and draw from them uniformly."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ import torch
 from tensordict import TensorDict
 
 
-class RolloutMemory:
-    """A ring of `capacity` units: the newest overwrite the oldest, and only what was written is ever drawn.
-
-    A unit is what is drawn as a whole: a transition, or one environment's share of a rollout.
-    """
+class Ring:
+    """A ring of `capacity` units, drawn as a whole: the newest overwrite the oldest."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.cursor, self.written = capacity, 0, 0
-        self.data: TensorDict | None = None  # [capacity], allocated like the first units
+        self.data: TensorDict | None = None  # [capacity], allocated with the first units' names, shapes and types
 
     def add(self, units: TensorDict) -> None:
         """Copy units `[U]`, oldest first. Raises ValueError if there are more than the capacity."""
         count = units.batch_size[0]
         if count > self.capacity:
-            raise ValueError(f"{count} units do not fit a memory of {self.capacity}")
+            raise ValueError(f"{count} units do not fit a ring of {self.capacity}: choose among them first")
         if self.data is None:
             empty: Any = torch.zeros_like(units[:1])
             self.data = empty.expand(self.capacity).clone()
@@ -34,9 +31,9 @@ class RolloutMemory:
         self.written = min(self.written + count, self.capacity)
 
     def sample(self, count: int, generator: torch.Generator) -> TensorDict:
-        """`count` units `[count]`, uniformly, with replacement. Raises ValueError if there is none."""
+        """`count` written units `[count]`, uniformly, with replacement. Raises ValueError for an empty ring."""
         if self.data is None:
-            raise ValueError("the memory is empty: add a rollout first")
+            raise ValueError("the ring is empty: add units first")
         rows = torch.randint(self.written, (count,), generator=generator, device=generator.device)
         drawn: TensorDict = self.data[rows]
         return drawn
@@ -47,7 +44,7 @@ class RolloutMemory:
         return {"data": data, "cursor": self.cursor, "written": self.written}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         data = state["data"]
         self.data = None if data is None else TensorDict(data, batch_size=[self.capacity], device=device)
         self.cursor, self.written = state["cursor"], state["written"]

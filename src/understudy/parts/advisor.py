@@ -1,15 +1,15 @@
 """ADVISOR (Weihs et al. 2021, arXiv:2007.12173): imitate where the expert can be imitated, explore where it cannot.
 
 An expert that knows more than the policy sees (an "imitation gap") must not be imitated blindly. An auxiliary head that
-only imitates shows, state by state, how well the expert can be predicted from what the policy sees. Where it can, the
-policy imitates; where it cannot, PPO's own loss takes over.
+only imitates shows, state by state, how well the policy's observation predicts the expert. Where it does, the policy
+imitates; elsewhere PPO's own loss takes over.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from gymnasium import spaces
@@ -17,13 +17,13 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from understudy.core.check import check_choice, check_range
+from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic, PolicyOutput
-from understudy.parts.shared.demonstrated import DemonstratedConfig, check_windows
+from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
 from understudy.parts.shared.expert_labels import (
     ExpertLabel,
     ExpertLabels,
@@ -31,7 +31,7 @@ from understudy.parts.shared.expert_labels import (
     cross_entropy,
     masked_mean,
 )
-from understudy.ppo.part import Losses, Part, PartContext, Weights
+from understudy.ppo.part import Losses, Part, PartConfig, PartContext, Weights
 from understudy.types import Metrics
 
 Distance = Literal["auto", "log_prob", "squared"]
@@ -39,47 +39,38 @@ AuxInit = Literal["same", "orthogonal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdvisorConfig(DemonstratedConfig):
-    """Options of ADVISOR; without `demonstrations` the environment's labels alone teach."""
+class AdvisorConfig(DemonstrationOptions, PartConfig):
+    """Options of ADVISOR; without `demonstrations`, only the environment's labels teach."""
 
     labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
-    """Where the expert's labels are."""
-    alpha: Number = 1.0
-    """How fast the weight falls with the distance of expert and auxiliary head; the paper takes 4 to 32."""
-    bound: Number = 0.1
+    """Observation groups that hold the expert's labels."""
+    alpha: Annotated[Number, In(0.0)] = 1.0
+    """How fast the weight falls with the distance between expert and auxiliary head; 4 to 32 in the paper."""
+    bound: Annotated[Number, In(0.0, 1.0)] = 0.1
     """The weight is 0 where exp(-distance), the auxiliary head's probability of the expert's action, is below this;
-    0 (as in the paper's experiments): nowhere."""
-    smooth_expert_weight_decay: float | None = None
-    """r in (0, 1): each weight counts in the following steps too, r^i as much after i; None: off. Needs a memory."""
-    stage: Number = 0.0
-    """1: imitation alone, without reinforcement learning; 0: weighted; `step:0=1,100000=0` first the one, then the
-    other. Between them both count in proportion."""
+    0, as in the paper's experiments, never cuts."""
+    smooth_expert_weight_decay: Annotated[float | None, In(0.0, 1.0, without=(0.0, 1.0))] = None
+    """r: each weight also counts r^i times in the i-th step after it; None: off. Needs a memory."""
+    stage: Annotated[Number, In(0.0, 1.0)] = 0.0
+    """1: imitation alone, without reinforcement learning; 0: weighted; in between, a mixture. `step:0=1,100000=0`
+    switches from the first to the second."""
     distance: Distance = "auto"
-    """log_prob: -log probability of the expert's action; squared: squared distance of actions, and squared errors are
-    what is minimised; auto: squared for Box actions."""
+    """log_prob: -log probability of the expert's action; squared: squared distance of actions, which is then also the
+    imitation loss; auto: squared for Box actions."""
     aux_init: AuxInit = "same"
-    """First weights of the auxiliary head: the policy head's, or orthogonal ones of their own (as in the paper)."""
+    """First weights of the auxiliary head: the policy head's, or new orthogonal ones (as in the paper)."""
     use_rollout_labels: bool = True
     """False: only the demonstrations teach, and the environment needs no expert."""
-    demonstration_coef: Number = 1.0
+    demonstration_coef: Annotated[Number, In(0.0)] = 1.0
     """Weight of the losses on demonstrations."""
-    batch_size: int = 256
+    batch_size: Annotated[int, In(1)] = 256
     """Demonstrated steps per minibatch."""
-    sequence_length: int = 32
+    sequence_length: Annotated[int, In(1)] = 32
     """Steps per window of demonstrations, for a policy with a memory; divides `batch_size`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("distance", self.distance, get_args(Distance))
-        check_choice("aux_init", self.aux_init, get_args(AuxInit))
-        check_range("alpha", self.alpha, 0.0)
-        check_range("bound", self.bound, 0.0, 1.0)
-        check_range("stage", self.stage, 0.0, 1.0)
-        check_range("demonstration_coef", self.demonstration_coef, 0.0)
-        decay = self.smooth_expert_weight_decay
-        if decay is not None and not 0.0 < decay < 1.0:
-            raise ValueError(f"smooth_expert_weight_decay must lie between 0 and 1 (None: off), got {decay}")
-        if self.sequence_length < 1 or self.batch_size < 1 or self.batch_size % self.sequence_length:
+        if self.batch_size % self.sequence_length:
             raise ValueError(
                 f"batch_size must be a multiple of sequence_length, got {self.batch_size} and {self.sequence_length}"
             )
@@ -99,19 +90,18 @@ class Advisor(Part, Weights, Losses):
         PPO's surrogate and entropy count 1 - w; its value loss is not weighted.
 
     pi_aux(e) is exp(-d) with d = -log pi_aux(e), at most 1. For an expert's probabilities d is KL(expert || pi_aux) and
-    -log pi(e) the full cross-entropy; with `distance="squared"` d is ||a_aux - a_e||^2 between raw actions (the mode
-    acts for the distribution) and squared errors stand for -log pi(e). The weight follows the auxiliary head from
-    minibatch to minibatch. In the imitation stage the second term is sum(m * -log pi(e)) / max(n, 1), and PPO's
-    surrogate and entropy count nothing (the critic goes on learning; `ppo.value_coef` may be a schedule, too).
+    -log pi(e) the full cross-entropy; with `distance="squared"`, d is ||a_aux - a_e||^2 between raw actions (of the
+    distribution, the mode), and squared errors replace -log pi(e). The weight follows the auxiliary head from minibatch
+    to minibatch. In the imitation stage the second term is sum(m * -log pi(e)) / max(n, 1), and PPO's surrogate and
+    entropy count 0 (the critic keeps learning; `ppo.value_coef` may be a schedule, too).
 
-    Demonstrations, with m = 1, add the same two terms: e is what was done, and PPO has no part in them.
+    Demonstrations add the same two terms with m = 1 and the recorded action as e; PPO does not see them.
 
-    A minibatch without labels (n = 0) is plain PPO. Labels are part of the observation, so nothing has to be labelled
-    while collecting: hence no `Labels`. Logged: aux_loss, imitation_loss, weight (mean), nonzero_weight (share),
-    demonstration_loss.
+    A minibatch without labels (n = 0) is plain PPO. The observation contains the labels, so collecting needs no
+    `Labels`. Logged: aux_loss, imitation_loss, weight (mean), nonzero_weight (share), demonstration_loss.
 
     Raises ValueError for labels that do not fit (at the first one, if it is out of range), numbers out of range,
-    "squared" for discrete actions, and smoothing without a memory, as then minibatches are not in the order of time.
+    "squared" for discrete actions, and smoothing without a memory, whose minibatches are not in the order of time.
     """
 
     def __init__(self, context: PartContext, config: AdvisorConfig) -> None:
@@ -119,13 +109,12 @@ class Advisor(Part, Weights, Losses):
         policy = context.policy
         self.config, self.recurrent = config, policy.recurrent
         if not config.use_rollout_labels and not config.demonstrations:
-            raise ValueError("use_rollout_labels=False leaves nothing to imitate: give demonstrations")
+            raise ValueError("use_rollout_labels=False leaves nothing to imitate: name demonstrations")
         self.squared = _is_squared(config, context.action_space)
-        decay = config.smooth_expert_weight_decay
-        if decay is not None and not self.recurrent:
+        if config.smooth_expert_weight_decay is not None and not self.recurrent:
             raise ValueError(
-                "smooth_expert_weight_decay needs a policy with a memory (policy.memory): its minibatches are whole "
-                "columns in the order of time, those of a feed-forward policy are shuffled steps"
+                "smooth_expert_weight_decay needs a policy with a memory (policy.memory), whose minibatches are in the "
+                "order of time; those of a feed-forward policy are shuffled steps"
             )
         self.head = policy.auxiliary_head(same=config.aux_init == "same").to(context.device)
         self.labels = ExpertLabels(context, config.labels) if config.use_rollout_labels else None
@@ -140,7 +129,7 @@ class Advisor(Part, Weights, Losses):
         self._checked = self.labels is None
 
     def weight(self, batch: TensorDict, out: PolicyOutput) -> Tensor:
-        """What PPO counts: 1 - w, and nothing in the imitation stage, `[B]` or `[T, B]`."""
+        """PPO's weight `[B]` or `[T, B]`: 1 - w, and 0 in the imitation stage."""
         if self.labels is None:
             return (1.0 - self.stage()).expand(out.value.shape)
         label = self.labels.read(batch["obs"], batch["valid"])
@@ -149,22 +138,18 @@ class Advisor(Part, Weights, Losses):
         return (1.0 - self.stage()) * (1.0 - weight)
 
     def sample(self, batch: TensorDict) -> TensorDict | None:
-        """A minibatch of demonstrations; here, outside of captured code, the first labels are looked at, too."""
+        """A minibatch of demonstrations. Also checks the first labels, as this code is not captured."""
         if not self._checked:
             assert self.labels is not None
             self.labels.check(batch["obs"], batch["valid"].shape)
             self._checked = True
         if self.demonstrations is None:
             return None
-        if self.recurrent:
-            length = self.config.sequence_length
-            drawn = self.demonstrations.sequences(length, self.config.batch_size // length, self.generator)
-        else:
-            drawn = self.demonstrations.sample(self.config.batch_size, self.generator, next_obs=False)
-        return drawn.select("obs", "action", "is_first")
+        length = self.config.sequence_length if self.recurrent else None
+        return draw_actions(self.demonstrations, self.config.batch_size, length, self.generator)
 
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
-        """L on the minibatch, and on demonstrations where there are some."""
+        """L on the minibatch, and on demonstrations if there are any."""
         loss = out.value.new_zeros(())
         metrics: Metrics = {}
         if self.labels is not None:
@@ -209,7 +194,8 @@ class Advisor(Part, Weights, Losses):
 def expert_weight(distance: Tensor, mask: Tensor, alpha: float | Tensor, bound: float | Tensor) -> Tensor:
     """w = mask * exp(-alpha max(d, 0)), 0 where exp(-d) < bound; any shape, the same for both.
 
-    d is negative where a density exceeds 1 or, by rounding, a KL is 0. Raises ValueError if the shapes differ.
+    d is negative where a density exceeds 1 or where rounding makes a KL of 0 negative. Raises ValueError if the shapes
+    differ.
     """
     if distance.shape != mask.shape:
         raise ValueError(f"distances {tuple(distance.shape)} and their mask {tuple(mask.shape)} must have one shape")
@@ -232,11 +218,11 @@ def smooth_over_time(weight: Tensor, is_first: Tensor, decay: float) -> Tensor:
     """
     if weight.shape != is_first.shape:
         raise ValueError(f"weights {tuple(weight.shape)} and is_first {tuple(is_first.shape)} must have one shape")
-    goes_on = (~is_first).to(weight.dtype)
+    continues = (~is_first).to(weight.dtype)
     total, count = weight, torch.ones_like(weight)
     earlier, connected = weight, torch.ones_like(weight)
     for i in range(1, smoothing_steps(decay) + 1):
-        earlier, connected = _one_step_later(earlier), goes_on * _one_step_later(connected)
+        earlier, connected = _one_step_later(earlier), continues * _one_step_later(connected)
         total = total + decay**i * connected * earlier
         count = count + decay**i * connected
     return total / count
@@ -245,8 +231,8 @@ def smooth_over_time(weight: Tensor, is_first: Tensor, decay: float) -> Tensor:
 def imitation_loss(cost: Tensor, weight: Tensor, mask: Tensor, stage: float | Tensor) -> Tensor:
     """stage * sum(mask cost) / max(sum(mask), 1) + (1 - stage) * mean(weight cost), 0-D.
 
-    The first is that of the imitation stage, the second divides by all steps, with and without a label. Raises
-    ValueError if the shapes differ.
+    The first term is the imitation stage's; the second divides by all steps, labelled or not. Raises ValueError if the
+    shapes differ.
     """
     if cost.shape != weight.shape:
         raise ValueError(f"costs {tuple(cost.shape)} and weights {tuple(weight.shape)} must have one shape")
@@ -254,7 +240,7 @@ def imitation_loss(cost: Tensor, weight: Tensor, mask: Tensor, stage: float | Te
 
 
 def _one_step_later(x: Tensor) -> Tensor:
-    """x `[T, ...]` moved down by one step; 0 in the first row."""
+    """x `[T, ...]` shifted to the next step; 0 in the first row."""
     return F.pad(x[:-1], (*[0] * (2 * (x.ndim - 1)), 1, 0))
 
 

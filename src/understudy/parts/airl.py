@@ -1,45 +1,44 @@
-"""AIRL (Fu et al. 2018, arXiv:1710.11248): a discriminator built so that a reward function can be taken out of it."""
+"""AIRL (Fu et al. 2018, arXiv:1710.11248): a discriminator that contains a reward function to recover."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.check import check_choice
-from understudy.nn.distributions import Distribution
+from understudy.core.schedules import Scalar
 from understudy.nn.policy import ActorCritic
-from understudy.parts.shared.adversarial import AdversarialConfig, AdversarialPart
+from understudy.parts.shared.adversarial import AdversarialOptions, Adversary
+from understudy.parts.shared.demonstrated import DemonstrationOptions
 from understudy.parts.shared.discriminator import discriminator_reward, make_mlp
 from understudy.parts.shared.transitions import Inputs, SharedNormalizer, TransitionFeatures
-from understudy.ppo.part import PartContext
+from understudy.ppo.part import Part, PartConfig, PartContext, Rewards, Updates
 from understudy.types import Metrics
 
 AirlRewardForm = Literal["logit", "shaped", "softplus"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AirlConfig(AdversarialConfig):
+class AirlConfig(AdversarialOptions, DemonstrationOptions, PartConfig):
     """Options of AIRL. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
 
     reward_form: AirlRewardForm = "logit"
-    """What the policy is trained on. logit: f - log pi, the paper's; shaped: f alone, as in imitation; softplus:
-    -log(1 - D), which is positive. Without `absorbing_states` the others teach a robot that may fall to end early."""
+    """Reward of the policy. logit: f - log pi, the paper's; shaped: f alone, as in imitation; softplus: -log(1 - D),
+    which is positive. The first two need `absorbing_states`, or they teach a robot that may fall to end early."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("reward_form", self.reward_form, get_args(AirlRewardForm))
         if self.discriminator.loss != "bce":
             raise ValueError("AIRL's discriminator is a probability: discriminator.loss must be 'bce'")
         if self.discriminator.replay_size:
             raise ValueError(
-                "AIRL compares with the probability of an action under the policy that took it: "
-                "discriminator.replay_size must be 0 (Gail takes a replay)"
+                "AIRL needs the probability of an action under the policy that took it: discriminator.replay_size must "
+                "be 0 (Gail takes a replay)"
             )
 
     def build(self, context: PartContext) -> Airl:
@@ -50,7 +49,7 @@ class AirlConfig(AdversarialConfig):
 def shaped_reward(base: Tensor, potential: Tensor, next_potential: Tensor, continues: Tensor, gamma: float) -> Tensor:
     """`f = g + gamma (1 - terminated) h(s') - h(s)`, from g, h(s), h(s') and `continues = 1 - terminated`, `[B]` each.
 
-    (arXiv:1710.11248, eq. 4.) A time limit is not the end of the task: there h(s') counts. Raises ValueError for
+    (arXiv:1710.11248, eq. 4.) At a time limit, which does not end the task, h(s') counts. Raises ValueError for
     shapes that would broadcast.
     """
     shapes = {tuple(x.shape) for x in (base, potential, next_potential, continues)}
@@ -96,18 +95,18 @@ class RewardFunction(nn.Module):
 
     @torch.no_grad()
     def forward(self, obs: TensorDictBase, action: Tensor, next_obs: TensorDictBase | None = None) -> Tensor:
-        """g `[...]`; `next_obs` is needed only where `inputs` names the next state."""
+        """g `[...]`; `next_obs` is only needed if `inputs` names the next state."""
         needed = self.network.base_columns == self.features.size
         if needed and next_obs is None:
-            raise ValueError("this reward was learnt with the next state among its inputs: pass next_obs")
-        following = next_obs if needed else obs  # columns that g does not read
+            raise ValueError("this reward reads the next state: pass next_obs")
+        following = next_obs if needed else obs  # fills columns that g does not read
         never = torch.zeros(obs.batch_size, dtype=torch.bool, device=action.device)
         rows = self.features(obs, action, following, never)
         extra = rows.new_zeros(*rows.shape[:-1], 2)
         return self.network.recovered(self.normalizer(torch.cat((rows, extra), dim=-1)))
 
     def load_part_state(self, modules: Mapping[str, Tensor]) -> None:
-        """Take over what a trained `Airl` saved: the `modules` of its `training_state`."""
+        """Load the `modules` of a trained `Airl`'s `training_state`."""
         places = {"normalizer.": "normalizer.", "discriminator.network.": "network."}
         state = {
             here + name.removeprefix(there): x
@@ -128,18 +127,19 @@ def build_reward(policy: ActorCritic, config: AirlConfig, gamma: float) -> Rewar
     return RewardFunction(features, normalizer, AirlNetwork(features, config, gamma))
 
 
-class Airl(AdversarialPart):
-    """Reward from a discriminator `D = sigmoid(f - log pi)` that holds a reward function, which can be taken out.
+class Airl(Part, Rewards, Updates):
+    """Reward from a discriminator `D = sigmoid(f - log pi)` that contains a reward function to recover.
 
         f = g(s, a) + gamma (1 - terminated) h(s') - h(s),        reward = log D - log(1 - D) = f - log pi
 
-    g is the reward that is recovered (`reward_function`), h a potential that takes up how far a state is from good
-    ones. log pi is the policy's log-density at the executed action, brought back to raw units, for expert and
-    policy rows alike: a raw action beyond the bounds, which no demonstration has, does not give the policy away.
+    g is the recovered reward (`reward_function`), h a potential that absorbs how far a state is from good ones. log pi
+    is the policy's log-density at the executed action, brought back to raw units, for expert and policy rows alike: a
+    raw action beyond the bounds, which no demonstration has, does not give the policy away. `AbsorbingState` and
+    `add_policy_noise` explain `absorbing_states` and `expert_noise`.
 
     Raises ValueError for demonstrations that do not fit the spaces, for images, for absorbing states with gamma 1, for
-    expert noise with a policy that is not Gaussian, and for recurrent policies: the probability of the expert's
-    actions is asked for row by row.
+    expert noise with a policy that is not Gaussian, and for recurrent policies: AIRL asks for the probability of the
+    expert's actions row by row.
     """
 
     uses_next_obs = True
@@ -147,39 +147,58 @@ class Airl(AdversarialPart):
     def __init__(self, context: PartContext, config: AirlConfig) -> None:
         if context.policy.recurrent:
             raise ValueError("AIRL needs a feed-forward policy: set policy.memory to none, or use Gail")
+        super().__init__(context)
         model = build_reward(context.policy, config, context.gamma)
-        keys = context.policy.sensor_keys
-        loop = (1.0, 0.0)  # it goes on, and no policy acts in it
-        super().__init__(context, config, model.features, model.normalizer, model.network, loop=loop, extra_keys=keys)
-        self.config = config
+        self.features, self.normalizer, self.reward_form = model.features, model.normalizer, config.reward_form
+        # methods, not modules: the policy does not belong to this part
+        self.behaviour, self.raw_action = context.policy.head.from_params, context.policy.action_map.inverse
+        self.to(context.device)
+        self.weight = Scalar(config.reward_weight, context.device)
+        keys = list(dict.fromkeys((*self.features.components, *context.policy.sensor_keys)))
+        self.adversary = Adversary(
+            context,
+            config,
+            config.open(context, keys),
+            self.features,
+            self.normalizer,
+            model.network,
+            rows=self._rows,
+            score=self._score,
+            generator=self.generator,
+            others=(1.0, 0.0),  # a state follows, and no policy acts
+        )
+        self.discriminator = self.adversary.discriminator
+
+    @property
+    def reward_weight(self) -> Tensor:
+        """0-D weight of the reward."""
+        return self.weight()
 
     def reward(self, rollout: TensorDict) -> Tensor:
         """f - log pi, f or -log(1 - D), `[T, N]`, of every transition of the rollout."""
-        return self._scored(rollout, self._rows(rollout, self.behaviour(rollout["params"])))
+        return self.adversary.reward(rollout)
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
-        drawn = self._draw_against(rollout)
-        rows = self._rows(rollout, self.behaviour(rollout["params"]))
-        return self._fit(rollout, rows, drawn, self._rows(drawn, policy.distribution(drawn["obs"])))
+        return self.adversary.update(policy, rollout)
 
     def reward_function(self) -> RewardFunction:
-        """The reward recovered so far: a copy that further training does not move."""
+        """The reward recovered so far, as a copy that further training does not change."""
         network = self.discriminator.network
         assert isinstance(network, AirlNetwork)
         return copy.deepcopy(RewardFunction(self.features, self.normalizer, network)).eval()
 
     def _score(self, rows: Tensor) -> Tensor:
         logit = self.discriminator.logit(self.normalizer(rows))
-        if self.config.reward_form == "shaped":
+        if self.reward_form == "shaped":
             return logit + rows[..., -1]
-        return discriminator_reward(logit, self.config.reward_form)
+        return discriminator_reward(logit, self.reward_form)
 
     @torch.no_grad()
-    def _rows(self, transitions: TensorDict, behaviour: Distribution) -> Tensor:
+    def _rows(self, transitions: TensorDict, policy: ActorCritic | None) -> Tensor:
         """Raw rows `[..., C]`: features, whether a state follows, log pi of the executed action."""
+        behaviour = self.behaviour(transitions["params"]) if policy is None else policy.distribution(transitions["obs"])
         features = self.features.of_rollout(transitions)
         log_prob = behaviour.log_prob(self.raw_action(transitions["executed_action"]))
-        goes_on = torch.ones_like(log_prob) if self.features.absorbing else (~transitions["terminated"]).float()
-        extra = torch.stack((goes_on, log_prob), dim=-1)
-        return torch.cat((features, extra), dim=-1)
+        follows = torch.ones_like(log_prob) if self.features.absorbing else (~transitions["terminated"]).float()
+        return torch.cat((features, torch.stack((follows, log_prob), dim=-1)), dim=-1)

@@ -1,59 +1,48 @@
-"""Behaviour cloning (Pomerleau 1989): make the recorded expert's actions likely. Beside PPO, or offline without it."""
+"""Behaviour cloning (Pomerleau 1989): make the recorded expert's actions likely, beside PPO or offline without it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from understudy.core.check import check_choice
+from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
 from understudy.nn.policy import ActorCritic, PolicyOutput
-from understudy.parts.shared.demonstrated import DemonstratedConfig, check_windows
-from understudy.ppo.part import Losses, Part, PartContext
+from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
+from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
 
 Loss = Literal["auto", "nll", "mse"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BehaviorCloningConfig(DemonstratedConfig):
+class BehaviorCloningConfig(DemonstrationOptions, PartConfig):
     """Options of behaviour cloning."""
 
     coef: Number = 1.0
-    """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` lets it fade)."""
+    """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` fades it out)."""
     loss: Loss = "auto"
     """nll: negative log-likelihood, any action distribution; mse: squared error of the mode, for Box actions, which
-    leaves the standard deviation alone; auto: mse for Box actions, nll for all others."""
-    batch_size: int = 256
+    does not train the standard deviation; auto: mse for Box actions, nll for all others."""
+    batch_size: Annotated[int, In(1)] = 256
     """Transitions per step; a policy with a memory takes batch_size / sequence_length windows."""
-    sequence_length: int = 16
+    sequence_length: Annotated[int, In(1)] = 16
     """Steps per window, for a policy with a memory."""
-    label_smoothing: float = 0.0
-    """This much of the target goes to all actions alike (discrete actions only)."""
+    label_smoothing: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.0
+    """Share of the target spread evenly over all actions (discrete actions only)."""
     entropy_coef: Number = 0.0
     """Weight of an entropy bonus inside the loss."""
-    l2_coef: float = 0.0
+    l2_coef: Annotated[float, In(0.0)] = 0.0
     """Weight of half the squared norm of the actor's parameters inside the loss."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("loss", self.loss, get_args(Loss))
-        for name in ("batch_size", "sequence_length"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"{name} must be at least 1, got {vars(self)[name]}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if not self.l2_coef >= 0.0:
-            raise ValueError(f"l2_coef must not be negative, got {self.l2_coef}")
 
     def build(self, context: PartContext) -> BehaviorCloning:
         """Build the part."""
@@ -61,12 +50,12 @@ class BehaviorCloningConfig(DemonstratedConfig):
 
 
 class BehaviorCloning(Part, Losses):
-    """Clones recorded actions a of states s, drawn independently (windows of sequences for a policy with a memory):
+    """Clones recorded actions a of states s, drawn independently (in windows for a policy with a memory):
 
         loss = coef (mean_B -log pi(a | s)  -  entropy_coef mean_B H(pi(. | s))  +  l2_coef / 2 ||theta_actor||^2)
 
-    or, with `loss="mse"`, the mean squared error of the policy's mode in place of -log pi. Actions are raw ones:
-    scaling and tanh are undone. Logged: loss, log_prob (or mse), accuracy of discrete actions, entropy.
+    or, with `loss="mse"`, the mean squared error of the policy's mode in place of -log pi. Actions are raw: scaling and
+    tanh are undone. Logged: loss, log_prob (or mse), accuracy of discrete actions, entropy.
 
     Raises ValueError for demonstrations that do not fit the spaces and for options that do not fit the actions.
     """
@@ -96,23 +85,19 @@ class BehaviorCloning(Part, Losses):
         return self.coef() * loss, metrics
 
     def reload(self) -> Demonstrations:
-        """The demonstrations as they are on the disk now (DAgger adds to them)."""
+        """Read the demonstrations again (DAgger adds to them)."""
         self.demonstrations = self._load()
         return self.demonstrations
 
     def draw(self, demonstrations: Demonstrations) -> TensorDict:
         """`obs`, `action` and `is_first` for one step, from these demonstrations."""
-        size, length = self.config.batch_size, self.config.sequence_length
-        if self.recurrent:
-            drawn = demonstrations.sequences(length, size // length, self.generator)
-        else:
-            drawn = demonstrations.sample(size, self.generator, next_obs=False)
-        return drawn.select("obs", "action", "is_first")
+        length = self.config.sequence_length if self.recurrent else None
+        return draw_actions(demonstrations, self.config.batch_size, length, self.generator)
 
     def clone(
         self, policy: ActorCritic, obs: TensorDictBase, action: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """The loss without `coef` on obs `[B]` or `[T, B]` and raw actions, and its parts."""
+        """The loss without `coef` on obs `[B]` or `[T, B]` and raw actions, and its terms as metrics."""
         distribution, *_ = policy.run_actor(obs, None, is_first)
         metrics: Metrics = {}
         if self.squares:

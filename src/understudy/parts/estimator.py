@@ -1,9 +1,8 @@
-"""Estimators learn what the robot cannot measure, from what the simulator knows (st_rl's EstimatorPPO)."""
+"""Train estimators of quantities that the simulator knows and the robot cannot measure (st_rl's EstimatorPPO)."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,23 +11,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.core.check import nearest
+from understudy.core.registry import load_object
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.estimator import EstimatorHead
 from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
 
-Loss = Callable[..., Tensor]
+Function = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimatorConfig(PartConfig):
-    """Options of the loss of one estimator, whose networks are those of `policy.estimators`."""
+    """Options of the loss of one estimator; `policy.estimators` describes its network."""
 
     estimator: str | None = None
     """Name of the estimator in `policy.estimators`; None: the only one."""
     loss: str = "mse_loss"
-    """Any elementwise loss of torch.nn.functional: mse_loss, l1_loss, smooth_l1_loss, huber_loss, ..."""
+    """An elementwise loss of torch.nn.functional (mse_loss, l1_loss, smooth_l1_loss, huber_loss,
+    binary_cross_entropy_with_logits, ...), or your own as `module:function`, called with `reduction="none"`."""
     loss_kwargs: dict[str, float | bool | str] = field(default_factory=dict)
     """Its options: `{"delta": 0.5}`."""
     coef: Number = 1.0
@@ -40,14 +41,14 @@ class EstimatorConfig(PartConfig):
 
 
 class Estimator(Part, Losses):
-    """Draws an estimator's prediction to the true components of the same observation:
+    """Fits an estimator's prediction to the true components of the same observation:
 
         loss = coef mean_B sum_D l(prediction, truth)
 
-    in the units that the networks see (normalised where `policy.normalize_observations`), so that components of any
-    scale count alike. Steps that are no transition count as 0. Logged: the loss, and per target the root of the mean
-    squared error of an entry, in raw units. Raises ValueError for an estimator or a loss that does not exist, for
-    options that it does not take, and for a loss that is not elementwise.
+    in the networks' units (normalised with `policy.normalize_observations`), so that components of any scale count
+    alike. Invalid steps count as 0. Logged: the loss, and per target the root of the mean squared error of an entry, in
+    raw units. Raises ValueError for an unknown estimator or loss, for options that the loss does not take, and for a
+    loss that is not elementwise.
     """
 
     def __init__(self, context: PartContext, config: EstimatorConfig) -> None:
@@ -74,18 +75,29 @@ class Estimator(Part, Losses):
         return self.coef() * error, metrics
 
 
-def elementwise_loss(name: str, options: dict[str, float | bool | str]) -> Loss:
-    """A loss of torch.nn.functional as a function of two tensors, without reduction.
+_LOSSES: dict[str, Function] = {
+    "mse_loss": F.mse_loss,
+    "l1_loss": F.l1_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "huber_loss": F.huber_loss,
+    "binary_cross_entropy": F.binary_cross_entropy,
+    "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
+    "poisson_nll_loss": F.poisson_nll_loss,
+    "soft_margin_loss": F.soft_margin_loss,
+    "hinge_embedding_loss": F.hinge_embedding_loss,
+    "kl_div": F.kl_div,
+}
 
-    Raises ValueError with the nearest names if there is none, if it does not take the options, or if it does not give
-    one number per entry.
+
+def elementwise_loss(name: str, options: Mapping[str, float | bool | str]) -> Function:
+    """The named loss, or that of `"module:function"`, as a function of two tensors, without reduction.
+
+    Raises ValueError, with the nearest names, for an unknown loss; also for options that it does not take, and for a
+    function that does not return one number per entry.
     """
-    known = {key: f for key, f in vars(F).items() if _is_loss(f)}
-    if name not in known:
-        raise ValueError(f"torch.nn.functional has no loss {name!r}; {nearest(name, sorted(known))}")
-    function, takes = known[name], inspect.signature(known[name]).parameters
-    if "reduction" in options or not options.keys() <= takes.keys():
-        raise ValueError(f"{name} does not take {sorted(options)} here; it takes {', '.join(list(takes)[2:])}")
+    if ":" not in name and name not in _LOSSES:
+        raise ValueError(f"unknown loss {name!r} ('module:function' names your own); {nearest(name, _LOSSES)}")
+    function = load_object(name) if ":" in name else _LOSSES[name]
 
     def loss(estimate: Tensor, truth: Tensor) -> Tensor:
         if estimate.shape != truth.shape:
@@ -96,14 +108,10 @@ def elementwise_loss(name: str, options: dict[str, float | bool | str]) -> Loss:
     try:
         found = loss(torch.zeros(2, 3), torch.zeros(2, 3)).shape
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{name} cannot compare an estimate with the truth ({error}); use mse_loss") from error
+        raise ValueError(f"the loss {name} fails with loss_kwargs {dict(options)}: {error}") from error
     if found != (2, 3):
-        raise ValueError(f"{name} is no elementwise loss of two tensors; use mse_loss, l1_loss or huber_loss")
+        raise ValueError(f"the loss {name} must return one number per entry with reduction='none'; use mse_loss")
     return loss
-
-
-def _is_loss(function: object) -> bool:
-    return inspect.isfunction(function) and "reduction" in inspect.signature(function).parameters
 
 
 def _find(policy: ActorCritic, name: str | None) -> EstimatorHead:

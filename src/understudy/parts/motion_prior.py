@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import check_choice
+from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.nn.normalization import ObservationNormalizer
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 EndingSteps = Literal["left_out", "terminal"]
 TrackingForm = Literal["exp", "distance"]
 
-_PINNED: dict[DiscriminatorLoss, float] = {"least_squares": -0.9, "bce": -4.6}  # its label is -1; D below 0.01
-_CHECK_EVERY = 20  # updates between two looks at the saturation, each a host sync
+_PINNED: dict[DiscriminatorLoss, float] = {"least_squares": -0.9, "bce": -4.6}  # the label is -1; D below 0.01
+_CHECK_EVERY = 20  # updates between two checks of the saturation, each a host sync
 _SATURATED = 0.95
 
 
@@ -46,10 +46,10 @@ _SATURATED = 0.95
 def frame_windows(
     history: Tensor, next_frame: Tensor, valid: Tensor, is_first: Tensor, frames: int
 ) -> tuple[Tensor, Tensor]:
-    """The last `frames` = H frames up to each next frame, `[T, N, H, D]`, oldest first, and which are whole `[T, N]`.
+    """Windows of the last `frames` = H frames up to each next frame, `[T, N, H, D]`, oldest first; `[T, N]` if whole.
 
-    next_frame `[T, N, D]` follows the newest T of history `[T + max(H - 2, 0), N, D]`; `valid` and `is_first` are
-    history's. A window is whole if all of it lies in one episode and no frame is invalid.
+    next_frame `[T, N, D]` follows the newest T of history `[T + max(H - 2, 0), N, D]`; `valid` and `is_first` belong to
+    history. A window is whole if it lies in one episode and all its frames are valid.
     """
     T = len(next_frame)
     extra = max(frames - 2, 0)
@@ -97,42 +97,32 @@ class MotionPriorConfig(PartConfig):
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that hold the style features of one frame."""
     columns: tuple[int, ...] = ()
-    """Which of their columns are style features; empty: all."""
+    """Their columns with style features; empty: all."""
     fields: tuple[str, ...] = ()
-    """The clips' field for each of these columns, in order; empty: fields are called as the columns (`policy[3]`)."""
-    step_time: float = 0.02
-    """Seconds between two observations: the clips' frames are put on this grid."""
-    frames: int = 2
-    """Frames that the discriminator sees together."""
+    """The clips' field for each of these columns, in order; empty: fields with the columns' names (`policy[3]`)."""
+    step_time: Annotated[float, In(0.0, without=(0.0,))] = 0.02
+    """Seconds between two observations; the clips are resampled to it."""
+    frames: Annotated[int, In(1)] = 2
+    """Frames that the discriminator sees together; 2 show movement."""
     reward_weight: Number = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: RewardForm = "least_squares"
-    """least_squares: max(0, 1 - (d - 1)^2 / 4); softplus: -log(1 - D), for the loss bce."""
+    """least_squares: max(0, 1 - (d - 1)^2 / 4); softplus: -log(1 - D), with the loss bce."""
     scale_by_step_time: bool = False
-    """Multiply the reward by step_time, as simulators do with their task rewards."""
+    """Multiply the reward by step_time, like the task rewards of simulators."""
     ending_steps: EndingSteps = "left_out"
-    """Steps that end an episode: no reward and not shown to the discriminator, or judged by their terminal features,
-    which the environment must give (`final_obs`)."""
+    """Steps that end an episode. left_out: no reward, and hidden from the discriminator; terminal: judged by their
+    terminal features, which the environment must provide (`final_obs`)."""
     tracking_observations: tuple[str, ...] = ()
-    """Observations that hold the features of a reference at the same moment; empty: no tracking reward."""
+    """Observations with the features of a reference at the same moment; empty: no tracking reward."""
     tracking_weight: Number = 0.0
     """Weight of the tracking reward beside the style reward."""
     tracking_form: TrackingForm = "exp"
     """exp: exp(-mean e^2 / scale^2); distance: -norm(e) / scale; e in standard deviations of each feature."""
-    tracking_scale: float = 0.5
+    tracking_scale: Annotated[float, In(0.0, without=(0.0,))] = 0.5
     """Scale of tracking errors, in standard deviations."""
     discriminator: DiscriminatorConfig = field(default_factory=_discriminator)
     """The discriminator and how it learns."""
-
-    def __post_init__(self) -> None:
-        check_choice("reward_form", self.reward_form, get_args(RewardForm))
-        check_choice("ending_steps", self.ending_steps, get_args(EndingSteps))
-        check_choice("tracking_form", self.tracking_form, get_args(TrackingForm))
-        if self.frames < 1:
-            raise ValueError(f"frames is {self.frames}; the discriminator needs at least 1 (2 for movement)")
-        for name in ("step_time", "tracking_scale"):
-            if not vars(self)[name] > 0.0:
-                raise ValueError(f"{name} must be positive, got {vars(self)[name]}")
 
     def build(self, context: PartContext) -> MotionPrior:
         """Build the part."""
@@ -142,10 +132,10 @@ class MotionPriorConfig(PartConfig):
 class MotionPrior(Part, Rewards, Updates):
     """Style reward for windows of H frames that a discriminator takes for the clips', `[T, N]`, plus tracking.
 
-    A step is judged by the window that ends with its true next observation. Windows never cross the border of an
-    episode: the first H - 2 steps of an episode have no window, hence no reward, and neither have ending steps
-    that are left out. The discriminator learns from the same windows against windows drawn from the clips. One
-    normaliser, moved once per iteration by both sides, serves both: two would remove the very difference to be seen.
+    The window that ends with a step's true next observation judges the step. Windows never cross the border of an
+    episode: its first H - 2 steps have no window, hence no reward, nor do ending steps that are left out. The
+    discriminator learns from the same windows against windows drawn from the clips. One normaliser, updated once per
+    iteration by both sides, serves both: two would remove the very difference to detect.
 
     Raises ValueError for clips or observations that do not fit the configuration.
     """
@@ -154,7 +144,7 @@ class MotionPrior(Part, Rewards, Updates):
     tail: Tensor  # [H - 2, N, D], the last frames of the rollout before
     tail_valid: Tensor  # [H - 2, N] bool
     tail_is_first: Tensor  # [H - 2, N] bool
-    saturation: Tensor  # 0-D, running share of the policy's windows with a score pinned to its label
+    saturation: Tensor  # 0-D, running share of the policy's windows whose score is pinned to its label
 
     def __init__(self, context: PartContext, config: MotionPriorConfig) -> None:
         super().__init__(context)
@@ -164,7 +154,7 @@ class MotionPrior(Part, Rewards, Updates):
         fields = config.fields or tuple(self.read.names[i] for i in columns)
         if len(fields) != len(columns):
             raise ValueError(
-                f"{len(fields)} fields are named for {len(columns)} style features; name one for each of "
+                f"{len(fields)} fields for {len(columns)} style features: name one for each of "
                 f"{', '.join(self.read.names[i] for i in columns)}"
             )
         if not config.motions.files:
@@ -192,7 +182,7 @@ class MotionPrior(Part, Rewards, Updates):
         self.tracking_weight = Scalar(config.tracking_weight, device)
         self.normalizer.update(self.library.sample(self.discriminator.num_expert_rows, self.generator))
         self._updates, self._warned = 0, False
-        # what `reward` found, reported by the `update` that follows it
+        # metrics of `reward`, which the following `update` reports
         self._scored: Metrics = {"saturated": torch.zeros((), device=device)}
 
     @property
@@ -201,7 +191,7 @@ class MotionPrior(Part, Rewards, Updates):
         return self.weight()
 
     def reward(self, rollout: TensorDict) -> Tensor:
-        """Style reward plus weighted tracking reward, `[T, N]`; 0 where there is no whole window."""
+        """Style reward plus weighted tracking reward, `[T, N]`; 0 without a whole window."""
         rows, whole = self._rows(rollout)
         logit = self.discriminator.logit(self._normalize(rows))
         reward = torch.where(whole, discriminator_reward(logit, self.config.reward_form), 0.0)
@@ -236,7 +226,7 @@ class MotionPrior(Part, Rewards, Updates):
         return self.read(rollout[key])[..., self.columns]  # [T, N, D]
 
     def _history(self, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames of the rollout, behind the last ones of the rollout before; their valid and is_first flags."""
+        """The last frames of the previous rollout, then this rollout's; their valid and is_first flags."""
         return (
             torch.cat((self.tail, self._features(rollout, "obs"))),
             torch.cat((self.tail_valid, rollout["valid"])),
@@ -244,7 +234,7 @@ class MotionPrior(Part, Rewards, Updates):
         )
 
     def _rows(self, rollout: TensorDict) -> tuple[Tensor, Tensor]:
-        """Raw windows `[T, N, H D]`, zeros where they are not whole, and which are."""
+        """Raw windows `[T, N, H D]`, zeros where they are not whole, and `[T, N]` where they are."""
         history, valid, is_first = self._history(rollout)
         windows, whole = frame_windows(
             history, self._features(rollout, "next_obs"), valid, is_first, self.config.frames
@@ -253,7 +243,7 @@ class MotionPrior(Part, Rewards, Updates):
         return torch.where(whole[..., None, None], windows, 0.0).flatten(-2), whole
 
     def _judged(self, rollout: TensorDict) -> Tensor:
-        """Steps whose next observation may be looked at, `[T, N]`."""
+        """Steps whose next observation counts, `[T, N]`."""
         if self.config.ending_steps == "terminal":
             return rollout["valid"]
         return rollout["valid"] & ~(rollout["terminated"] | rollout["truncated"])
@@ -264,7 +254,7 @@ class MotionPrior(Part, Rewards, Updates):
                 tail.copy_(x[-len(tail) :])
 
     def _normalize(self, rows: Tensor) -> Tensor:
-        """Windows `[..., H D]`, each frame through the one normaliser."""
+        """Windows `[..., H D]`, with the one normaliser applied to each frame."""
         return self.normalizer(rows.unflatten(-1, (self.config.frames, -1))).flatten(-2)
 
     # ------------------------------------------------------------------ tracking and health
@@ -278,14 +268,14 @@ class MotionPrior(Part, Rewards, Updates):
         return torch.where(judged, tracking_reward(error, self.config.tracking_form, self.config.tracking_scale), 0.0)
 
     def _watch(self) -> None:
-        """Warn where nearly all scores of the policy have been pinned to their label for a while."""
+        """Warn once if nearly all scores of the policy have been pinned to their label for a while."""
         self.saturation.lerp_(self._scored["saturated"], 0.1)
         self._updates += 1
         if self._warned or self._updates % _CHECK_EVERY or float(self.saturation) <= _SATURATED:
             return
         self._warned = True
         logger.warning(
-            "part %r: the discriminator is saturated, %.0f %% of the policy's scores are pinned to their label, where "
+            "part %r: the discriminator is saturated: %.0f %% of the policy's scores are pinned to their label, where "
             "the style reward has no slope. Lower discriminator.disc_update_num or its learning rate, raise its "
             "gradient_penalty, or leave out features that no policy can match",
             self.name,

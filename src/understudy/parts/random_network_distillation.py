@@ -1,13 +1,15 @@
-"""Random network distillation (Burda et al. 2018, arXiv:1810.12894): a bonus for states that were seldom seen."""
+"""Random network distillation (Burda et al. 2018, arXiv:1810.12894): a bonus for rarely seen states."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
@@ -15,6 +17,7 @@ from understudy.nn.policy import ActorCritic
 from understudy.parts.shared.features import FeatureReader
 from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
 from understudy.ppo.part import Part, PartConfig, PartContext, Rewards, Updates
+from understudy.ppo.returns import discounted_sums
 from understudy.types import Metrics
 
 
@@ -25,8 +28,8 @@ class RandomNetworkDistillationConfig(PartConfig):
     reward_weight: Number = 0.1
     """Weight of the bonus, a number or a schedule."""
     observations: tuple[str, ...] = ("policy",)
-    """Observation groups, or group/component names, that count as the state."""
-    num_outputs: int = 64
+    """Observation groups, or group/component names, that make up the state."""
+    num_outputs: Annotated[int, In(1)] = 64
     """Size of the random features."""
     predictor_hidden_sizes: tuple[int, ...] = (128, 128)
     """Hidden layers of the network that learns."""
@@ -35,12 +38,12 @@ class RandomNetworkDistillationConfig(PartConfig):
     activation: str = "elu"
     """Hidden activation of both."""
     normalize_observations: bool = True
-    """Own running normalisation of the state, frozen while a rollout is scored and learnt from."""
+    """Normalise the state by running statistics, which only move after a rollout was scored and learnt from."""
     normalize_reward: bool = True
     """Divide the bonus by the running standard deviation of its discounted sum."""
-    epochs: int = 1
+    epochs: Annotated[int, In(1)] = 1
     """Passes of the predictor over each rollout."""
-    minibatches: int = 4
+    minibatches: Annotated[int, In(1)] = 4
     """Minibatches per pass."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
     """Optimizer of the predictor."""
@@ -53,17 +56,16 @@ class RandomNetworkDistillationConfig(PartConfig):
 class RandomNetworkDistillation(Part, Rewards, Updates):
     """Bonus for novel states: bonus(s') = ||predictor(s') - target(s')||_2, `[T, N]`, on the true next observation.
 
-    The target is fixed and random; the predictor minimises the mean squared error on what was visited
-    (arXiv:1810.12894, sec. 2.2). With `normalize_reward` the bonus is divided by the running standard deviation of its
-    discounted sum, which does not end with episodes (sec. 2.3). Raises ValueError for unknown observation names.
+    The target is fixed and random; the predictor minimises the mean squared error on visited states
+    (arXiv:1810.12894, sec. 2.2). `normalize_reward` divides the bonus by the running standard deviation of its
+    discounted sum, which runs on through the ends of episodes (sec. 2.3). Raises ValueError for unknown observation
+    names.
     """
 
     uses_next_obs = True
 
     def __init__(self, context: PartContext, config: RandomNetworkDistillationConfig) -> None:
         super().__init__(context)
-        if config.epochs < 1 or config.minibatches < 1:
-            raise ValueError("random network distillation needs at least one epoch and one minibatch")
         self.config, self.gamma = config, context.gamma
         self.read = FeatureReader(context.observation_space, config.observations)
         size = self.read.size
@@ -89,17 +91,13 @@ class RandomNetworkDistillation(Part, Rewards, Updates):
         bonus = torch.linalg.vector_norm(self.predictor(x) - self.target(x), dim=-1)
         if not self.config.normalize_reward:
             return bonus
-        sums = torch.empty_like(bonus)
-        running = self.running
-        for out, r in zip(sums.unbind(0), bonus.unbind(0)):
-            running = running * self.gamma + r
-            out.copy_(running)
-        self.running.copy_(running)
+        sums = discounted_sums(bonus, torch.full_like(bonus, self.gamma), self.running * self.gamma)
+        self.running.copy_(sums[-1])
         self.returns.update(sums, rollout["valid"])
         return bonus / self.returns.std
 
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
-        """Fit the predictor to the target on the rollout; then let the normaliser absorb it."""
+        """Fit the predictor to the target on the rollout; then the normaliser absorbs it."""
         x, valid = self._state(rollout).flatten(0, 1), rollout["valid"].flatten().float()
         losses = []
         for _ in range(self.config.epochs):

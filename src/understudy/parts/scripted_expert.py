@@ -1,22 +1,22 @@
-"""A scripted expert as teacher: its action is part of the observation; it is imitated, and may act (teacher forcing).
+"""Imitate a scripted expert whose action is part of the observation, and let it act sometimes (teacher forcing).
 
-With a few numbers this is behaviour cloning on the student's own states, DAgger (Ross et al. 2011, arXiv:1011.0686) or
-cloning on the expert's states, each alone (`ppo.surrogate_coef` 0), beside PPO, or before it (schedules).
+A few numbers choose between behaviour cloning on the student's own states, DAgger (Ross et al. 2011, arXiv:1011.0686)
+and cloning on the expert's states, each alone (`ppo.surrogate_coef` 0), beside PPO, or before it (schedules).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import check_range
+from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.parts.shared.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
-from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing
+from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing, act_where_forced
 from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext
 from understudy.types import Metrics
 
@@ -26,16 +26,13 @@ class ScriptedExpertConfig(PartConfig):
     """Options of a scripted expert."""
 
     labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
-    """Where its labels are."""
-    imitation_coef: Number = 1.0
+    """Observation groups that hold its labels."""
+    imitation_coef: Annotated[Number, In(0.0)] = 1.0
     """Weight of the cross-entropy with its labels; 0: it only acts."""
-    teacher_forcing: Number = 0.0
+    teacher_forcing: Annotated[Number, In(0.0, 1.0)] = 0.0
     """Probability that it acts in the student's place, where it has a label."""
     teacher_forcing_unit: ForcingUnit = "step"
     """Draw for each step, or once for each episode."""
-
-    def __post_init__(self) -> None:
-        check_range("imitation_coef", self.imitation_coef, 0.0)
 
     def build(self, context: PartContext) -> ScriptedExpert:
         """Build the part."""
@@ -48,8 +45,8 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         L = imitation_coef * sum(m * -log pi(e | s)) / max(sum(m), 1)
 
     over the steps of a minibatch; with probabilities as labels, the full cross-entropy. Forced steps are off-policy:
-    the core masks them in surrogate and entropy, and they count here. A forced action of an expert that gives
-    probabilities is drawn from them. Logged: cross_entropy, forced (share of the steps).
+    PPO masks them in surrogate and entropy; they do count here. An expert that gives probabilities draws its forced actions
+    from them. Logged: cross_entropy, forced (share of the steps).
 
     Raises ValueError where labels do not fit the action space, at the first label if it is out of range, and for a
     probability outside [0, 1] or a negative coefficient.
@@ -66,7 +63,7 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         self._checked = False
 
     def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
-        """Raw `action` `[N, *A]` and `forced` `[N]`: the expert acts now."""
+        """Raw `action` `[N, *A]`, and `forced` `[N]` where the expert acts now."""
         if not self._checked:
             self.labels.check(obs, is_first.shape)
             self._checked = True
@@ -78,10 +75,8 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         return TensorDict({"action": action, "forced": forced}, batch_size=is_first.shape)
 
     def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
-        """The expert's action where it is forced."""
-        forced = label["forced"]
-        rows = forced.view(-1, *[1] * (action.ndim - 1))
-        return torch.where(rows, label["action"], action), forced
+        """The expert's action where it acts."""
+        return act_where_forced(action, label)
 
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The loss above."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from understudy.core.check import Config
 from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import find_components
 from understudy.nn.policy import ActorCritic, PolicyOutput
@@ -18,16 +19,17 @@ from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class MirrorSpec:
+class MirrorSpec(Config):
     """The mirror image of a vector: y[i] = sign[i] * x[permutation[i]]."""
 
     permutation: tuple[int, ...]
-    """Where each entry comes from."""
+    """Source of each entry."""
     sign: tuple[float, ...]
     """+1 or -1 for each entry."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no mirror: applied twice it must give the original."""
+        """Check that applying the mirror twice gives the original."""
+        super().__post_init__()
         size = len(self.permutation)
         if sorted(self.permutation) != list(range(size)) or len(self.sign) != size:
             raise ValueError(f"a mirror needs a permutation of 0..{size - 1} and {size} signs, got {self}")
@@ -41,7 +43,7 @@ class SymmetryConfig(PartConfig):
     """Options of the symmetry losses."""
 
     observations: Mapping[str, MirrorSpec] = field(default_factory=dict)
-    """Mirror of each group or group/component that the policy sees; what is not named stays as it is."""
+    """Mirror of each group or group/component that the policy sees; the others stay unchanged."""
     action: MirrorSpec | None = None
     """Mirror of the raw action."""
     mirror_coef: Number = 1.0
@@ -58,16 +60,13 @@ class SymmetryConfig(PartConfig):
         return Symmetry(context, self)
 
 
-Mirror = Callable[[TensorDictBase], TensorDictBase]
-
-
 class Symmetry(Part, Losses):
-    """Mirror loss and data augmentation for tasks with a mirror image.
+    """Mirror loss and data augmentation for tasks with left-right symmetry.
 
         L = mirror_coef * mean ||mu(M_s s) - M_a mu(s)||^2 / D  +  augmentation_coef * PPO(M_s s, M_a a)
 
     The mirrored mean is a constant in the first term (arXiv:2403.04359, eq. 4). In the second, the mirrored sample
-    keeps the advantage, value target and behaviour log-prob of the original (a mirrored policy is assumed). Raises
+    keeps the advantage, value target and behaviour log-prob of the original, as if the policy were symmetric. Raises
     ValueError for a recurrent policy (its state has no mirror image), for discrete actions and for sizes that differ.
     """
 
@@ -93,12 +92,12 @@ class Symmetry(Part, Losses):
         self.augments = config.augmentation_coef != 0.0
 
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
-        """Mirror loss plus, if asked for, PPO's loss on the mirrored minibatch."""
+        """Mirror loss plus, with `augmentation_coef`, PPO's loss on the mirrored minibatch."""
         mirrored = policy(self.mirror(batch["obs"]))
         with torch.no_grad():
             target = self.action_mirror(out.distribution.mode())
         error = mirrored.distribution.mode() - target
-        valid = batch["valid"].to(error.dtype)  # rows that are no transition count as 0, as in PPO's own losses
+        valid = batch["valid"].to(error.dtype)  # invalid rows count as 0, as in PPO's own losses
         mirror = (error * error * valid.unsqueeze(-1)).mean()
         loss, metrics = self.mirror_coef() * mirror, {"mirror_loss": mirror.detach()}
         if self.augments:

@@ -1,4 +1,4 @@
-"""Teachers: trained policies label what the student sees, may act in its place, and the student is drawn to them.
+"""Learn from teachers: trained policies that label the student's observations and may act in its place.
 
 DAgger (Ross et al. 2011, arXiv:1011.0686) where PPO's coefficients are 0, teacher-guided PPO (st_rl's TPPO) otherwise.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import check_choice
-from understudy.core.ring import RolloutMemory
+from understudy.core.check import In
+from understudy.core.ring import Ring
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.distributions import Distribution
 from understudy.nn.policy import ActorCritic, PolicyOutput
@@ -26,7 +26,7 @@ from understudy.parts.shared.loaded_teacher import (
     load_teachers,
     make_selector,
 )
-from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing
+from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing, act_where_forced
 from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext, Updates
 from understudy.types import Metrics
 
@@ -38,40 +38,31 @@ class TeacherConfig(PartConfig):
     """Options of learning from teachers."""
 
     checkpoints: tuple[str, ...] = ()
-    """Runs or checkpoint files of the teachers; each brings its own networks and normaliser."""
+    """Runs or checkpoint files of the teachers, each with its own networks and normaliser."""
     groups: dict[str, str] = field(default_factory=dict)
-    """Where the teachers' observations are here: their group or group/component -> ours. The rest has the same name."""
+    """Names of the teachers' observations here: their group or group/component -> ours. Others keep their name."""
     select: str | None = None
-    """With several teachers: the Discrete group or group/component that says which one labels an environment."""
+    """With several teachers: the Discrete group or group/component that selects an environment's teacher."""
     label: Label = "mean"
-    """What the teacher says: the mode of its distribution, or a sample."""
-    teacher_forcing: Number = 0.0
+    """The teacher's action: the mode of its distribution, or a sample."""
+    teacher_forcing: Annotated[Number, In(0.0, 1.0)] = 0.0
     """Probability that the teacher acts in the student's place, a number or a schedule (`exp:1:0:100it`)."""
     teacher_forcing_unit: ForcingUnit = "episode"
-    """Whether who acts is drawn for whole episodes or for each step."""
+    """Draw once for each episode, or for each step."""
     target: ActionTarget = "real"
     """Distance between student and teacher; real: Euclidean, not squared."""
     coef: Number = 1.0
     """Weight of that distance beside PPO's losses."""
     latents: dict[str, str] = field(default_factory=dict)
-    """Latents of the student to draw to the teacher's: `{"actor/proprioception": "actor/privileged"}`."""
+    """Latents of the student -> the teacher's that they imitate: `{"actor/proprioception": "actor/privileged"}`."""
     latent_target: MeanTarget = "real"
     """Distance between latents."""
     latent_coef: Number = 1.0
     """Weight of each latent's distance."""
-    rollouts: float = 1.0
-    """How many rollouts' worth of labelled data each update learns from (aggregation); PPO only uses the newest."""
-    resample_state_prob: float = 0.0
-    """Recurrent students: share of sequences that are distilled from a random state instead of the stored one."""
-
-    def __post_init__(self) -> None:
-        check_choice("label", self.label, get_args(Label))
-        check_choice("target", self.target, get_args(ActionTarget))
-        check_choice("latent_target", self.latent_target, get_args(MeanTarget))
-        if not self.rollouts >= 1.0:
-            raise ValueError(f"rollouts counts the newest one too: at least 1, got {self.rollouts}")
-        if not 0.0 <= self.resample_state_prob <= 1.0:
-            raise ValueError(f"resample_state_prob is a probability, got {self.resample_state_prob}")
+    rollouts: Annotated[float, In(1.0)] = 1.0
+    """Rollouts' worth of labelled data for each update, the newest included (aggregation); PPO only uses the newest."""
+    resample_state_prob: Annotated[float, In(0.0, 1.0)] = 0.0
+    """Recurrent students: share of sequences that start from a random state instead of the stored one."""
 
     def build(self, context: PartContext) -> Teacher:
         """Build the part."""
@@ -79,7 +70,7 @@ class TeacherConfig(PartConfig):
 
 
 class Teacher(Part, Labels, Overrides, Updates, Losses):
-    """Labels every observation with a teacher's action and draws the student to it:
+    """Labels every observation with a teacher's action, which the student imitates:
 
         loss = coef mean d(pi(. | s), y)  +  latent_coef sum_i mean d'(latent_i(s), teacher's latent_i(s))
 
@@ -108,7 +99,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         self.selector = make_selector(context.observation_space, config.select, len(self.teachers))
         check_target(policy, self.teachers, config.target)
         check_latents(policy, self.teachers, config.latents)
-        # functions and names, not modules: the student's weights are no weights of this part
+        # functions and names, not modules: the student's weights do not belong to this part
         self.input_keys, self.to_raw, self.action_dtype = (
             policy.input_keys,
             policy.action_map.inverse,
@@ -122,7 +113,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         )
         units = context.num_envs * (1 if self.recurrent else context.num_steps)
         self.draws = config.rollouts > 1.0 or config.resample_state_prob > 0.0
-        self.memory = RolloutMemory(int(config.rollouts * units))
+        self.memory = Ring(int(config.rollouts * units))
         self.register_buffer("low", torch.zeros(policy.state_size))
         self.register_buffer("high", torch.zeros(policy.state_size))
         self.to(context.device)
@@ -132,7 +123,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
     # ------------------------------------------------------------------ each step
 
     def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
-        """The teacher's action (and distribution and latents, where they are needed), and where it acts `[N]`."""
+        """The teacher's action (with distribution and latents as needed), and `forced` `[N]` where it acts."""
         answers = [teacher(obs, is_first) for teacher in self.teachers]
         index = None if self.selector is None else self.selector(obs)
         label = TensorDict({"forced": self.forcing.draw(is_first, self.generator)}, batch_size=is_first.shape)
@@ -145,20 +136,19 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
 
     def override(self, action: Tensor, label: TensorDict) -> tuple[Tensor, Tensor]:
         """The teacher's action where it acts."""
-        forced = label["forced"]
-        return torch.where(forced.view(-1, *[1] * (action.ndim - 1)), label["action"], action), forced
+        return act_where_forced(action, label)
 
     def _raw(self, teacher: LoadedTeacher, distribution: Distribution) -> Tensor:
         sample = self.config.label == "sample"
         raw = distribution.sample(generator=self.generator) if sample else distribution.mode()
-        # teacher and student may bound and scale differently: what they share is the action that is executed
+        # teacher and student may bound and scale differently, but they share the executed action
         return self.to_raw(teacher.policy.action_map(raw)).to(self.action_dtype)
 
     # ------------------------------------------------------------------ each rollout, each minibatch
 
     @torch.no_grad()
     def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
-        """Remember the rollout, if more than the minibatch is learnt from."""
+        """Remember the rollout, if the loss draws from more than the minibatch."""
         if self.draws:
             if self.recurrent:
                 state = rollout["state"][0]
@@ -168,7 +158,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         return {"forced": rollout[self.name, "forced"].float().mean()}
 
     def sample(self, batch: TensorDict) -> TensorDict | None:
-        """Labelled data of the newest rollouts: `rollouts` times as much as the minibatch holds."""
+        """Labelled data of the newest rollouts, `rollouts` times the size of the minibatch."""
         if not self.draws:
             return None
         drawn = self.memory.sample(int(self.config.rollouts * batch.batch_size[-1]), self.generator)
@@ -181,7 +171,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         return TensorDict({**drawn, "state": state}, batch_size=[])
 
     def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
-        """The distances, weighted, on the minibatch or on what was drawn."""
+        """The weighted distances on the minibatch or on the drawn data."""
         label, valid = batch[self.name], batch["valid"]
         if self.draws:
             rows = label["sample"]
@@ -206,7 +196,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         return loss, metrics
 
     def _units(self, rollout: TensorDict) -> TensorDict:
-        """What is drawn as a whole: transitions, or, for a recurrent student, environments `[N]` with T steps each."""
+        """The units of the ring: transitions, or, for a recurrent student, environments `[N]` with T steps each."""
         kept = TensorDict({}, batch_size=rollout.batch_size, device=rollout.device)
         for key in self.input_keys:
             kept["obs", *key] = rollout["obs", *key]
@@ -218,7 +208,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         return TensorDict({**kept, "state": rollout["state"][0]}, batch_size=kept.batch_size[:1])
 
     def _resample(self, state: Tensor, is_first: Tensor) -> Tensor:
-        """Some of the states `[K, S]` anew; where an episode begins, it begins from its initial state."""
+        """Replace some of the states `[K, S]` by random ones; episodes still begin from their initial state."""
         device = state.device
         chosen = torch.rand(len(state), generator=self.generator, device=device) < self.config.resample_state_prob
         drawn = torch.rand(state.shape, generator=self.generator, device=device)
@@ -228,12 +218,12 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
     # ------------------------------------------------------------------ state
 
     def training_state(self) -> dict[str, Any]:
-        """Who is forced, the teachers' recurrent states and the aggregated data; the teachers are constant."""
+        """The forced environments, the teachers' recurrent states and the aggregated data; teachers are constant."""
         states = [teacher.state for teacher in self.teachers]
         return {**super().training_state(), "teachers": states, "memory": self.memory.state_dict()}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `training_state` returned."""
+        """Restore the result of `training_state`."""
         super().load_training_state(state)
         for teacher, saved in zip(self.teachers, state["teachers"]):
             teacher.state = None if saved is None else saved.to(self.low.device)
@@ -241,7 +231,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
 
 
 def _choose(index: Tensor | None, candidates: Sequence[Tensor]) -> Tensor:
-    """Of K candidates `[N, ...]`, the one that `index` `[N]` names in each row."""
+    """From K candidates `[N, ...]`, the one with the number `index` `[N]` in each row."""
     if index is None:
         return candidates[0]
     return torch.stack(list(candidates))[index, torch.arange(len(index), device=index.device)]

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core.check import Config
 from understudy.envs.base import VecEnv
 from understudy.nn.policy import ActorCritic, PolicyOutput
 from understudy.types import Metrics
@@ -67,7 +68,7 @@ class PartContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartConfig(ABC):
+class PartConfig(Config, ABC):
     """Base of every `<Part>Config`: a frozen record of choices that builds its part."""
 
     @abstractmethod

@@ -53,6 +53,15 @@ def gae(
     return advantage, advantage + value
 
 
+def discounted_sums(x: Tensor, carry: Tensor, start: Tensor) -> Tensor:
+    """`S_t = x_t + carry_{t-1} S_{t-1}` of x and carry `[T, N]`, with `start` `[N]` for the second term of S_0."""
+    sums, running = torch.empty_like(x), start
+    for out, here, share in zip(sums.unbind(0), x.unbind(0), carry.unbind(0)):
+        out.copy_(running + here)
+        running = out * share
+    return sums
+
+
 class RewardScaler(nn.Module):
     """Divides rewards by the running standard deviation of the discounted return; the mean stays.
 
@@ -71,13 +80,8 @@ class RewardScaler(nn.Module):
     def forward(self, reward: Tensor, ended: Tensor, valid: Tensor) -> Tensor:
         """Scaled rewards `[T, N]` from rewards `[T, N]`."""
         carry = (~ended) * self.gamma  # [T, N]
-        returns = torch.empty_like(reward)
-        running = self.running
-        for out, r, c in zip(returns.unbind(0), reward.unbind(0), carry.unbind(0)):
-            running = running + r
-            out.copy_(running)
-            running = running * c
-        self.running.copy_(running)
+        returns = discounted_sums(reward, carry, self.running)
+        self.running.copy_(returns[-1] * carry[-1])
         self.statistics.update(returns, valid)
         return (reward / (self.statistics.var + 1e-8).sqrt().to(reward.dtype)).clamp(-self.clip, self.clip)
 

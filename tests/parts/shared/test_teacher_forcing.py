@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from understudy.core.schedules import Schedule, advance_all
+from understudy.parts.scripted_expert import ScriptedExpertConfig
 from understudy.parts.shared.teacher_forcing import TeacherForcing
+from understudy.parts.teacher import TeacherConfig
 
 N = 4000
 FIRST, LATER = torch.ones(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
@@ -74,8 +78,9 @@ def test_state_survives() -> None:
     assert torch.equal(other(LATER), force(LATER))
 
 
-def test_what_it_refuses() -> None:
+@pytest.mark.parametrize("config", [ScriptedExpertConfig, TeacherConfig])
+def test_what_configs_refuse(config: Any) -> None:
     with pytest.raises(ValueError, match=r"teacher_forcing must lie in \[0.*1.5"):
-        Forcing(1.5)
-    with pytest.raises(ValueError, match="did you mean 'step'"):
-        Forcing(0.5, "steps")
+        config(teacher_forcing=Schedule.parse("linear:0:1.5:10"))
+    with pytest.raises(ValueError, match="did you mean step"):
+        config(teacher_forcing_unit="steps")

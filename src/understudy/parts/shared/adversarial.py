@@ -1,21 +1,20 @@
-"""What GAIL and AIRL share: a reward from a discriminator between the policy's transitions and an expert's."""
+"""Reward a policy for transitions that look like an expert's: everything that GAIL and AIRL share."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.core.check import check_choice
-from understudy.core.schedules import Number, Scalar
-from understudy.data.demonstrations.read import Key
+from understudy.core.check import Config
+from understudy.core.schedules import Number
+from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import DiagGaussian
-from understudy.parts.shared.demonstrated import DemonstratedConfig
+from understudy.nn.policy import ActorCritic
 from understudy.parts.shared.discriminator import Discriminator, DiscriminatorConfig, weighted_mean
 from understudy.parts.shared.transitions import (
     Inputs,
@@ -24,158 +23,154 @@ from understudy.parts.shared.transitions import (
     TransitionFeatures,
     policy_weight,
 )
-from understudy.ppo.part import Part, PartContext, Rewards, Updates
+from understudy.ppo.part import PartContext
 from understudy.types import Metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdversarialConfig(DemonstratedConfig):
-    """Options of GAIL and AIRL alike. Set `ppo.reward_weight` to 0 to learn from the expert alone."""
+class AdversarialOptions(Config):
+    """Options of GAIL and AIRL alike."""
 
     reward_weight: Number = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that the discriminator sees."""
     inputs: Inputs = "state-action"
-    """What it (AIRL: the recovered reward) sees of a transition; "state" gives AIRL a reward that transfers to other
-    dynamics."""
+    """The part of a transition that it (AIRL: the recovered reward) sees; "state" gives AIRL a reward that transfers to
+    other dynamics."""
     normalization: Normalization = "policy"
-    """Statistics for expert and policy rows alike: the policy's own normaliser, own ones, or none."""
+    """Statistics for expert and policy rows alike: the policy's own normaliser, separate ones, or none."""
     absorbing_states: bool = False
-    """For tasks that end early or late: the end leads into a state of its own, whose reward is counted for ever."""
+    """For tasks that end early or late: the end leads into a state of its own, whose reward counts for all later
+    steps."""
     center_reward: bool = False
-    """Take the rollout's mean off the reward, which drifts as the discriminator learns and which values would have to
-    follow. Optimal policies stay what they are with `absorbing_states`, or where no episode ends but by time."""
+    """Subtract the rollout's mean from the reward, which drifts as the discriminator learns; the critic would have to
+    follow. Keeps optimal policies with `absorbing_states`, or where only time limits end episodes."""
     expert_noise: bool | None = False
-    """Give the expert's actions the policy's own noise while they are compared, so that a policy which only explores
-    around the expert's actions is not told apart by that. None: where the policy is Gaussian."""
+    """Add the policy's own noise to the expert's actions, so that exploration around the expert's actions does not give
+    the policy away. None: for Gaussian policies."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    """The discriminator and how it learns; AIRL's reward and potential have its hidden layers each."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("inputs", self.inputs, get_args(Inputs))
-        check_choice("normalization", self.normalization, get_args(Normalization))
+    """The discriminator and how it learns; AIRL's reward and potential each have its hidden layers."""
 
 
-class AdversarialPart(Part, Rewards, Updates):
-    """A reward from a discriminator, which then takes its steps on the rollout against rows of demonstrations.
+def add_policy_noise(policy: ActorCritic, executed: Tensor, params: Tensor, generator: torch.Generator) -> Tensor:
+    """An expert's executed actions `[n, D]` with the noise of a rollout's distribution parameters `[T, N, P]`.
 
-    Both sides go through one normaliser. The rows of an expert that overrides actions are no policy rows.
+    The raw action a becomes a + s e: s the standard deviation that the policy explored with, e standard normal; the sum
+    is bounded like the policy's own actions. A policy N(mu, s^2) with the expert's action as mu then has the expert's
+    distribution. Without noise, an expert that always takes its best action differs from any policy that explores, and
+    the reward teaches little more than to stop exploring (Arjovsky & Bottou 2017, arXiv:1701.04862, add separate noise
+    to both sides).
+    """
+    behaviour, raw = policy.head.from_params(params), policy.action_map.inverse(executed)
+    assert isinstance(behaviour, DiagGaussian)
+    # one number per action dimension, even if the policy's depends on the state
+    std = behaviour.log_std.flatten(0, -2).mean(0).exp()
+    executed = policy.action_map(raw + std * torch.randn(raw.shape, generator=generator, device=raw.device))
+    return executed
 
-    With `absorbing_states` the end of the task leads into an absorbing state s_a that lasts for ever, for policy and
-    expert alike: a row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one of its
-    self-loops for each end (Kostrikov et al. 2019, arXiv:1809.02925, sec. 4.2). Without it the sign of the reward
-    rewards or punishes ending by itself. Time limits are never ends of the task.
 
-    With `expert_noise` an expert's action a, in the policy's units, is seen as a + s e: s the standard deviation that
-    the policy explored with, e standard normal, the sum bounded as the policy's own. A policy N(mu, s^2) whose mu is
-    what the expert does then has the expert's distribution. An expert that always takes its best action is otherwise
-    told from any policy that explores, and the reward teaches little else than to stop exploring (what Arjovsky &
-    Bottou 2017, arXiv:1701.04862, do with a noise of its own on both sides).
+class AbsorbingState(NamedTuple):
+    """The state s_a after the end of the task, for policy and expert alike; it lasts for all later steps.
+
+    A row that terminates earns `r + gamma / (1 - gamma) r(s_a)`, and the discriminator sees one self-loop of s_a for
+    each end (Kostrikov et al. 2019, arXiv:1809.02925, sec. 4.2). Without it, the sign of the reward by itself rewards
+    or punishes ending. Time limits never end the task.
+    """
+
+    row: Tensor  # [C], the self-loop
+    ever_after: float  # gamma + gamma^2 + ...: all steps after the end, as the return weighs them
+
+    def with_loops(self, rows: Tensor, terminated: Tensor, generator: torch.Generator) -> Tensor:
+        """Replace some of the rows `[n, C]` by self-loops: one for each end among them."""
+        ends = terminated.float().mean()
+        drawn = torch.rand(len(rows), 1, generator=generator, device=rows.device)
+        return torch.where(drawn < ends / (1.0 + ends), self.row, rows)
+
+
+class Adversary:
+    """The part of GAIL and AIRL that they share: a discriminator of rows, its reward, and its steps against the expert.
+
+    `rows(transitions, policy)` gives raw rows `[..., C]` of a rollout (policy None) or of the expert's transitions, and
+    `score(rows)` their reward `[...]`. `network` reads the columns of `features`, then `others`, whose values in the
+    absorbing state are given. One normaliser serves both sides. Rows where an expert overrode the action do not count
+    as the policy's.
+
+    Raises ValueError for absorbing states with gamma 1, and for expert noise where the policy is not Gaussian.
     """
 
     def __init__(
         self,
         context: PartContext,
-        config: AdversarialConfig,
+        config: AdversarialOptions,
+        demonstrations: Demonstrations,
         features: TransitionFeatures,
         normalizer: SharedNormalizer,
         network: nn.Module,
         *,
-        loop: Sequence[float] = (),
-        extra_keys: Sequence[Key] = (),
+        rows: Callable[[TensorDict, ActorCritic | None], Tensor],
+        score: Callable[[Tensor], Tensor],
+        generator: torch.Generator,
+        others: Sequence[float] = (),
+        with_next_obs: bool = True,
     ) -> None:
-        """`network` reads the columns of `features` and those behind them, which are `loop` in the absorbing state.
-
-        `extra_keys` of the demonstrations are read beside those of the features. Raises ValueError for absorbing states
-        with gamma 1, and for expert noise where the policy is not Gaussian.
-        """
-        if config.absorbing_states and not context.gamma < 1.0:
-            raise ValueError("absorbing states last for ever: gamma must be below 1")
-        gaussian = context.policy.head.kind == "gaussian"
-        if config.expert_noise and not gaussian:
-            raise ValueError(
-                "expert_noise gives the expert's actions a Gaussian policy's noise, and this policy is not one: set it "
-                "to False (or None), or policy.distribution.kind to 'gaussian'"
-            )
-        super().__init__(context)
-        self.features, self.normalizer = features, normalizer
-        # methods, not modules: the policy is no part of this part
-        self.behaviour = context.policy.head.from_params
-        self.execute, self.raw_action = context.policy.action_map.forward, context.policy.action_map.inverse
-        self.expert_noise = gaussian if config.expert_noise is None else config.expert_noise
-        self.to(context.device)
+        self.rows, self.score, self.normalizer, self.generator = rows, score, normalizer, generator
+        self.demonstrations, self.with_next_obs = demonstrations, with_next_obs
+        self.centers, self.noisy = config.center_reward, _wants_noise(context, config)
+        self.absorbing: AbsorbingState | None = None
+        if config.absorbing_states:
+            if not context.gamma < 1.0:
+                raise ValueError("absorbing states never end: gamma must be below 1")
+            row = torch.cat((features.absorbing_row(context.device), torch.tensor(others, device=context.device)))
+            self.absorbing = AbsorbingState(row, context.gamma / (1.0 - context.gamma))
         self.discriminator = Discriminator(
             network.to(context.device),
             config.discriminator,
             num_features=features.size,
-            row_size=features.size + len(loop),
+            row_size=features.size + len(others),
             rollout_size=context.num_steps * context.num_envs,
-            generator=self.generator,
+            generator=generator,
         )
-        self.weight, self.centers = Scalar(config.reward_weight, context.device), config.center_reward
-        self.loop: Tensor | None = None  # the row [C] of the absorbing state
-        if config.absorbing_states:
-            behind = torch.tensor(loop, device=context.device)
-            self.loop = torch.cat((features.absorbing_row(context.device), behind))
-            # all steps after the end, as the return weighs them: gamma + gamma^2 + ...
-            self.ever_after = context.gamma / (1.0 - context.gamma)
-        self.demonstrations = config.open(context, list(dict.fromkeys((*features.components, *extra_keys))))
         if config.normalization == "own":
-            self.normalizer.absorb(self._draw()["obs"])
+            normalizer.absorb(self._draw()["obs"])
 
-    @property
-    def reward_weight(self) -> Tensor:
-        """0-D weight of the reward."""
-        return self.weight()
-
-    @abstractmethod
-    def _score(self, rows: Tensor) -> Tensor:
-        """The reward `[...]` of raw rows `[..., C]`."""
-
-    def _scored(self, rollout: TensorDict, rows: Tensor) -> Tensor:
-        """The reward `[T, N]` of a rollout with raw rows `[T, N, C]`."""
+    def reward(self, rollout: TensorDict) -> Tensor:
+        """The reward `[T, N]` of a rollout."""
         self.normalizer.refresh()
-        reward = self._score(rows)
-        ever: Tensor | float = 0.0 if self.loop is None else self._score(self.loop)  # in the absorbing state
+        reward, absorbing = self.score(self.rows(rollout, None)), self.absorbing
+        after: Tensor | float = 0.0 if absorbing is None else self.score(absorbing.row)
         if self.centers:
             valid = rollout["valid"]
             mean = weighted_mean(torch.where(valid, reward, 0.0), valid.float())
-            reward, ever = reward - mean, ever - mean
-        return reward if self.loop is None else reward + rollout["terminated"] * (self.ever_after * ever)
+            reward, after = reward - mean, after - mean
+        return reward if absorbing is None else reward + rollout["terminated"] * (absorbing.ever_after * after)
 
-    def _draw(self) -> TensorDict:
-        """Transitions of the expert for one `_fit`."""
-        count = self.discriminator.num_expert_rows
-        return self.demonstrations.sample(count, self.generator, next_obs=self.uses_next_obs)
-
-    def _draw_against(self, rollout: TensorDict) -> TensorDict:
-        """Transitions of the expert for one `_fit`, with the noise of the rollout's policy if that is asked for."""
+    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+        """The discriminator's steps on a rollout; then the normaliser absorbs both sides."""
         drawn = self._draw()
-        if self.expert_noise:
-            behaviour = self.behaviour(rollout["params"])
-            assert isinstance(behaviour, DiagGaussian)
-            raw = self.raw_action(drawn["executed_action"])
-            # one number per action, also where the policy's depends on the state
-            std = behaviour.log_std.flatten(0, -2).mean(0).exp()
-            noise = torch.randn(raw.shape, generator=self.generator, device=raw.device)
-            drawn["executed_action"] = self.execute(raw + std * noise)
-        return drawn
-
-    def _fit(self, rollout: TensorDict, rows: Tensor, drawn: TensorDict, expert: Tensor) -> Metrics:
-        """The discriminator's steps on raw rows `[T, N, C]` of the rollout and `[n, C]` of the drawn transitions."""
-        rows = self._with_loops(rows.flatten(0, 1), rollout["terminated"].flatten())
-        expert = self._with_loops(expert, drawn["terminated"])
+        if self.noisy:
+            noisy = add_policy_noise(policy, drawn["executed_action"], rollout["params"], self.generator)
+            drawn["executed_action"] = noisy
+        rows, expert = self.rows(rollout, None).flatten(0, 1), self.rows(drawn, policy)
+        if self.absorbing is not None:
+            rows = self.absorbing.with_loops(rows, rollout["terminated"].flatten(), self.generator)
+            expert = self.absorbing.with_loops(expert, drawn["terminated"], self.generator)
         metrics = self.discriminator.fit(rows, expert, policy_weight(rollout).flatten(), self.normalizer)
         self.normalizer.absorb(rollout["obs"], rollout["valid"])
         self.normalizer.absorb(drawn["obs"])
         return metrics
 
-    def _with_loops(self, rows: Tensor, terminated: Tensor) -> Tensor:
-        """Rows `[n, C]`, some of them replaced by self-loops of the absorbing state: one for each end among them."""
-        if self.loop is None:
-            return rows
-        ends = terminated.float().mean()
-        drawn = torch.rand(len(rows), 1, generator=self.generator, device=rows.device)
-        return torch.where(drawn < ends / (1.0 + ends), self.loop, rows)
+    def _draw(self) -> TensorDict:
+        """The expert's transitions for one `update`."""
+        count = self.discriminator.num_expert_rows
+        return self.demonstrations.sample(count, self.generator, next_obs=self.with_next_obs)
+
+
+def _wants_noise(context: PartContext, config: AdversarialOptions) -> bool:
+    gaussian = isinstance(context.policy.head, GaussianHead)
+    if config.expert_noise and not gaussian:
+        raise ValueError(
+            "expert_noise gives the expert's actions a Gaussian policy's noise, and this policy is not one: set it "
+            "to False (or None), or policy.distribution.kind to 'gaussian'"
+        )
+    return gaussian if config.expert_noise is None else config.expert_noise

@@ -1,32 +1,33 @@
-"""What parts that learn from demonstrations share: where these are, and opening them for an environment."""
+"""Learn from demonstrations: the options that name them, opening them for an environment, drawing from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+import torch
+from tensordict import TensorDict
+
+from understudy.core.check import Config, In
+from understudy.core.spaces import Key
 from understudy.data.demonstrations.demonstrations import Demonstrations
-from understudy.data.demonstrations.read import Key
 from understudy.envs.actions import ActionMap
-from understudy.ppo.part import PartConfig, PartContext
+from understudy.ppo.part import PartContext
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemonstratedConfig(PartConfig):
+class DemonstrationOptions(Config):
     """Options of every part that learns from demonstrations."""
 
     demonstrations: str = ""
     """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
     num_trajectories: int | None = None
-    """Use only the first so many trajectories; None: all."""
+    """Use only the first n trajectories; None: all."""
     min_return: float | None = None
-    """Use only trajectories (among those) that returned at least so much: what fails is imitated as well."""
-    step_stride: int = 1
-    """Use only every n-th transition of each, as papers do; 1 where a memory is trained on them."""
-
-    def __post_init__(self) -> None:
-        if self.step_stride < 1:
-            raise ValueError(f"step_stride must be at least 1, got {self.step_stride}")
+    """Minimum return, among these trajectories; failed ones would be imitated too."""
+    step_stride: Annotated[int, In(1)] = 1
+    """Use only every n-th transition of each trajectory, as papers do; 1 for a policy with a memory."""
 
     def open(self, context: PartContext, keys: Sequence[Key], action_map: ActionMap | None = None) -> Demonstrations:
         """`Demonstrations.load`, checked against the spaces of the context's environment; raises as it does."""
@@ -44,10 +45,21 @@ class DemonstratedConfig(PartConfig):
         )
 
 
-def check_windows(config: DemonstratedConfig, batch_size: int, sequence_length: int) -> None:
-    """Raises ValueError unless a policy with a memory can learn from windows of these demonstrations."""
-    if config.step_stride != 1 or batch_size % sequence_length:
+def check_windows(options: DemonstrationOptions, batch_size: int, sequence_length: int) -> None:
+    """Raise ValueError unless a policy with a memory can learn from windows of these demonstrations."""
+    if options.step_stride != 1 or batch_size % sequence_length:
         raise ValueError(
             f"a policy with a memory needs step_stride 1 and a batch_size that sequence_length divides, got "
-            f"{config.step_stride}, {batch_size} and {sequence_length}"
+            f"{options.step_stride}, {batch_size} and {sequence_length}"
         )
+
+
+def draw_actions(
+    demonstrations: Demonstrations, batch_size: int, sequence_length: int | None, generator: torch.Generator
+) -> TensorDict:
+    """`obs`, `action` and `is_first` of steps `[B]`, or of windows `[L, B / L]` with L = `sequence_length`."""
+    if sequence_length is None:
+        drawn = demonstrations.sample(batch_size, generator, next_obs=False)
+    else:
+        drawn = demonstrations.sequences(sequence_length, batch_size // sequence_length, generator)
+    return drawn.select("obs", "action", "is_first")

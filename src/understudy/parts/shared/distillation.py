@@ -1,13 +1,13 @@
-"""Distances between what a student does and what its teacher does: pure, per row."""
+"""Distances between a student's and a teacher's actions or latents: pure, per row."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from understudy.core.check import check_choice
+from understudy.core.check import fit
 from understudy.nn.distributions import Distribution
 
 MeanTarget = Literal["real", "l1", "mse_sum", "tanh", "scaled_tanh"]
@@ -25,10 +25,10 @@ def vector_distance(kind: MeanTarget, student: Tensor, teacher: Tensor) -> Tenso
         real ||m - y||_2     l1 ||m - y||_1     mse_sum ||m - y||_2^2
         tanh 2 mean_d BCE((m + 1) / 2, (y + 1) / 2)     scaled_tanh that times ||m - y||_1 / D
 
-    The last two are for vectors in [-1, 1]; what lies outside counts as the end. BCE(p, q) = -q log p - (1 - q)
-    log(1 - p). Raises ValueError if the shapes differ or the kind is unknown.
+    The last two are for vectors in [-1, 1] and clamp to that. BCE(p, q) = -q log p - (1 - q) log(1 - p). Raises
+    ValueError if the shapes differ or the kind is unknown.
     """
-    check_choice("distance", kind, get_args(MeanTarget))
+    fit(MeanTarget, kind, "distance")
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must have one shape")
     difference = student - teacher
@@ -45,9 +45,9 @@ def vector_distance(kind: MeanTarget, student: Tensor, teacher: Tensor) -> Tenso
 def action_distance(
     kind: ActionTarget, student: Distribution, action: Tensor, teacher: Distribution | None = None
 ) -> Tensor:
-    """The distance `[...]` of a student's distribution and the teacher's action `[..., D]`, or its distribution.
+    """The distance `[...]` between a student's distribution and the teacher's action `[..., D]` or distribution.
 
-        max_log_prob -log pi(y)     kl KL(teacher || student)     else that of the mode, see `vector_distance`
+        max_log_prob -log pi(y)     kl KL(teacher || student)     others: `vector_distance` from the student's mode
 
     Raises ValueError for "kl" without the teacher's distribution.
     """

@@ -1,16 +1,16 @@
-"""What a scripted expert says inside the observation: its groups, checked once and read as raw actions."""
+"""Read a scripted expert's labels from the observation: find their groups, check them once, convert to raw actions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from understudy.core.check import check_choice
+from understudy.core.check import Config
 from understudy.core.spaces import Key, bounds_of, classes_of, find_components, is_box, same_values, shape_of
 from understudy.nn.distributions import Categorical, Distribution, MultiCategorical
 from understudy.ppo.part import PartContext
@@ -19,34 +19,31 @@ LabelKind = Literal["action", "policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertLabelsConfig:
-    """Where the expert's labels are. The policy sees only `policy.actor_groups`, so it does not see them."""
+class ExpertLabelsConfig(Config):
+    """Observation groups that hold the expert's labels; outside `policy.actor_groups`, the policy does not see them."""
 
     kind: LabelKind = "action"
-    """action: what the expert would do; policy: its probability of each discrete action."""
+    """action: the expert's action; policy: its probability of each discrete action."""
     action: str = "expert_action"
-    """Observation group of the expert's action; its space is the action space's."""
+    """Observation group of the expert's action, with the space of the policy's actions."""
     policy: str = "expert_policy"
-    """Observation group of the expert's probabilities, `[A]`; of MultiDiscrete all blocks, one after another."""
+    """Observation group of the expert's probabilities, `[A]`; for MultiDiscrete, all blocks one after another."""
     success: str = "expert_success"
-    """Observation group that is 1 where there is a label, 0 where there is none; without such a group: always 1."""
-
-    def __post_init__(self) -> None:
-        check_choice("labels.kind", self.kind, get_args(LabelKind))
+    """Observation group that is 1 in steps with a label, 0 in steps without; always 1 if the group is missing."""
 
 
 class ExpertLabel(NamedTuple):
-    """Labels of any leading shape `[...]`; rows without one hold something harmless."""
+    """Labels of any leading shape `[...]`; rows without one hold harmless values."""
 
-    mask: Tensor  # [...] bool: there is a label
+    mask: Tensor  # [...] bool: True with a label
     target: Tensor  # [..., *A] raw action, or [..., A] probabilities
     kind: LabelKind
 
 
 class ExpertLabels:
-    """Reads `ExpertLabel`s from observations; actions come back raw, as the policy's distribution counts them.
+    """Reads `ExpertLabel`s from observations; actions come back raw, in the units of the policy's distribution.
 
-    Raises ValueError where a group is missing (naming those that are there) or does not fit the action space.
+    Raises ValueError for a missing group (naming the existing ones) and for one that does not fit the action space.
     """
 
     def __init__(self, context: PartContext, config: ExpertLabelsConfig) -> None:
@@ -82,14 +79,14 @@ class ExpertLabels:
             return ExpertLabel(mask, torch.where(mask.unsqueeze(-1), leaf, 1.0 / leaf.shape[-1]), "policy")
         raw = self.action_map.inverse(leaf)
         rows = mask.reshape(*leading, *[1] * (raw.ndim - mask.ndim))
-        # where the expert fails it may say anything, a class that does not exist included
+        # a failing expert may write anything here, even a class that does not exist
         target = torch.where(rows, raw, torch.zeros_like(raw))
         return ExpertLabel(mask, target if target.is_floating_point() else target.to(self.action_dtype), "action")
 
     def check(self, obs: TensorDictBase, leading: torch.Size) -> None:
-        """Look at labels on the host. Raises ValueError for wrong shapes, actions out of range and bad probabilities.
+        """Check labels on the host. Raises ValueError for wrong shapes, actions out of range and bad probabilities.
 
-        For the first labels of a training: later ones are trusted, so that nothing waits for the device.
+        For the first labels of a training; later ones are trusted, so that the host does not wait for the device.
         """
         self._check_shape(obs, self.key, self.space, leading)
         mask = torch.ones(leading, dtype=torch.bool)
@@ -103,24 +100,24 @@ class ExpertLabels:
         if self.config.kind == "policy":
             sums = torch.stack([block.sum(-1) for block in said.split(self.blocks, -1)], -1)
             if bool((said < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-                raise ValueError(f"{_name(self.key)!r} holds no probabilities: they must be >= 0 and sum to 1")
+                raise ValueError(f"{_name(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
             return
         low, high = _bounds(self.action_space)
         outside = ~((said >= low) & (said <= high))  # NaN is outside, too
         if bool(outside.any()):
             raise ValueError(
-                f"{_name(self.key)!r} says {_some(said[outside])}, which is outside {self.action_space}: give actions "
-                f"as env.step takes them, and {self.config.success!r} = 0 where the expert has none"
+                f"{_name(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide actions as "
+                f"env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
             )
 
     def _check_shape(self, obs: TensorDictBase, key: Key, space: spaces.Space[Any], leading: torch.Size) -> None:
         found, expected = tuple(obs.get(key).shape), (*leading, *(space.shape or ()))
         if found != expected:
-            raise ValueError(f"{_name(key)!r} has shape {found}, but its space {space} asks for {expected}")
+            raise ValueError(f"{_name(key)!r} has shape {found}, but its space {space} needs {expected}")
 
 
 def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
-    """-log pi(e), or -sum_a pi_e(a) log pi(a) (blocks added up), `[...]`; something finite where there is no label."""
+    """-log pi(e), or -sum_a pi_e(a) log pi(a) (blocks summed), `[...]`; finite without a label, too."""
     if label.kind == "action":
         return -distribution.log_prob(label.target)
     assert isinstance(distribution, Categorical | MultiCategorical)
@@ -128,7 +125,7 @@ def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """sum(mask x) / max(sum(mask), 1), 0-D: 0 where nothing counts. Raises ValueError if the shapes differ."""
+    """sum(mask x) / max(sum(mask), 1), 0-D; 0 if nothing counts. Raises ValueError if the shapes differ."""
     if x.shape != mask.shape:
         raise ValueError(f"values {tuple(x.shape)} and their mask {tuple(mask.shape)} must have one shape")
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
@@ -138,18 +135,18 @@ def _find(space: spaces.Dict, name: str) -> tuple[Key, spaces.Space[Any]]:
     try:
         components = find_components(space, name)
     except ValueError as error:
-        raise ValueError(f"the expert speaks through the observation: {error}. Name its groups in `labels`") from error
+        raise ValueError(f"the observation lacks the expert's labels: {error}. Set their groups in `labels`") from error
     if len(components) != 1:
         raise ValueError(f"{name!r} holds {len(components)} components: name one of them as group/component")
     return next(iter(components.items()))
 
 
 def _check_action_space(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """An expert's action has the space of the policy's; of a Box only the shape, as bounds are looked at later."""
+    """Raise ValueError unless both spaces are equal; for a Box the shape suffices, as `check` tests the bounds."""
     if not same_values(space, action_space):
         raise ValueError(
             f"the expert's {group!r} is {space}, but actions are {action_space}: both must be the same space; "
-            "have the environment convert what its expert says"
+            "convert the expert's action in the environment"
         )
 
 
@@ -174,7 +171,7 @@ def _is_flag(space: spaces.Space[Any]) -> bool:
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
-    """Least and greatest action; of a Box a little more, for what rounding does to an action at the bound."""
+    """Least and greatest action; for a Box a little beyond, as rounding may push an action over the bound."""
     if not is_box(space):
         low, high = map(torch.as_tensor, bounds_of(space))
         return low, high

@@ -1,4 +1,4 @@
-"""What several parts share: a flat feature vector read by name from raw observations."""
+"""Read a flat feature vector from raw observations by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from understudy.core.spaces import Key, find_components, is_box, shape_of
 
 
 class FeatureReader:
-    """Concatenates named observation components, flattened to float, in the order in which they are named.
+    """Concatenates named observation components, flattened to float, in the order of the names.
 
-    A name is a group ("policy": all its components) or group/component. Images and discrete components raise
-    ValueError, as does a name that does not exist (with the nearest one).
+    A name is a group ("policy": all its components) or group/component. Raises ValueError for images, discrete
+    components, and unknown names (with the nearest one).
     """
 
     def __init__(self, space: spaces.Dict, names: Sequence[str]) -> None:

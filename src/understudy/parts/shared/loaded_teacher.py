@@ -1,4 +1,4 @@
-"""Trained policies as teachers: loaded with their own networks and normaliser, checked against the student's task."""
+"""Load trained policies as teachers, with their own networks and normaliser, and check them against the task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from understudy.ppo.part import PartContext
 
 
 class LoadedTeacher:
-    """A frozen policy, where its observations are in the student's environment, and its recurrent state."""
+    """A frozen policy, the places of its observations in the student's environment, and its recurrent state."""
 
     def __init__(self, source: str, context: PartContext, groups: Mapping[str, str]) -> None:
         self.source = source
@@ -29,13 +29,13 @@ class LoadedTeacher:
         if (theirs.action_shape, theirs.action_dtype) != (ours.action_shape, ours.action_dtype):
             raise ValueError(
                 f"teacher {source} acts in {self.policy.action_space}, but this environment takes "
-                f"{context.action_space}: give it a teacher of the same actions"
+                f"{context.action_space}: name a teacher with the same actions"
             )
         self.state = self.policy.initial_state(context.num_envs)
 
     @torch.no_grad()
     def __call__(self, obs: TensorDictBase, is_first: Tensor) -> tuple[Distribution, dict[str, Tensor]]:
-        """Distribution and latents at obs `[N]`; the state moves on."""
+        """Distribution and latents at obs `[N]`; advances the state."""
         seen = TensorDict({}, batch_size=obs.batch_size, device=obs.device)
         for theirs, ours in self.keys.items():
             seen[theirs] = obs.get(ours)
@@ -44,35 +44,35 @@ class LoadedTeacher:
 
 
 class TeacherSelector:
-    """Which teacher labels an environment: an integer observation, from 0."""
+    """Selects the teacher that labels an environment by an integer observation, from 0."""
 
     def __init__(self, key: Key, start: int) -> None:
         self.key, self.start = key, start
 
     def __call__(self, obs: TensorDictBase) -> Tensor:
-        """The number of the teacher, `[N]`, at obs `[N]`."""
+        """The teacher's number `[N]` at obs `[N]`."""
         return obs.get(self.key).long() - self.start  # [N]
 
 
 def load_teachers(
     context: PartContext, checkpoints: Sequence[str], groups: Mapping[str, str]
 ) -> tuple[LoadedTeacher, ...]:
-    """Every teacher; `groups` as in `TeacherConfig`. Raises ValueError where one does not fit the student's task."""
+    """Load every teacher; `groups` as in `TeacherConfig`. Raises ValueError if one does not fit the student's task."""
     if not checkpoints:
-        raise ValueError("no teacher is given: name the run of one in `checkpoints` (--parts.teacher.checkpoints RUN)")
+        raise ValueError("no teachers: name the run of one in `checkpoints` (--parts.teacher.checkpoints RUN)")
     teachers = tuple(LoadedTeacher(source, context, groups) for source in checkpoints)
     known = {name for teacher in teachers for key in teacher.keys for name in (key[0], "/".join(key))}
     for name in groups:
         if name not in known:
-            raise ValueError(f"groups names {name!r}, which no teacher sees; {nearest(name, sorted(known))}")
+            raise ValueError(f"groups names {name!r}, which no teacher sees; {nearest(name, known)}")
     return teachers
 
 
 def _find(key: Key, teacher: LoadedTeacher, space: spaces.Dict, groups: Mapping[str, str]) -> Key:
-    """The key of a teacher's component in the student's environment; ValueError where there is none that fits."""
+    """The key of a teacher's component in the student's environment; raises ValueError if none fits."""
     name, rest = "/".join(key), "/".join(key[1:])
     ours = groups.get(name) or "/".join(filter(None, (groups.get(key[0], key[0]), rest)))
-    hint = f"say where it is with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
+    hint = f"set its place with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
     try:
         components = find_components(space, ours)
     except ValueError as error:
@@ -84,24 +84,24 @@ def _find(key: Key, teacher: LoadedTeacher, space: spaces.Dict, groups: Mapping[
 
 
 def make_selector(space: spaces.Dict, select: str | None, count: int) -> TeacherSelector | None:
-    """Raises ValueError where several teachers have no selector, or one of another size."""
+    """The selector, None for one teacher; raises ValueError if it is missing or has the wrong size."""
     if select is None:
         if count > 1:
-            raise ValueError(f"{count} teachers need `select`: the integer observation that says which one labels")
+            raise ValueError(f"{count} teachers need `select`: the integer observation that selects one of them")
         return None
     ((key, component), *others) = find_components(space, select).items()
     classes = classes_of(component)
     if others or component.shape != () or classes is None or classes.counts != [count]:
-        raise ValueError(f"select = {select!r} must be a Discrete({count}) for {count} teachers, it is {component}")
+        raise ValueError(f"select = {select!r} must be a Discrete({count}) for {count} teachers, but it is {component}")
     return TeacherSelector(key, classes.starts[0])
 
 
 def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
-    """Raise ValueError where the target cannot be computed for these actions."""
+    """Raise ValueError for a target that these actions do not allow."""
     head = policy.head
     if target in get_args(MeanTarget) and not head.action_dtype.is_floating_point:
         raise ValueError(
-            f"target {target!r} is a distance of vectors, the actions are discrete: use kl or max_log_prob"
+            f"target {target!r} is a distance of vectors, but actions are discrete: use kl or max_log_prob"
         )
     if target in ("tanh", "scaled_tanh") and not (head.bounded or policy.config.distribution.mean_activation == "tanh"):
         raise ValueError(
@@ -115,12 +115,12 @@ def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target:
         if not same or bounds[0] != bounds[1]:
             raise ValueError(
                 f"target 'kl' compares distributions of raw actions: teacher {teacher.source} and student must have "
-                "one kind of distribution, action_scaling, action_bound and action space; else use max_log_prob"
+                "one kind of distribution, action_scaling, action_bound and action space; or use max_log_prob"
             )
 
 
 def check_latents(policy: ActorCritic, teachers: Sequence[LoadedTeacher], mapping: Mapping[str, str]) -> None:
-    """Raise ValueError for latents that do not exist or differ in size."""
+    """Raise ValueError for latents that are missing or differ in size."""
     if not mapping:
         return
     sizes = _latent_sizes(policy)
@@ -129,7 +129,7 @@ def check_latents(policy: ActorCritic, teachers: Sequence[LoadedTeacher], mappin
         for our_name, their_name in mapping.items():
             for whose, name, known in (("student", our_name, sizes), (f"teacher {teacher.source}", their_name, theirs)):
                 if name not in known:
-                    raise ValueError(f"the {whose} has no latent {name!r}; {nearest(name, sorted(known))}")
+                    raise ValueError(f"the {whose} has no latent {name!r}; {nearest(name, known)}")
             if sizes[our_name] != theirs[their_name]:
                 raise ValueError(
                     f"latent {our_name!r} has {sizes[our_name]} entries, {their_name!r} of teacher {teacher.source} "

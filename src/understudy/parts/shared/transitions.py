@@ -1,4 +1,4 @@
-"""Transitions as flat rows of numbers, and the one normalisation that policy rows and expert rows both go through."""
+"""Flatten transitions into rows of numbers, and normalise the policy's and the expert's rows by one map."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Normalization = Literal["policy", "own", "none"]
 
 
 class TransitionFeatures(nn.Module):
-    """Rows `[..., size]` of transitions: state, then action, then next state, as far as `inputs` names them.
+    """Rows `[..., size]` of transitions: those of state, action and next state that `inputs` names, in this order.
 
-    Vectors are flattened, discrete components and actions one-hot; actions are those that the environment executes, as
-    a raw action outside the bounds would give the policy away. With `absorbing`, each state carries one more column: 0,
-    or 1 with zeros beside it for the state that follows the end of the task (Kostrikov et al. 2019,
-    arXiv:1809.02925, sec. 4.2). Raises ValueError for images and for names that do not exist.
+    Vectors are flattened, discrete components and actions one-hot. Actions are the executed ones, as a raw action
+    outside the bounds would give the policy away. With `absorbing`, each state carries one more column: 0, or 1 with
+    zeros beside it for the state that follows the end of the task (Kostrikov et al. 2019, arXiv:1809.02925, sec. 4.2).
+    Raises ValueError for images and unknown names.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TransitionFeatures(nn.Module):
         return columns[0] if len(columns) == 1 else torch.cat(columns, dim=-1)
 
     def of_rollout(self, rollout: TensorDictBase) -> Tensor:
-        """Raw rows `[..., size]` of a rollout, or of drawn demonstrations, which have a rollout's names."""
+        """Raw rows `[..., size]` of a rollout, or of drawn demonstrations, which use a rollout's names."""
         next_obs = rollout["next_obs"] if self.with_next_state else None
         return self(rollout["obs"], rollout["executed_action"], next_obs, rollout["terminated"])
 
@@ -87,7 +87,7 @@ class TransitionFeatures(nn.Module):
         return [encoder(obs.get(key)) for key, encoder in zip(self.components, self.encoders)]
 
     def absorbing_row(self, device: torch.device) -> Tensor:
-        """The row `[size]` of the loop from the absorbing state to itself, its action being zeros."""
+        """The row `[size]` of the loop from the absorbing state to itself, with zeros as action."""
         row = torch.zeros(self.size, device=device)
         for start in self.state_starts:
             row[start + self.state_size - 1] = 1.0
@@ -95,12 +95,12 @@ class TransitionFeatures(nn.Module):
 
 
 class SharedNormalizer(nn.Module):
-    """`clip((row - mean) / std, +-limit)` per column, constants between two calls of `refresh`.
+    """`clip((row - mean) / std, +-limit)` per column, constant between two calls of `refresh`.
 
-    Continuous vector components have the statistics of the policy ("policy": the very normaliser it looks through),
-    own ones ("own": policy and expert rows alike, moved by `absorb`), or none. Box actions with finite bounds are
-    brought to [-1, 1]; one-hot columns and `extra` columns at the end stay as they are. Raises ValueError where the
-    policy does not normalise a component that is to be read through its statistics.
+    Continuous vector components use the statistics of the policy's own normaliser ("policy"), separate ones that
+    `absorb` updates from policy and expert rows alike ("own"), or none. Box actions with finite bounds map to [-1, 1];
+    one-hot columns and `extra` columns at the end stay unchanged. Raises ValueError for "policy" with a component that
+    the policy does not normalise.
     """
 
     shift: Tensor  # [C]
@@ -110,11 +110,11 @@ class SharedNormalizer(nn.Module):
     def __init__(self, features: TransitionFeatures, kind: Normalization, policy: ActorCritic, extra: int = 0) -> None:
         super().__init__()
         self.own = nn.ModuleDict()
-        # pairs outside of the module tree: the policy's normalisers belong to the policy
+        # first columns and normalisers; not submodules, as the policy's normalisers belong to the policy
         self.sources: list[tuple[int, ObservationNormalizer]] = []
         for key, space in features.components.items():
             if kind != "none" and is_real(space):
-                source = _policys(policy, "/".join(key)) if kind == "policy" else self._add_own(key, space)
+                source = _normalizer_of(policy, "/".join(key)) if kind == "policy" else self._add_own(key, space)
                 self.sources += [(start + features.state_offsets[key], source) for start in features.state_starts]
         size = features.size + extra
         self.register_buffer("shift", torch.zeros(size))
@@ -134,7 +134,7 @@ class SharedNormalizer(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the statistics as they are now."""
+        """Copy the current statistics."""
         for start, source in self.sources:
             self.shift[start : start + source.size] = source.shift
             self.scale[start : start + source.size] = source.scale
@@ -144,7 +144,7 @@ class SharedNormalizer(nn.Module):
         return torch.addcmul(self.shift, rows, self.scale).clamp(-self.limit, self.limit)
 
     def absorb(self, obs: TensorDictBase, valid: Tensor | None = None) -> None:
-        """Move the own statistics by observations `[...]`; the policy's are moved by PPO."""
+        """Update the separate statistics by observations `[...]`; PPO updates the policy's."""
         for name, normalizer in self.own.items():
             assert isinstance(normalizer, ObservationNormalizer)
             x = obs.get(tuple(name.split("/"))).float()
@@ -152,7 +152,7 @@ class SharedNormalizer(nn.Module):
 
 
 def policy_weight(rollout: TensorDictBase) -> Tensor:
-    """1 where a rollout's row is a transition of the policy, 0 where it is invalid or an expert acted, `[T, N]`."""
+    """True in a rollout's valid rows in which the policy acted, False where an expert acted, `[T, N]`."""
     own = rollout["valid"]
     return own & rollout["on_policy"] if "on_policy" in rollout.keys() else own  # noqa: SIM118
 
@@ -160,13 +160,13 @@ def policy_weight(rollout: TensorDictBase) -> Tensor:
 def _encoder(key: Key, space: spaces.Space[Any]) -> Encoder:
     if is_box(space) and len(shape_of(space)) > 1:
         raise ValueError(
-            f"{'/'.join(key)} is an image or matrix {space.shape}, which a discriminator of rows does not read: name "
+            f"{'/'.join(key)} is an image or matrix {space.shape}, but a discriminator reads rows: name "
             "vector or discrete components in `observations`"
         )
     return make_encoder(space)
 
 
-def _policys(policy: ActorCritic, name: str) -> ObservationNormalizer:
+def _normalizer_of(policy: ActorCritic, name: str) -> ObservationNormalizer:
     if name not in policy.normalizers:
         raise ValueError(
             f"the policy does not normalise {name!r} (it normalises {sorted(policy.normalizers) or 'nothing'}), so "
@@ -178,7 +178,7 @@ def _policys(policy: ActorCritic, name: str) -> ObservationNormalizer:
 
 
 def _unit_box(space: spaces.Space[Any], size: int) -> tuple[Tensor, Tensor]:
-    """Shift and scale `[size]` that bring actions within finite bounds to [-1, 1]; identity for all others."""
+    """Shift and scale `[size]` that map actions with finite bounds to [-1, 1]; identity for all others."""
     shift, scale = torch.zeros(size), torch.ones(size)
     if is_box(space):
         low, high = (torch.as_tensor(x.reshape(-1).astype(np.float64)) for x in bounds_of(space))
