@@ -354,8 +354,8 @@ def cheetah_from_clips(clips: str, **options: Any) -> Any:
     """HalfCheetah-v5, whose observations, the clips' fields, are its positions but the first and its velocities."""
     import gymnasium as gym
 
-    from understudy.data.motions.library import MotionsConfig
     from benchmarks.motion.reference_states import ReferenceStateInit
+    from understudy.data.motions.library import MotionsConfig
 
     observed = tuple(f"policy[{column}]" for column in range(17))
     places = {"positions": (None, *observed[:8]), "velocities": observed[8:]}

@@ -121,7 +121,7 @@ def test_rows_that_are_no_transition_teach_nothing() -> None:
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         build(epochs=0)
-    with pytest.raises(ValueError, match="did you mean '?policy"):
+    with pytest.raises(ValueError, match=r"did you mean '?policy"):
         build(observations=("polcy",))
     with pytest.raises(ValueError, match="only vectors"):
         build(space=spaces.Dict({"policy": spaces.Discrete(3)}))

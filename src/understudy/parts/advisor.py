@@ -22,7 +22,7 @@ from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
 from understudy.parts.shared.expert_labels import (
     ExpertLabel,
@@ -148,7 +148,7 @@ class Advisor(Part, Weights, Losses):
         length = self.config.sequence_length if self.recurrent else None
         return draw_actions(self.demonstrations, self.config.batch_size, length, self.generator)
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """L on the minibatch, and on demonstrations if there are any."""
         loss = out.value.new_zeros(())
         metrics: Metrics = {}

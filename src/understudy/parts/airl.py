@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from understudy.core.schedules import Scalar
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.adversarial import AdversarialOptions, Adversary
 from understudy.parts.shared.demonstrated import DemonstrationOptions
 from understudy.parts.shared.discriminator import discriminator_reward, make_mlp
@@ -117,7 +117,7 @@ class RewardFunction(nn.Module):
         self.load_state_dict(state)
 
 
-def build_reward(policy: ActorCritic, config: AirlConfig, gamma: float) -> RewardFunction:
+def build_reward(policy: Policy, config: AirlConfig, gamma: float) -> RewardFunction:
     """An untrained reward function for the spaces and normalisers of a policy."""
     inputs: Inputs = "state-action-next-state" if "action" in config.inputs else "state-next-state"
     features = TransitionFeatures(
@@ -178,7 +178,7 @@ class Airl(Part, Rewards, Updates):
         """f - log pi, f or -log(1 - D), `[T, N]`, of every transition of the rollout."""
         return self.adversary.reward(rollout)
 
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
         return self.adversary.update(policy, rollout)
 
@@ -195,7 +195,7 @@ class Airl(Part, Rewards, Updates):
         return discriminator_reward(logit, self.reward_form)
 
     @torch.no_grad()
-    def _rows(self, transitions: TensorDict, policy: ActorCritic | None) -> Tensor:
+    def _rows(self, transitions: TensorDict, policy: Policy | None) -> Tensor:
         """Raw rows `[..., C]`: features, whether a state follows, log pi of the executed action."""
         behaviour = self.behaviour(transitions["params"]) if policy is None else policy.distribution(transitions["obs"])
         features = self.features.of_rollout(transitions)

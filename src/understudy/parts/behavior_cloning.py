@@ -16,7 +16,7 @@ from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
@@ -78,7 +78,7 @@ class BehaviorCloning(Part, Losses):
         """Demonstrations `[batch_size]`, or windows `[sequence_length, batch_size / sequence_length]`."""
         return self.draw(self.demonstrations)
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The loss above on the demonstrations drawn for this minibatch."""
         drawn = batch[self.name, "sample"]
         loss, metrics = self.clone(policy, drawn["obs"], drawn["action"], drawn["is_first"])
@@ -94,9 +94,7 @@ class BehaviorCloning(Part, Losses):
         length = self.config.sequence_length if self.recurrent else None
         return draw_actions(demonstrations, self.config.batch_size, length, self.generator)
 
-    def clone(
-        self, policy: ActorCritic, obs: TensorDictBase, action: Tensor, is_first: Tensor
-    ) -> tuple[Tensor, Metrics]:
+    def clone(self, policy: Policy, obs: TensorDictBase, action: Tensor, is_first: Tensor) -> tuple[Tensor, Metrics]:
         """The loss without `coef` on obs `[B]` or `[T, B]` and raw actions, and its terms as metrics."""
         distribution, *_ = policy.run_actor(obs, None, is_first)
         metrics: Metrics = {}

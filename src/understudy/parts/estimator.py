@@ -14,7 +14,7 @@ from understudy.core.check import nearest
 from understudy.core.registry import load_object
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.estimator import EstimatorHead
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
 
@@ -59,7 +59,7 @@ class Estimator(Part, Losses):
         self.to(context.device)
         self.coef = Scalar(config.coef, context.device)
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The loss on the minibatch."""
         estimate = out.latents[self.estimate]
         obs = batch["obs"]
@@ -114,7 +114,7 @@ def elementwise_loss(name: str, options: Mapping[str, float | bool | str]) -> Fu
     return loss
 
 
-def _find(policy: ActorCritic, name: str | None) -> EstimatorHead:
+def _find(policy: Policy, name: str | None) -> EstimatorHead:
     known = list(policy.estimators)
     if name is None and len(known) == 1:
         name = known[0]

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.schedules import Scalar
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.adversarial import AdversarialOptions, Adversary
 from understudy.parts.shared.demonstrated import DemonstrationOptions
 from understudy.parts.shared.discriminator import DiscriminatorNetwork, RewardForm, discriminator_reward
@@ -73,7 +73,7 @@ class Gail(Part, Rewards, Updates):
         """The reward `[T, N]` of every transition of the rollout."""
         return self.adversary.reward(rollout)
 
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout."""
         return self.adversary.update(policy, rollout)
 

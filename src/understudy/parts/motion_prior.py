@@ -14,7 +14,7 @@ from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -208,7 +208,7 @@ class MotionPrior(Part, Rewards, Updates):
             reward = reward + self.tracking_weight() * tracking
         return reward * self.config.step_time if self.config.scale_by_step_time else reward
 
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout; then the normaliser absorbs both sides."""
         rows, whole = self._rows(rollout)
         expert = self.library.sample(self.discriminator.num_expert_rows, self.generator)  # [n, H, D]

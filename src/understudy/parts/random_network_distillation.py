@@ -13,7 +13,7 @@ from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.networks import MLP
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.features import FeatureReader
 from understudy.ppo.optim import Optimizer, OptimizerConfig, gradient_step
 from understudy.ppo.part import Part, PartConfig, PartContext, Rewards, Updates
@@ -96,7 +96,7 @@ class RandomNetworkDistillation(Part, Rewards, Updates):
         self.returns.update(sums, rollout["valid"])
         return bonus / self.returns.std
 
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """Fit the predictor to the target on the rollout; then the normaliser absorbs it."""
         x, valid = self._state(rollout).flatten(0, 1), rollout["valid"].flatten().float()
         losses = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from understudy.core.check import In
 from understudy.core.schedules import Number, Scalar
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
 from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing, act_where_forced
 from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext
@@ -78,7 +78,7 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         """The expert's action where it acts."""
         return act_where_forced(action, label)
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The loss above."""
         label = self.labels.read(batch["obs"], batch["valid"])
         loss = masked_mean(cross_entropy(out.distribution, label), label.mask)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from understudy.core.check import Config
 from understudy.core.schedules import Number, Scalar
 from understudy.core.spaces import find_components
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.losses import clipped_surrogate, value_loss
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
@@ -91,7 +91,7 @@ class Symmetry(Part, Losses):
         self.augmentation_coef = Scalar(config.augmentation_coef, context.device)
         self.augments = config.augmentation_coef != 0.0
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """Mirror loss plus, with `augmentation_coef`, PPO's loss on the mirrored minibatch."""
         mirrored = policy(self.mirror(batch["obs"]))
         with torch.no_grad():

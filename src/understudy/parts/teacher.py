@@ -17,7 +17,7 @@ from understudy.core.check import In
 from understudy.core.ring import Ring
 from understudy.core.schedules import Number, Scalar
 from understudy.nn.distributions import Distribution
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget, action_distance, before_tanh, vector_distance
 from understudy.parts.shared.loaded_teacher import (
     LoadedTeacher,
@@ -147,7 +147,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
     # ------------------------------------------------------------------ each rollout, each minibatch
 
     @torch.no_grad()
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """Remember the rollout, if the loss draws from more than the minibatch."""
         if self.draws:
             if self.recurrent:
@@ -170,7 +170,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
             state = self._resample(state, drawn["is_first"][0])
         return TensorDict({**drawn, "state": state}, batch_size=[])
 
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The weighted distances on the minibatch or on the drawn data."""
         label, valid = batch[self.name], batch["valid"]
         if self.draws:

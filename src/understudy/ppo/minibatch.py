@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from understudy.core.capture import Batch, unbind
 from understudy.core.spaces import unflatten
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import SURROGATES, normalize, surrogate_bounds, value_floor
 from understudy.ppo.part import Losses, Part, Weights
@@ -33,7 +33,7 @@ class Minibatches:
 
     def __init__(
         self,
-        policy: ActorCritic,
+        policy: Policy,
         parts: Mapping[str, Part],
         config: PPOConfig,
         coefficients: nn.ModuleDict,

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from understudy.core.check import Config
 from understudy.envs.base import VecEnv
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.types import Metrics
 
 
-def _no_loader(run: str) -> ActorCritic:
+def _no_loader(run: str) -> Policy:
     raise ValueError(f"a part cannot load {run} by itself: build the PartContext with load_policy=us.load")
 
 
@@ -29,27 +29,27 @@ class PartContext:
     name: str  # the part's key in the config: rollout namespace, metric prefix, checkpoint key
     observation_space: spaces.Dict
     action_space: spaces.Space[Any]
-    policy: ActorCritic
+    policy: Policy
     num_envs: int
     num_steps: int  # T, steps per environment in a rollout
     gamma: float  # that a training ends with, where it moves
     device: torch.device
     seed: int  # already mixed with the name: two parts never share a stream
     env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with
-    load_policy: Callable[[str], ActorCritic] = _no_loader  # `us.load`: a part does not know the trainer
+    load_policy: Callable[[str], Policy] = _no_loader  # `us.load`: a part does not know the trainer
 
     @classmethod
     def of(
         cls,
         env: VecEnv,
-        policy: ActorCritic,
+        policy: Policy,
         *,
         name: str,
         num_steps: int,
         gamma: float = 0.99,
         seed: int = 0,
         env_id: str | None = None,
-        load_policy: Callable[[str], ActorCritic] = _no_loader,
+        load_policy: Callable[[str], Policy] = _no_loader,
     ) -> PartContext:
         """The context of a part beside `policy` on `env`."""
         return cls(
@@ -139,7 +139,7 @@ class Updates(ABC):
     """Before the PPO epochs, while the policy still equals the behaviour policy: take own optimizer steps."""
 
     @abstractmethod
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """Learn from the rollout `[T, N]` with own optimizers, moved by `gradient_step` only."""
 
 
@@ -162,5 +162,5 @@ class Losses(ABC):
         return None
 
     @abstractmethod
-    def loss(self, policy: ActorCritic, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
+    def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """A scalar, coefficients included, and detached 0-D metrics."""

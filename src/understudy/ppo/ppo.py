@@ -17,7 +17,7 @@ from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.metrics import EpisodeStatistics, MinibatchRecord, explained_variance, update_statistics
@@ -48,7 +48,7 @@ class PPO:
     def __init__(
         self,
         env: VecEnv,
-        policy: ActorCritic,
+        policy: Policy,
         config: PPOConfig | None = None,
         parts: Mapping[str, Part] | None = None,
         *,
@@ -368,7 +368,7 @@ def _check_names(parts: Mapping[str, Part]) -> None:
             )
 
 
-def _check_sizes(env: VecEnv, policy: ActorCritic, config: PPOConfig) -> None:
+def _check_sizes(env: VecEnv, policy: Policy, config: PPOConfig) -> None:
     if env.num_envs < 1:
         raise ValueError(f"PPO needs at least one environment, got {env.num_envs}")
     rows, what = config.num_steps * env.num_envs, f"{config.num_steps} steps x {env.num_envs} environments"

@@ -15,7 +15,7 @@ from understudy.core.capture import Batch, CaptureMode, capture
 from understudy.core.spaces import Key, blank, component, component_keys, unflatten
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.check import check_observation, check_step
-from understudy.nn.policy import REPLACED, ActorCritic
+from understudy.nn.protocol import REPLACED, Policy
 from understudy.ppo.part import Labels, Overrides, Part
 
 
@@ -37,7 +37,7 @@ class Collector:
     def __init__(
         self,
         env: VecEnv,
-        policy: ActorCritic,
+        policy: Policy,
         parts: Mapping[str, Part],
         *,
         num_steps: int,

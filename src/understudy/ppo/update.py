@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from understudy.core.capture import Batch
 from understudy.core.registry import load_object
-from understudy.nn.policy import ActorCritic, PolicyOutput
+from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import SURROGATES, Surrogate, bounded_value_loss, kl_k3, value_loss
 from understudy.ppo.minibatch import nest
@@ -27,7 +27,7 @@ class MinibatchLoss:
     """
 
     def __init__(
-        self, policy: ActorCritic, parts: Mapping[str, Part], config: PPOConfig, coefficients: nn.ModuleDict
+        self, policy: Policy, parts: Mapping[str, Part], config: PPOConfig, coefficients: nn.ModuleDict
     ) -> None:
         self.policy, self.config, self.coefficients = policy, config, coefficients
         self.losses = {name: part for name, part in parts.items() if isinstance(part, Losses)}

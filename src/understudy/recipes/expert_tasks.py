@@ -8,7 +8,7 @@ from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.networks import EncoderConfig
-from understudy.nn.policy import PolicyConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig

@@ -6,7 +6,7 @@ import dataclasses
 
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
-from understudy.nn.policy import PolicyConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.config import DaggerConfig, OfflineConfig, TrainConfig
 

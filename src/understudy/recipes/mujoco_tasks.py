@@ -7,7 +7,7 @@ import dataclasses
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import PolicyConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
 from understudy.runs.config import EvaluationConfig, TrainConfig

@@ -11,7 +11,7 @@ from understudy.core.schedules import Number, Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import PolicyConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.parts.estimator import EstimatorConfig
 from understudy.parts.teacher import TeacherConfig
 from understudy.ppo.config import PPOConfig

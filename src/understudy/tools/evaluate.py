@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.folder import Run, read_policy
 from understudy.tools.film import check_video_packages, film
@@ -32,7 +32,7 @@ MAX_BATCHED_ENVS = 512
 
 
 def evaluate(
-    run_or_policy: Run | Path | str | ActorCritic,
+    run_or_policy: Run | Path | str | Policy,
     *,
     env: Any = None,
     episodes: int = 10,
@@ -67,13 +67,13 @@ def evaluate(
     return result if video is None else filmed(result, policy, env, Path(video))
 
 
-def filmed(result: EvaluationResult, policy: ActorCritic, env: Any, path: Path) -> EvaluationResult:
+def filmed(result: EvaluationResult, policy: Policy, env: Any, path: Path) -> EvaluationResult:
     """The result of an evaluation with an episode more, on film; `video_error` says why there is none."""
     error = film(policy, env, path, result.seed, result.deterministic)
     return dataclasses.replace(result, video=None if error else str(path), video_error=error)
 
 
-def _subject(run_or_policy: Run | Path | str | ActorCritic, env: Any, seed: int | None) -> tuple[ActorCritic, Any, int]:
+def _subject(run_or_policy: Run | Path | str | Policy, env: Any, seed: int | None) -> tuple[Policy, Any, int]:
     """Policy, environment and seed to use. Raises ValueError where nothing says which environment."""
     if isinstance(run_or_policy, Run):
         policy, config = run_or_policy.policy, run_or_policy.config

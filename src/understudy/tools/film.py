@@ -20,7 +20,7 @@ from torch import Tensor
 from understudy.core.files import replacing
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.tools.play import Actor, PolicyActor, device_of, play, undisturbed
 
 FILM_SECONDS = 30.0
@@ -46,7 +46,7 @@ def check_video_packages() -> None:
         raise ImportError(f"filming needs {' and '.join(missing)}: pip install 'understudy[video]'")
 
 
-def film(policy: ActorCritic, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
+def film(policy: Policy, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
     """Play one episode with rendering and write it to `path` (MP4, H.264), `FILM_SECONDS` at most.
 
     `env` is an `EnvConfig`, of which one copy is made, or an environment with a `render` method. Never raises: returns

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 
 STEP_LIMIT = 100_000
 """Steps after which an episode counts as it stands, so that an environment without an end cannot hang a training."""
@@ -28,7 +28,7 @@ Actor = Callable[[TensorDict, Tensor], Tensor]
 class PolicyActor:
     """A policy as an `Actor`: keeps the recurrent state and restarts it with every episode."""
 
-    def __init__(self, policy: ActorCritic, deterministic: bool = True) -> None:
+    def __init__(self, policy: Policy, deterministic: bool = True) -> None:
         self.policy, self.deterministic = policy, deterministic
         self.state: Tensor | None = None
 
@@ -90,7 +90,7 @@ def quotas(episodes: int, num_envs: int) -> list[int]:
 
 
 @contextmanager
-def undisturbed(policy: ActorCritic, seed: int) -> Iterator[None]:
+def undisturbed(policy: Policy, seed: int) -> Iterator[None]:
     """Sample from a stream of its own and act in evaluation mode; mode and torch's global stream come back after it."""
     training, device = policy.training, device_of(policy)
     policy.eval()

@@ -14,7 +14,7 @@ from understudy.core.schedules import Scalar
 from understudy.core.spaces import component_keys
 from understudy.data.demonstrations.write import write_npz
 from understudy.envs.base import VecEnv
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.config import DaggerConfig, TrainConfig
 from understudy.runs.folder import load
@@ -40,7 +40,7 @@ class Dagger:
         self.expert = find_expert(config, env) if expert is None else expert
         self.beta = Scalar(config.beta)
 
-    def collect(self, number: int, learner: ActorCritic | None) -> dict[str, float]:
+    def collect(self, number: int, learner: Policy | None) -> dict[str, float]:
         """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture."""
         self.beta.advance(number, number, self.config.rounds, self.config.rounds)
         beta = float(self.beta())

@@ -14,7 +14,7 @@ from understudy.core.check import Config
 from understudy.core.schedules import Number
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import DiagGaussian
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.discriminator import Discriminator, DiscriminatorConfig, weighted_mean
 from understudy.parts.shared.transitions import (
     Inputs,
@@ -53,7 +53,7 @@ class AdversarialOptions(Config):
     """The discriminator and how it learns; AIRL's reward and potential each have its hidden layers."""
 
 
-def add_policy_noise(policy: ActorCritic, executed: Tensor, params: Tensor, generator: torch.Generator) -> Tensor:
+def add_policy_noise(policy: Policy, executed: Tensor, params: Tensor, generator: torch.Generator) -> Tensor:
     """An expert's executed actions `[n, D]` with the noise of a rollout's distribution parameters `[T, N, P]`.
 
     The raw action a becomes a + s e: s the standard deviation that the policy explored with, e standard normal; the sum
@@ -108,7 +108,7 @@ class Adversary:
         normalizer: SharedNormalizer,
         network: nn.Module,
         *,
-        rows: Callable[[TensorDict, ActorCritic | None], Tensor],
+        rows: Callable[[TensorDict, Policy | None], Tensor],
         score: Callable[[Tensor], Tensor],
         generator: torch.Generator,
         others: Sequence[float] = (),
@@ -145,7 +145,7 @@ class Adversary:
             reward, after = reward - mean, after - mean
         return reward if absorbing is None else reward + rollout["terminated"] * (absorbing.ever_after * after)
 
-    def update(self, policy: ActorCritic, rollout: TensorDict) -> Metrics:
+    def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on a rollout; then the normaliser absorbs both sides."""
         drawn = self._draw()
         if self.noisy:
@@ -167,7 +167,7 @@ class Adversary:
 
 
 def _wants_noise(context: PartContext, config: AdversarialOptions) -> bool:
-    gaussian = isinstance(context.policy.head, GaussianHead)
+    gaussian = context.policy.head.kind == "gaussian"
     if config.expert_noise and not gaussian:
         raise ValueError(
             "expert_noise gives the expert's actions a Gaussian policy's noise, and this policy is not one: set it "

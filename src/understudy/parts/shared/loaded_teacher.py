@@ -13,7 +13,7 @@ from torch import Tensor
 from understudy.core.check import nearest
 from understudy.core.spaces import Key, classes_of, find_components
 from understudy.nn.distributions import Distribution
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget
 from understudy.ppo.part import PartContext
 
@@ -96,7 +96,7 @@ def make_selector(space: spaces.Dict, select: str | None, count: int) -> Teacher
     return TeacherSelector(key, classes.starts[0])
 
 
-def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
+def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
     """Raise ValueError for a target that these actions do not allow."""
     head = policy.head
     if target in get_args(MeanTarget) and not head.action_dtype.is_floating_point:
@@ -119,7 +119,7 @@ def check_target(policy: ActorCritic, teachers: Sequence[LoadedTeacher], target:
             )
 
 
-def check_latents(policy: ActorCritic, teachers: Sequence[LoadedTeacher], mapping: Mapping[str, str]) -> None:
+def check_latents(policy: Policy, teachers: Sequence[LoadedTeacher], mapping: Mapping[str, str]) -> None:
     """Raise ValueError for latents that are missing or differ in size."""
     if not mapping:
         return
@@ -138,6 +138,6 @@ def check_latents(policy: ActorCritic, teachers: Sequence[LoadedTeacher], mappin
 
 
 @torch.no_grad()
-def _latent_sizes(policy: ActorCritic) -> dict[str, int]:
+def _latent_sizes(policy: Policy) -> dict[str, int]:
     latents = policy.run_actor(policy.blank_observation(1), policy.initial_state(1))[2]
     return {name: latent.shape[-1] for name, latent in latents.items()}

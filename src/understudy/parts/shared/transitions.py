@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from understudy.core.spaces import Key, bounds_of, find_components, is_box, is_real, shape_of, size_of
 from understudy.nn.networks import Encoder, EncoderConfig, make_encoder
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.policy import ActorCritic
+from understudy.nn.protocol import Policy
 
 Inputs = Literal["state", "state-action", "state-next-state", "state-action-next-state"]
 Normalization = Literal["policy", "own", "none"]
@@ -107,7 +107,7 @@ class SharedNormalizer(nn.Module):
     scale: Tensor  # [C]
     limit: Tensor  # [C]
 
-    def __init__(self, features: TransitionFeatures, kind: Normalization, policy: ActorCritic, extra: int = 0) -> None:
+    def __init__(self, features: TransitionFeatures, kind: Normalization, policy: Policy, extra: int = 0) -> None:
         super().__init__()
         self.own = nn.ModuleDict()
         # first columns and normalisers; not submodules, as the policy's normalisers belong to the policy
@@ -166,7 +166,7 @@ def _encoder(key: Key, space: spaces.Space[Any]) -> Encoder:
     return make_encoder(space)
 
 
-def _normalizer_of(policy: ActorCritic, name: str) -> ObservationNormalizer:
+def _normalizer_of(policy: Policy, name: str) -> ObservationNormalizer:
     if name not in policy.normalizers:
         raise ValueError(
             f"the policy does not normalise {name!r} (it normalises {sorted(policy.normalizers) or 'nothing'}), so "
