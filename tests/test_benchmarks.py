@@ -6,8 +6,10 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from benchmarks.learning import learning
 from benchmarks.memory import __main__ as memory
 from benchmarks.motion import gait, go1_replay, motion, pictures
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import growth, harness, peer, tables, tensor_env
+from benchmarks.speed import against, growth, harness, peer, tables, tensor_env
 from benchmarks.speed import workloads as w
 from benchmarks.teacher import teacher
 
@@ -172,6 +174,18 @@ def test_the_command_in_the_report_repeats_the_comparison() -> None:
     assert speed.command_line(args).endswith("--threads 1 --iterations 3 --peers understudy skrl")
 
 
+def test_two_checkouts_are_compared_turn_by_turn() -> None:
+    ours = [{"cpu": 1.0, "wall": 2.0}, {"cpu": 2.0, "wall": 2.0}, {"cpu": 4.0, "wall": 2.0}]
+    other = [{"cpu": 1.0, "wall": 2.0}, {"cpu": 2.2, "wall": 3.0}, {"cpu": 6.0, "wall": 4.0}]
+    pair = {"ours": ours, "other": other}
+    assert against.ratios(pair, "wall") == [1.0, 1.5, 2.0]
+    assert against.order(["a", "b"], 0) == against.order(["b", "a"], 1) == ["a", "b"]
+    assert against.summary([pair, {"ours": ours, "other": ours}]) == (
+        "speed over the other's 1.000 (cpu; pairs 1.000 to 1.100; turn 2.00 s), "
+        "1.000 (wall; pairs 1.000 to 1.500; turn 2.00 s)"
+    )
+
+
 # ---------------------------------------------------------------------- speed: the tensor environment
 
 
@@ -282,6 +296,7 @@ class Sums(table.Question[Sum]):
         if job.number < 0:
             raise ValueError("negative")
         if job.number > 90:
+            time.sleep(0.5)  # the jobs before it are in the store by then
             raise SystemExit("run was stopped by SIGTERM")
         return {"sum": job.number + job.seed, "revision": "abc", "pair": (1, 2)}
 
@@ -311,7 +326,8 @@ def test_a_table_is_written_once_and_grows(
         table.answer(sums(tmp_path, "--known-only"))
     question = sums(tmp_path, "--seeds", "0", "1")
     report = table.answer(question)
-    assert "1/2 1 + 0 = 1\n2/2 1 + 1 = 2\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert all(text in told for text in ("1/2 ", "2/2 ", "1 + 0 = 1\n", "1 + 1 = 2\n"))
     assert report.startswith("|---|---|---|\n| 1 | 0 | 1 |\n| 1 | 1 | 2 |\n\nby hand; ")
     assert f"one thread each; torch {torch.__version__}; understudy abc; " in report
     assert report.endswith(" --numbers 1`")
@@ -322,7 +338,7 @@ def test_a_table_is_written_once_and_grows(
         "key": '{"number": 1, "seed": 0}', "number": 1, "seed": 0, "sum": 1, "revision": "abc", "pair": [1, 2]
     }  # fmt: skip
     stored = [json.loads(text) for text in (tmp_path / "runs" / "sums.jsonl").read_text().splitlines()]
-    assert stored == rows
+    assert sorted(stored, key=lambda row: row["seed"]) == rows
     # nothing is done twice, without the store neither; and a smaller table keeps the numbers of the larger one
     (tmp_path / "runs" / "sums.jsonl").unlink()
     monkeypatch.setattr(table, "processes", lambda _: pytest.fail("a known job was done again"))
@@ -333,6 +349,13 @@ def test_a_table_is_written_once_and_grows(
     assert "| 1 | 0 | 7 |" in table.answer(sums(tmp_path, "--seeds", "0", "--report-only"))
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run one after another in a thread: starting processes takes seconds."""
+    monkeypatch.setattr(table, "processes", lambda _: ThreadPoolExecutor(1))
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_a_training_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     question = sums(tmp_path, "--seeds", "0", "--numbers", "-5", "2")
     assert "| 2 | 0 | 2 |" in table.answer(question)
@@ -341,11 +364,12 @@ def test_a_training_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
         table.answer(sums(tmp_path / "other", "--seeds", "0", "--numbers", "-5"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_training_that_a_signal_ended_ends_the_table(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="run was stopped by SIGTERM"):
         table.answer(sums(tmp_path, "--seeds", "0", "--numbers", "2", "99", "3", "4", "5", "6", "7", "8"))
     finished = [json.loads(text)["number"] for text in (tmp_path / "runs" / "sums.jsonl").read_text().splitlines()]
-    assert finished == [2]  # kept; those that waited are not begun
+    assert finished == [2]  # kept; those that waited are dropped
     assert not (tmp_path / "results").exists()
 
 
