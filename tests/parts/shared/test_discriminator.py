@@ -134,7 +134,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
         ({"replay_add": 0}, "discriminator.replay_add must be at least 1"),
         ({"logit_regularizer": -0.1}, "must be at least 0"),
         ({"gradient_penalty": -1.0}, "must be at least 0"),
-        ({"loss": "bce_logits"}, "did you mean bce"),
+        ({"loss": "bce_logits"}, "discriminator.loss must be one of bce, least_squares"),
         ({"penalty_on": "experts"}, "did you mean expert"),
     ],
 )
@@ -374,6 +374,6 @@ def test_the_captured_step_equals_the_eager_one(options: dict[str, object], monk
     captured = fit()
     from understudy.parts.shared import discriminator as module
 
-    eager: Callable[..., object] = module.capture
-    monkeypatch.setattr(module, "capture", lambda function, mode, out: eager(function, "eager", out))
+    program: Callable[..., object] = module.capture_gradient
+    monkeypatch.setattr(module, "capture_gradient", lambda loss, optimizer, mode: program(loss, optimizer, "eager"))
     torch.testing.assert_close(captured, fit(), rtol=0.0, atol=0.0)
