@@ -102,6 +102,8 @@ def test_list_has_one_line_per_backend() -> None:
     backends = [entry.backend for entry in list_envs()]
     assert backends.count("gymnasium") == backends.count("envpool") == 1
     assert all(entry.summary for entry in list_envs())
+    lava = next(entry for entry in list_envs() if entry.id == "LavaCrossing-v0")
+    assert (lava.backend, lava.summary[-16:]) == ("own", " (obstacle lava)")
 
 
 class Drawn(gym.Env[Any, Any]):

@@ -320,9 +320,10 @@ def _summary(id: str) -> str:
         return f"cannot be loaded: {error}"
     fixed = ""
     if isinstance(make, functools.partial):
-        fixed = "".join(f", {name} {value}" for name, value in make.keywords.items())
+        fixed = ", ".join(f"{name} {value}" for name, value in make.keywords.items())
         make = make.func
-    return (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".") + fixed
+    line = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
+    return f"{line} ({fixed})" if fixed else line
 
 
 # ------------------------------------------------------------------------------------------- backends

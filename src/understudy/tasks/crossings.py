@@ -27,8 +27,9 @@ STEPS_PER_LOOK = 16
 
 
 class Crossings:
-    """MiniGrid: find the openings of rivers of wall or lava; batched torch, on any device, its state can be saved.
+    """Find the openings of rivers of wall or lava, as in MiniGrid.
 
+    A `VecEnv` in torch, on any device, without a loop over copies; its state can be saved.
     The agent starts in the top left corner and looks to the right; the goal is in the bottom right corner. Actions:
     0 left, 1 right, 2 forward, and with a switch 3 toggle. Reaching the goal ends the episode with the reward
     1 - 0.9 * steps / time limit; lava ends it with 0; all else gives 0. An episode that ends on the step of its time

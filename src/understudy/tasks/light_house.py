@@ -40,7 +40,7 @@ AWAY = {
 
 
 class LightHouse:
-    """Walk a square grid from its centre to the corner that holds the goal (a `VecEnv`).
+    """Walk a square grid from its centre to the corner that holds the goal; an expert sees further.
 
     Weihs et al. (2020), "Bridging the Imitation Gap by Adaptive Insubordination", arXiv:2007.12173.
     Rows and columns run from -R to R; actions 0 to 3 are down, right, up, left, stopped by the border. Every step

@@ -14,8 +14,9 @@ from understudy.envs.base import Step
 
 
 class PointMass:
-    """Fly to a goal against a wind that only the critic sees: batched torch, on any device, its state can be saved.
+    """Fly to a goal against a wind that only the critic sees.
 
+    A `VecEnv` in torch, on any device, without a loop or a host sync; its state can be saved.
     Group "policy" is position - goal, velocity (m, m/s; 4 numbers); group "critic" adds the wind (m/s^2; 6 numbers).
     The action is an acceleration in [-1, 1]^2, the reward -distance per step and +10 for arriving (within 0.2 m),
     which terminates; leaving the 4 m square terminates with -10; time limit 100 steps of 0.1 s.

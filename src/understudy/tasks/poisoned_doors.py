@@ -25,7 +25,7 @@ METRICS = ("success", "good_door", "bad_door", "opened_lock")
 
 
 class PoisonedDoors:
-    """Choose a door: one of them pays 2 and the others cost 2, or one asks for a code that pays 1 (a `VecEnv`).
+    """Choose a door: one of them pays 2 and the others cost 2, or one asks for a code that pays 1.
 
     Weihs et al. (2020), "Bridging the Imitation Gap by Adaptive Insubordination", arXiv:2007.12173.
     Group "policy" is what has happened so far: 0 choosing, 1 behind door 0, 2 some right digits, 3 done. Actions 0 to 2
