@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from understudy.core.check import Config, In, nearest
+from understudy.core.schedules import Number, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Config):
+    PREFIX = "sample."
+
+    share: Annotated[Number, In(0.0, 1.0)] = 0.5
+    count: Annotated[int | None, In(1)] = None
+    rate: Annotated[float, In(0.0, without=(0.0,))] = 1.0
+    kind: Literal["first", "second"] = "first"
+    sizes: tuple[int, ...] = ()
+    pair: tuple[int, str] = (1, "a")
+    place: Path = Path()
+    words: dict[str, int] | None = None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 1.5}, r"^sample\.share must lie in \[0, 1\], got 1\.5$"),
+        ({"share": Schedule.parse("linear:0.5:2")}, r"share must lie in \[0, 1\]"),
+        ({"share": float("nan")}, "share must"),
+        ({"count": 0}, r"^sample\.count must be at least 1, got 0$"),
+        ({"count": 1.0}, "count must be a whole number"),
+        ({"count": True}, "count must be a whole number"),
+        ({"rate": 0}, "rate must be greater than 0, got 0"),
+        ({"kind": "frist"}, r"kind must be one of first, second \(did you mean first\?\), got 'frist'"),
+        ({"sizes": (1, "x")}, "sizes must in each entry be a whole number"),
+        ({"sizes": 3}, "sizes must be a list of values"),
+        ({"pair": (1,)}, "pair must have 2 values"),
+        ({"place": "x"}, "place must be a Path, got 'x'"),
+        ({"words": {"a": "b"}}, "words must in each entry be a whole number"),
+    ],
+)
+def test_a_config_says_what_does_not_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sample(**settings)
+
+
+def test_what_fits_is_taken() -> None:
+    sample = Sample(share=Schedule.parse("linear:1:0"), count=3, sizes=[1, 2], words={"a": 1})  # type: ignore[arg-type]
+    assert sample.sizes == (1, 2)
+
+
+def test_nearest() -> None:
+    assert nearest("pppo", ["ppo", "tppo", "appo", "gail"]) == "did you mean ppo?"
+    assert nearest("behaviour", ["behavior-cloning", "gail"]) == "did you mean behavior-cloning?"
+    assert nearest("x", ["b", "a"]) == "known: a, b"
+    assert nearest("cartpole-V1", ["CartPole-v1"]) == "did you mean CartPole-v1?"
+    assert nearest("x", []) == "none is known"
