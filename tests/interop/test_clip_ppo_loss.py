@@ -357,7 +357,7 @@ def test_never_computes_advantages(key: str) -> None:
 def test_names_what_is_missing() -> None:
     actor, critic = modules()
     batch = make_batch(actor, critic)
-    with pytest.raises(ValueError, match=r"no 'action_log_prob' \(did you mean 'action_logprob'\?\).*return_log_prob"):
+    with pytest.raises(ValueError, match=r"no 'action_log_prob' \(did you mean action_logprob\?\).*return_log_prob"):
         ClipPPOLoss(actor, critic)(batch.clone().rename_key_("action_log_prob", "action_logprob"))
     with pytest.raises(ValueError, match=r"no 'action'.*store the action"):
         ClipPPOLoss(actor, critic)(batch.exclude("action"))

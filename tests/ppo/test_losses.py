@@ -239,7 +239,7 @@ def test_value_loss_refuses() -> None:
         value_loss(value, target, clip=0.2)
     with pytest.raises(ValueError, match="clip must not be negative"):
         value_loss(value, target, target, -0.2)
-    with pytest.raises(ValueError, match="did you mean 'smooth_l1'"):
+    with pytest.raises(ValueError, match="did you mean smooth_l1"):
         value_loss(value, target, kind="smoothl1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target requires grad"):
         value_loss(value, target.clone().requires_grad_())

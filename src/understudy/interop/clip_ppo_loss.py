@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
+from understudy.core.check import nearest
 from understudy.core.schedules import Scalar, Schedule
 from understudy.ppo.losses import ValueLossKind, check_kind, clipped_surrogate, normalize, value_loss
 from understudy.ppo.metrics import explained_variance, ratio_statistics
@@ -230,10 +230,8 @@ def _stored(batch: TensorDictBase, key: NestedKey, mend: str) -> Tensor:
     """An entry that collection stored; ValueError if it is missing or has a gradient."""
     x = batch.get(key, None)
     if x is None:
-        names = {str(name): name for name in batch.keys(True, True)}
-        nearest = difflib.get_close_matches(str(key), names, n=1)
-        hint = f" (did you mean {names[nearest[0]]!r}?)" if nearest else ""
-        raise ValueError(f"the batch has no {key!r}{hint}: {mend}")
+        hint = nearest(str(key), map(str, batch.keys(True, True)))
+        raise ValueError(f"the batch has no {key!r} ({hint}): {mend}")
     if x.requires_grad:
         raise ValueError(f"{key!r} requires grad, but it is data from collection: detach it")
     return x

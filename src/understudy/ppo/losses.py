@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, Literal, NamedTuple, get_args
@@ -10,6 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from understudy.core.check import nearest
 
 ValueLossKind = Literal["l1", "l2", "smooth_l1"]
 
@@ -209,9 +210,7 @@ def check_kind(kind: str) -> None:
     """Raise ValueError, with the nearest name, unless `kind` is one of "l1", "l2", "smooth_l1"."""
     known = get_args(ValueLossKind)
     if kind not in known:
-        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"the value loss must be one of {', '.join(known)}, got {kind!r}{hint}")
+        raise ValueError(f"the value loss must be one of {', '.join(known)}, got {kind!r}; {nearest(kind, known)}")
 
 
 def _error(value: Tensor, target: Tensor, kind: ValueLossKind) -> Tensor:
