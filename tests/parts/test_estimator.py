@@ -198,7 +198,11 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             build(heads, {"e": config})
     for name in ("cross_entropy", "nll_loss", "cosine_embedding_loss"):
-        with pytest.raises(ValueError, match="use mse_loss"):
+        with pytest.raises(ValueError, match="unknown loss"):
             elementwise_loss(name, {})
+    with pytest.raises(ValueError, match="loss_kwargs"):
+        elementwise_loss("torch.nn.functional:cosine_similarity", {})
+    own = elementwise_loss("torch.nn.functional:huber_loss", {"delta": 0.5})
+    assert own(torch.zeros(1), torch.ones(1)).tolist() == [0.5 * (1.0 - 0.25)]
     with pytest.raises(ValueError, match="one shape"):
         elementwise_loss("mse_loss", {})(torch.zeros(2, 1), torch.zeros(2, 2))

@@ -391,7 +391,7 @@ def test_what_is_refused() -> None:
     refuse("at least 1, got 0.5", rollouts=0.5)
     refuse("target must be one of real", target="huber")
     known = context(PointMass(N), controller(), {})
-    with pytest.raises(ValueError, match="no teacher is given"):
+    with pytest.raises(ValueError, match="no teachers: name the run"):
         TeacherConfig().build(known)
     bare = dataclasses.replace(known, load_policy=PartContext.load_policy)
     with pytest.raises(ValueError, match=r"load_policy=us\.load"):

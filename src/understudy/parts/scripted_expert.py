@@ -45,8 +45,8 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         L = imitation_coef * sum(m * -log pi(e | s)) / max(sum(m), 1)
 
     over the steps of a minibatch; with probabilities as labels, the full cross-entropy. Forced steps are off-policy:
-    PPO masks them in surrogate and entropy; they do count here. An expert with probabilities draws its forced actions
-    from them. Logged: cross_entropy, forced (share of the steps).
+    they count here, but PPO masks them in surrogate and entropy. An expert that gives probabilities draws its forced
+    actions from them. Logged: cross_entropy, forced (share of the steps).
 
     Raises ValueError where labels do not fit the action space, at the first label if it is out of range, and for a
     probability outside [0, 1] or a negative coefficient.
