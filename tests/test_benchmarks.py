@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import table
 from benchmarks.imitation import imitation
 from benchmarks.learning import learning
 from benchmarks.memory import __main__ as memory
@@ -26,6 +25,8 @@ from benchmarks.speed import __main__ as speed
 from benchmarks.speed import against, growth, harness, peer, tables, tensor_env
 from benchmarks.speed import workloads as w
 from benchmarks.teacher import teacher
+
+from benchmarks import table
 
 ROOT = Path(__file__).resolve().parents[1]
 
