@@ -124,11 +124,12 @@ def _play_pool(
     task: Task, policy: ActorCritic, env_config: EnvConfig, episodes: int, seed: int
 ) -> tuple[list[Episode], list[np.ndarray]]:
     """Episodes side by side; contacts are among the observations."""
-    from understudy.tools import record
+    from understudy.tools.play import PolicyActor
+    from understudy.tools.record import record_episodes
 
     def some(count: int, first: int) -> list[Episode]:  # its memory is free again at its end
         env = dataclasses.replace(env_config, num_envs=count).make("cpu", first)
-        played = record.play(policy, env, count, first)
+        played = record_episodes(env, PolicyActor(policy), count, first)
         env.close()
         return played
 

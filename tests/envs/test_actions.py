@@ -136,7 +136,7 @@ def test_nan_passes_and_bad_options_are_refused() -> None:
     assert ActionMap(UNEVEN)(torch.tensor([np.nan, 0.0])).isnan().tolist() == [True, False]
     with pytest.raises(ValueError, match="action_bound must be one of clip, tanh"):
         ActionMap(UNEVEN, bound="squash")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="choose True, False or 'auto'"):
+    with pytest.raises(ValueError, match="must be true or false or be one of auto"):
         ActionMap(UNEVEN, scaling="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no action distribution covers a Dict"):
         ActionMap(spaces.Dict({"a": UNEVEN}))

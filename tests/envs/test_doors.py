@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -326,13 +325,13 @@ def test_a_module_registers_or_names_a_maker(lab: str) -> None:
 
 def test_a_package_announces_environments(lab: str, monkeypatch: pytest.MonkeyPatch) -> None:
     points = {
-        "Lab-v0": EntryPoint("Lab-v0", f"{lab}:points", "understudy.envs"),
-        "Broken-v0": EntryPoint("Broken-v0", "no_such_lab:points", "understudy.envs"),
+        "Lab-v0": f"{lab}:points",
+        "Broken-v0": "no_such_lab:points",
     }
-    monkeypatch.setattr(core_registry, "_entry_points", lambda group: points if group == "understudy.envs" else {})
+    monkeypatch.setattr(core_registry, "_announced", lambda group: points if group == "understudy.envs" else {})
     assert isinstance(make_env("Lab-v0", 2), PointMass)
     summaries = {entry.id: entry.summary for entry in list_envs()}
-    assert summaries["Broken-v0"].startswith("cannot be loaded: No module named")
+    assert summaries["Broken-v0"].startswith("cannot be loaded: 'no_such_lab:points' names a module")
     with pytest.raises(ValueError, match="a package has an environment 'Lab-v0' already"):
         register_env("Lab-v0", make_points)
     del ENVS["Lab-v0"]

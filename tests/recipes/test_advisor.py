@@ -96,7 +96,7 @@ def test_crossings_take_demonstrations_beside_the_advice(tmp_path: Path) -> None
     assert (advice.demonstrations, advice.bound) == ("", 0.0)
     assert (demonstrated.demonstrations, demonstrated.bound, demonstrated.use_rollout_labels) == (recorded, 0.9, False)
     assert us.train(small(config, tmp_path / "run")).env_steps == 80
-    with pytest.raises(ValueError, match="nothing to imitate: give demonstrations"):
+    with pytest.raises(ValueError, match="nothing to imitate: name demonstrations"):
         us.train(small(us.recipes.crossings(), tmp_path / "none"))
 
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_of_0_1_0_acts_as_it_did() -> None:
     value = policy.value(policy.observation(obs)[0])
     torch.testing.assert_close(value, torch.tensor([-0.6146, -0.7173, 0.2266, 0.5209, 0.4961]), rtol=0, atol=1e-4)
     _, read = read_policy(OLD)
-    assert evaluate(policy, read.env, episodes=2).episodes == 2
+    assert evaluate(policy, env=read.env, episodes=2).episodes == 2
 
 
 # ------------------------------------------------------------------ consent
@@ -117,7 +117,7 @@ def test_a_module_is_imported_only_if_the_caller_named_it(tmp_path: Path, monkey
 def test_resuming_asks_for_consent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(save_module(tmp_path, "resumed_nets"))
     run = us.train(config(tmp_path, policy=us.PolicyConfig(trunk="resumed_nets:Doubling")))
-    with pytest.raises(CheckpointError, match="resumed_nets"):
+    with pytest.raises(ValueError, match="--allow-import resumed_nets"):
         us.resume(run.path, total_steps=64)
     assert us.resume(run.path, total_steps=64, allow=("resumed_nets",)).env_steps == 64
 

@@ -25,7 +25,7 @@ from understudy.ppo.optim import OptimizerConfig
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import load_checkpoint, step_checkpoints
 from understudy.runs.config import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainConfig, from_yaml
-from understudy.runs.folder import CHECKPOINT_KIND, RunFolder, load
+from understudy.runs.folder import CHECKPOINT_KIND, RunFolder, load, read_policy
 from understudy.tasks.point_mass import PointMass
 from understudy.training.loop import resume, train
 from understudy.types import CheckpointError, NonFiniteError, WorkerError
@@ -116,7 +116,7 @@ def test_a_config_of_another_version_is_named(tmp_path: Path) -> None:
     checkpoint["config"] = checkpoint["config"].replace("gamma:", "discount:")
     torch.save(checkpoint | {"understudy_version": "0.0.1"}, path)
     with pytest.raises(CheckpointError, match=r"written by understudy 0\.0\.1.*there is no option ppo\.discount"):
-        load(run.path)
+        read_policy(run.path)
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("gamma:", "discount:"))
     assert RunFolder(run.path).env_id() == "CartPole-v1"  # enough for a plot

@@ -192,7 +192,7 @@ def test_configurations_that_cannot_work(configure: Any, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="one behavior-cloning part, got 0"):
         train(dataclasses.replace(configure(), parts={}))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="total_steps is 0"):
+    with pytest.raises(ValueError, match="total_steps must be at least 1"):
         dataclasses.replace(configure(), offline=None)
     with pytest.raises(ValueError, match="only one thing may move"):
         OfflineConfig(learning_rate=Schedule(kind="linear", start=1.0), lr_scheduler=LRSchedulerConfig(name="StepLR"))

@@ -40,8 +40,8 @@ class OnlyOne:
     """A simulator of which a process holds only one: it cannot save its state, and counts what happens to it."""
 
     def __init__(self, num_envs: int = 2, segments: bool = False) -> None:
-        inner = PointMass(num_envs, max_steps=LENGTH)
-        self.inner: Any = us.envs.with_segments(inner, {"policy": {"a": 2, "b": 2}}) if segments else inner
+        inner = PointMass(num_envs, max_episode_steps=LENGTH)
+        self.inner: Any = us.envs.with_groups(inner, segments={"policy": {"a": 2, "b": 2}}) if segments else inner
         self.num_envs, self.device = num_envs, torch.device("cpu")
         self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
         self.resets: list[int | None] = []
@@ -110,7 +110,7 @@ def test_training_goes_on_with_fresh_episodes_after_an_evaluation(tmp_path: Path
     assert [row["episode/length"] for row in run.metrics] == [LENGTH] * 4
     assert all("evaluation/return" in row for row in run.metrics)
     # as if the environment had only been reset: no memory, no is_first, no random number of the evaluation is left
-    env = PointMass(2, max_steps=LENGTH)
+    env = PointMass(2, max_episode_steps=LENGTH)
     randomness.seed_everything(0)
     torch.manual_seed(randomness.mix(0, "weights"))
     plain = us.PPO(env, us.ActorCritic(env.observation_space, env.action_space, policy), chosen.ppo, {}, seed=0)
@@ -130,7 +130,7 @@ def test_environments_of_all_kinds(tmp_path: Path, options: dict[str, Any]) -> N
     assert us.evaluate(run.path, env=OnlyOne(**options), episodes=3) == run.evaluation
 
 
-@pytest.mark.parametrize("make", [OnlyOne, lambda: PointMass(2, max_steps=LENGTH)])
+@pytest.mark.parametrize("make", [OnlyOne, lambda: PointMass(2, max_episode_steps=LENGTH)])
 def test_a_resumed_run_equals_a_whole_one(tmp_path: Path, make: Any) -> None:
     chosen = config(
         tmp_path / "a",
@@ -194,7 +194,8 @@ def test_the_film_is_of_the_same_object(tmp_path: Path) -> None:
     assert (run.path / "video.mp4").stat().st_size > 0
     assert env.drawn == LENGTH
     blind = us.train(
-        config(tmp_path / "b", evaluation=EvaluationConfig(episodes=2, video=True)), env=PointMass(2, max_steps=LENGTH)
+        config(tmp_path / "b", evaluation=EvaluationConfig(episodes=2, video=True)),
+        env=PointMass(2, max_episode_steps=LENGTH),
     )
     assert "no render method" in blind.evaluation.video_error
 

@@ -145,7 +145,7 @@ def test_evaluated_recorded_and_exported(name: str, tmp_path: Path) -> None:
         pytest.importorskip(package)
     allow, chosen = NAMED.get(name, ("", None))
     run = us.train(config(tmp_path / "run", chosen, total_steps=STEPS), policy=None if chosen else object_policy())
-    assert evaluate(run.policy, ENV, episodes=2).episodes == 2
+    assert evaluate(run.policy, env=ENV, episodes=2).episodes == 2
     if chosen is not None:
         with pytest.raises(CheckpointError, match=allow):
             record(str(tmp_path / "x.npz"), run=run.path, episodes=1)

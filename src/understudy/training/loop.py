@@ -352,7 +352,11 @@ def _with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | 
 
 @contextmanager
 def _building(
-    config: TrainConfig, own: VecEnv | None, policy: Policy | None, allow: Collection[str], hint: str = ""
+    config: TrainConfig,
+    own: VecEnv | None = None,
+    policy: Policy | None = None,
+    allow: Collection[str] = (),
+    hint: str = "",
 ) -> Iterator[tuple[VecEnv, PPO]]:
     """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end."""
     device = config.torch_device()
