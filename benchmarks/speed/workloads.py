@@ -157,6 +157,7 @@ PEERS: dict[str, Peer] = {
     "understudy": Peer(module="understudy", package="understudy", methods=("ppo", "bc", "gail")),
     "understudy-eager": Peer(module="understudy", package="understudy", variant="eager"),
     "understudy-compile": Peer(module="understudy", package="understudy", variant="compile"),
+    "understudy-cudagraph": Peer(module="understudy", package="understudy", variant="cudagraph"),  # on a GPU
     "understudy-envpool": Peer(
         module="understudy", package="understudy", variant="envpool", unsupported=(("W3", "a tensor environment"),)
     ),

@@ -20,6 +20,7 @@ from understudy.nn.policy import PolicyOutput
 from understudy.parts import RandomNetworkDistillationConfig
 from understudy.ppo.finiteness import all_finite
 from understudy.ppo.part import Labels, Losses, Part, PartContext, Rewards
+from understudy.tasks.point_mass import PointMass
 from understudy.types import Metrics, NonFiniteError
 
 T, N = 8, 3
@@ -422,3 +423,13 @@ def assert_healthy(ppo: Any, metrics: dict[str, float], skipped: float = 0.0) ->
     for name in ("advantage", "value_target", "value", "next_value", "reward", "log_prob", "params"):
         assert torch.isfinite(ppo.collector.data[name]).all(), name
     assert all(math.isfinite(x) for name, x in metrics.items() if not name.startswith("episode/")), metrics
+
+
+def test_an_iteration_that_learns_nothing_is_reported(make_ppo: Any, caplog: pytest.LogCaptureFixture) -> None:
+    ppo = make_ppo(PointMass(4, max_episode_steps=5))
+    ppo.iterate()
+    assert not caplog.records
+    with torch.no_grad():
+        ppo.policy.value_head.bias.fill_(torch.nan)
+    ppo.iterate()
+    assert "no gradient was finite" in caplog.text

@@ -472,3 +472,18 @@ def test_the_same_seed_gives_the_same_training(scripted_env: Any, make_ppo: Call
         assert ppo.env.seeds[0] is not None
     assert torch.equal(flat[0], flat[1])
     assert not torch.equal(flat[0], flat[2])
+
+
+@pytest.mark.parametrize("field", ["reward", "terminated", "obs"])
+def test_a_shape_that_changes_within_a_rollout_does_not_broadcast(scripted_env: Any, make_ppo: Any, field: str) -> None:
+    def shrink(t: int, step: Step) -> Step:
+        if t != 3:
+            return step
+        if field == "obs":
+            return step._replace(obs=TensorDict({"policy": step.obs["policy"][:, :1]}, batch_size=[3]))
+        return step._replace(**{field: step._asdict()[field][:1]})
+
+    with pytest.raises(
+        ValueError, match="policy' has shape" if field == "obs" else f"{field} must be a tensor of shape"
+    ):
+        make_ppo(scripted_env(3, edit=shrink)).iterate()

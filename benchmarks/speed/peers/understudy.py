@@ -107,7 +107,7 @@ def ppo_config(w: Workload, variant: str) -> us.PPOConfig:
         advantage_normalization="minibatch" if w.normalize_advantage == "minibatch" else "rollout",
         optimizer=us.OptimizerConfig(learning_rate=w.learning_rate, max_grad_norm=w.max_grad_norm),
         desired_kl=w.desired_kl,
-        capture=variant if variant in ("eager", "compile") else "trace",
+        capture=variant if variant in ("eager", "compile", "cudagraph") else "trace",
     )
 
 

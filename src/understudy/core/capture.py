@@ -144,7 +144,7 @@ class _Tape(TorchDispatchMode):
         self.fixed: dict[fx.Node, Tensor] = {}
         for i, x in enumerate(args):
             self._learn(x, self.graph.placeholder(f"arg_{i}"))
-        self.last_placeholder = next(reversed(self.graph.nodes))
+        self.last_placeholder = next(iter(reversed(self.graph.nodes)))
 
     def _learn(self, x: Tensor, node: fx.Node) -> None:
         self.nodes[id(x)] = node
@@ -221,7 +221,8 @@ def _cuda_graph(program: Program, tensors: tuple[Tensor, ...]) -> Program:
     with torch.inference_mode(), torch.cuda.graph(graph):
         results = program(*inputs)
 
-    def replay(*new: Tensor) -> tuple[Tensor, ...]:
+    # `kept`: the graph reads the constants that the program holds, long after the recording
+    def replay(*new: Tensor, kept: Program = program) -> tuple[Tensor, ...]:
         torch._foreach_copy_(inputs, new, non_blocking=True)
         graph.replay()
         # the next replay overwrites the recorded results

@@ -111,6 +111,7 @@ class PPO:
         if total_steps is None:
             self._check_lengths()
         self.last_report = ""
+        self.skipped_steps = 0.0  # by the optimizer, until the last iteration
 
     # ------------------------------------------------------------------ one iteration
 
@@ -147,6 +148,7 @@ class PPO:
             self.lr_scheduler.step()
         self.iteration += 1
         result = self._read(rollout, metrics)
+        self._warn_of_skipped(result["ppo/skipped_steps"])
         ended = time.perf_counter()
         result |= {
             "time/collect": collected - started,
@@ -179,6 +181,16 @@ class PPO:
         metrics = update_statistics(records, *clip)
         metrics |= {"learning_rate": optimizer.learning_rate(), "skipped_steps": optimizer.skipped}
         return {name if "/" in name else f"ppo/{name}": x for name, x in metrics.items()}
+
+    def _warn_of_skipped(self, skipped: float) -> None:
+        """An iteration without a finite gradient learns nothing: say so, as nothing else shows it."""
+        before, self.skipped_steps = self.skipped_steps, skipped
+        if skipped - before >= self.config.epochs * self.config.minibatches:
+            logger.warning(
+                "iteration %d: no gradient was finite, so nothing was learnt; look for NaN in the policy's output, the "
+                "surrogate and the parts' losses (ppo.capture='eager' lets a debugger in)",
+                self.iteration,
+            )
 
     def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
         """The minibatches of all epochs."""

@@ -166,7 +166,9 @@ class Collector:
             executed = self._rows["executed_action"][t]
             executed.copy_(self._choose(t, None if noise_rows is None else noise_rows[t]))
             step = self.env.step(executed)
-            self._store(t, step if t else check_step(self.env, step))
+            if t == 0 or not step.reward.shape == step.terminated.shape == step.truncated.shape == self.is_first.shape:
+                check_step(self.env, step)  # names what is wrong
+            self._store(t, step)
         first = data["terminated"] | data["truncated"] | ~data["valid"]
         data["is_first"][1:].copy_(first[:-1])
         self.is_first = first[num_steps - 1]
@@ -178,7 +180,10 @@ class Collector:
         assert self.obs is not None
         rows = self._rows
         for key in self.keys:
-            rows["obs", *key][t].copy_(self.obs.get(key))
+            row, x = rows["obs", *key][t], self.obs.get(key)
+            if x is None or x.shape != row.shape:  # a copy would broadcast
+                check_observation(self.env, self.obs)
+            row.copy_(x)
         batch: dict[Any, Tensor] = self._acts_on[t] if noise is None else {**self._acts_on[t], "noise": noise}
         if self.state is not None:
             acted = self._act({**batch, "state": self.state, "is_first": self.is_first})

@@ -68,9 +68,10 @@ class MinibatchLoss:
     def _surrogate(self, batch: Batch, log_prob: Tensor, log_ratio: Tensor) -> Tensor:
         clip = {name: self.coefficients[name]() for name in ("clip_low", "clip_high")}
         loss = self.surrogate({**batch, **clip, "new_log_prob": log_prob, "log_ratio": log_ratio})
-        if loss.shape != log_prob.shape:
+        if not isinstance(loss, Tensor) or loss.shape != log_prob.shape:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
-                f"the surrogate {self.config.surrogate} returned {tuple(loss.shape)}; return one loss for each sample, "
+                f"the surrogate {self.config.surrogate} returned {found}; return one loss for each sample, "
                 f"{tuple(log_prob.shape)}: PPO weighs them and takes the mean"
             )
         return loss
