@@ -161,11 +161,7 @@ class Lowering:
             if node.target not in _SCALAR_OPERATORS or len(node.args) != 2 or node.kwargs:
                 continue
             tensor, number = node.args
-            if (
-                not isinstance(tensor, fx.Node)
-                or isinstance(number, fx.Node | bool)
-                or not isinstance(number, int | float)
-            ):
+            if not isinstance(tensor, fx.Node) or isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             val = tensor.meta.get("val")
             if isinstance(val, Tensor) and val.dtype in (torch.float32, torch.float64):
