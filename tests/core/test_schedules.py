@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import pytest
 import torch
 import tyro
-import yaml
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from understudy.core.schedules import Number, Scalar, Schedule, advance_all, format_number, parse_number
+from understudy.core.schedules import Number, Scalar, Schedule, advance_all
 
 
 def at(schedule: Schedule, position: int) -> float:
@@ -89,7 +88,6 @@ def test_step() -> None:
 def test_text_both_ways(text: str, schedule: Schedule) -> None:
     assert Schedule.parse(text) == schedule
     assert Schedule.parse(str(schedule)) == schedule
-    assert parse_number(format_number(schedule)) == schedule
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,7 @@ def test_text_both_ways(text: str, schedule: Schedule) -> None:
         ("linear:1:0:2.5", "no whole number"),
         ("linear:1:0:-100", "length must be at least 1"),
         ("linear:1:0:0it", "length must be at least 1"),
-        ("linaer:1:0", "did you mean 'linear'"),
+        ("linaer:1:0", "did you mean linear"),
         ("constant:1:2", "constant does not take 2 fields"),
         ("piecewise:", "no number"),
         ("piecewise:0", "no number"),
@@ -129,8 +127,8 @@ def test_bad_text_says_the_grammar(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"kind": "cosine", "start": 1.0}, "unknown kind 'cosine'"),
-        ({"kind": "linear", "unit": "step"}, "did you mean 'steps'"),
+        ({"kind": "cosine", "start": 1.0}, "kind must be one of .* got 'cosine'"),
+        ({"kind": "linear", "unit": "step"}, "did you mean steps"),
         ({"kind": "linear", "length": -1}, "at least 1"),
         ({"kind": "linear", "start": math.nan}, "finite"),
         ({"kind": "linear", "points": ((0, 1.0),)}, "has no points"),
@@ -146,16 +144,6 @@ def test_bad_text_says_the_grammar(text: str, reason: str) -> None:
 def test_bad_fields(fields: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         Schedule(**fields)
-
-
-def test_plain_numbers() -> None:
-    assert parse_number(1) == 1.0
-    assert parse_number("3e-4") == 3e-4
-    assert isinstance(parse_number("3e-4"), float)
-    assert format_number(1) == 1.0
-    for wrong in (True, None, [1.0], math.inf):
-        with pytest.raises(ValueError, match=r"number"):
-            parse_number(wrong)  # type: ignore[arg-type]
 
 
 # ---- command line and YAML
@@ -206,23 +194,6 @@ def test_command_line_help_and_error(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         tyro.cli(Outer, args=["--ppo.learning-rate", "linear:oops"])
     assert "START:END" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("number", [0.5, 3e-4, Schedule.parse("linear:3e-4:0:100it"), Schedule.parse("step:0=1,9=2")])
-def test_yaml(number: float | Schedule) -> None:
-    config = Inner(learning_rate=number)
-    text = yaml.safe_dump({"learning_rate": format_number(config.learning_rate)})
-    assert replace(Inner(), learning_rate=parse_number(yaml.safe_load(text)["learning_rate"])) == config
-
-
-def test_yaml_by_hand() -> None:
-    # YAML 1.1 reads 3e-4, which has no dot, as text
-    assert [parse_number(x) for x in yaml.safe_load("[3e-4, 3.0e-4, 1, linear:3e-4:0]")] == [
-        3e-4,
-        3e-4,
-        1.0,
-        Schedule(kind="linear", start=3e-4),
-    ]
 
 
 def test_schedules_are_values() -> None:

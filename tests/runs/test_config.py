@@ -104,7 +104,7 @@ def edited(old: str, new: str) -> str:
             "hidden_sizes: [256, x]",
             r"^policy\.hidden_sizes\[1\] must be a whole number, got 'x'",
         ),
-        ("clip_epsilon: linear:0.2:0.05", "clip_epsilon: liner:0.2:0.05", "did you mean 'linear'"),
+        ("clip_epsilon: linear:0.2:0.05", "clip_epsilon: liner:0.2:0.05", "did you mean linear"),
         ("part: random-network-distillation", "part: random-network", "did you mean random-network-distillation"),
         ("env:", "env: [", "not valid YAML"),
         ("total_steps: 12345", "total_steps: 0", "total_steps must be at least 1"),

@@ -34,7 +34,7 @@ def started(drawn: Tensor, **options: Any) -> tuple[Crossings, Any]:
     env = Crossings(1, size=len(drawn), crossings=1, **options)
     env.reset(seed=0)
     env._put(torch.arange(len(env.cells)), drawn.expand(len(env.cells), -1, -1))
-    env._start(torch.ones(1, dtype=torch.bool), torch.ones(1, dtype=torch.bool))
+    env._restart(torch.ones(1, dtype=torch.bool))
     return env, env.observe()
 
 

@@ -162,13 +162,6 @@ def _converted(kind: Any, value: Any) -> Any:
     return value
 
 
-def check_range(field: str, number: Any, low: float, high: float = math.inf) -> None:
-    """Raise ValueError unless a number, or every value that a schedule takes, lies in [low, high]."""
-    limits = In(low, high)
-    if not _within(limits, number):
-        raise ValueError(f"{field} must {limits}, got {number}")
-
-
 def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
     """Raise ValueError, with the nearest name, unless `value` is one of `known`."""
     if value not in known:

@@ -12,58 +12,15 @@ from torch import Tensor, fx
 aten = torch.ops.aten
 
 _NO_OPS = {aten.detach.default, aten.alias.default, aten.lift_fresh.default}
+_BOUND = """add.Tensor addcmul addmm argmax bitwise_and.Tensor cat clamp clamp.Tensor cos div.Tensor div.Scalar
+eq.Tensor exp ge.Scalar ge.Tensor gt.Scalar gt.Tensor le.Scalar le.Tensor log logical_and lt.Scalar lt.Tensor
+maximum mean mean.dim minimum mm mul.Tensor mul.Scalar neg permute pow.Tensor_Scalar relu rsub.Scalar select.int
+sigmoid sin sqrt squeeze.dim stack sub.Tensor sum sum.dim_IntList t tanh transpose.int unsqueeze where.self
+zeros_like"""
 # The same operator through torch's own Python binding costs half of what the generic overload call does.
 _BINDINGS: dict[Any, Callable[..., Any]] = {
-    aten.add.Tensor: torch.add,
-    aten.addcmul.default: torch.addcmul,
-    aten.addmm.default: torch.addmm,
-    aten.argmax.default: torch.argmax,
-    aten.bitwise_and.Tensor: torch.bitwise_and,
-    aten.cat.default: torch.cat,
-    aten.clamp.default: torch.clamp,
-    aten.clamp.Tensor: torch.clamp,
-    aten.cos.default: torch.cos,
-    aten.div.Tensor: torch.div,
-    aten.div.Scalar: torch.div,
-    aten.eq.Tensor: torch.eq,
-    aten.exp.default: torch.exp,
-    aten.ge.Scalar: torch.ge,
-    aten.ge.Tensor: torch.ge,
-    aten.gt.Scalar: torch.gt,
-    aten.gt.Tensor: torch.gt,
-    aten.le.Scalar: torch.le,
-    aten.le.Tensor: torch.le,
-    aten.log.default: torch.log,
-    aten.logical_and.default: torch.logical_and,
-    aten.lt.Scalar: torch.lt,
-    aten.lt.Tensor: torch.lt,
-    aten.maximum.default: torch.maximum,
-    aten.mean.default: torch.mean,
-    aten.mean.dim: torch.mean,
-    aten.minimum.default: torch.minimum,
-    aten.mm.default: torch.mm,
-    aten.mul.Tensor: torch.mul,
-    aten.mul.Scalar: torch.mul,
-    aten.neg.default: torch.neg,
-    aten.permute.default: torch.permute,
-    aten.pow.Tensor_Scalar: torch.pow,
-    aten.relu.default: torch.relu,
-    aten.rsub.Scalar: torch.rsub,
-    aten.select.int: torch.select,
-    aten.sigmoid.default: torch.sigmoid,
-    aten.sin.default: torch.sin,
-    aten.sqrt.default: torch.sqrt,
-    aten.squeeze.dim: torch.squeeze,
-    aten.stack.default: torch.stack,
-    aten.sub.Tensor: torch.sub,
-    aten.sum.default: torch.sum,
-    aten.sum.dim_IntList: torch.sum,
-    aten.t.default: torch.t,
-    aten.tanh.default: torch.tanh,
-    aten.transpose.int: torch.transpose,
-    aten.unsqueeze.default: torch.unsqueeze,
-    aten.where.self: torch.where,
-    aten.zeros_like.default: torch.zeros_like,
+    getattr(getattr(aten, name), overload or "default"): getattr(torch, name)
+    for name, _, overload in (operation.partition(".") for operation in _BOUND.split())
 }
 _CONSTRUCTORS = {
     aten.ones_like.default,
@@ -85,13 +42,9 @@ _PURE = {
     aten.sub_.Tensor: aten.sub.Tensor,
 }
 _SCALAR_OPERATORS = {
-    aten.add.Tensor: aten.add.Tensor,
-    aten.add.Scalar: aten.add.Tensor,
-    aten.sub.Tensor: aten.sub.Tensor,
-    aten.mul.Tensor: aten.mul.Tensor,
-    aten.mul.Scalar: aten.mul.Tensor,
-    aten.div.Tensor: aten.div.Tensor,
-    aten.div.Scalar: aten.div.Tensor,
+    getattr(packet, overload): packet.Tensor
+    for packet in (aten.add, aten.sub, aten.mul, aten.div)
+    for overload in ("Tensor", "Scalar")
 }
 _METHODS = {aten.view.default: "view", aten._unsafe_view.default: "view", aten.expand.default: "expand"}
 _OUT_VARIANTS = {torch.mm, torch.sum, torch.add, torch.mul, torch.sub, torch.addmm, torch.neg}
@@ -208,11 +161,7 @@ class Lowering:
             if node.target not in _SCALAR_OPERATORS or len(node.args) != 2 or node.kwargs:
                 continue
             tensor, number = node.args
-            if (
-                not isinstance(tensor, fx.Node)
-                or isinstance(number, fx.Node | bool)
-                or not isinstance(number, int | float)
-            ):
+            if not isinstance(tensor, fx.Node) or isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             val = tensor.meta.get("val")
             if isinstance(val, Tensor) and val.dtype in (torch.float32, torch.float64):

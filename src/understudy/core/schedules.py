@@ -8,13 +8,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tyro.constructors import PrimitiveConstructorSpec
 
-from understudy.core.check import check_choice
+from understudy.core.check import Config, In, fit
 
 ScheduleKind = Literal["constant", "linear", "exp", "tanh", "piecewise", "step", "when"]
 ScheduleUnit = Literal["steps", "iterations"]
@@ -50,7 +50,7 @@ class Condition(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(Config):
     """A number as a function of training progress. Text form: `Schedule.parse`, `str`.
 
     With i the progress in `unit` and s = `length` (the whole training if None), value = end + (start - end) p(i):
@@ -66,13 +66,15 @@ class Schedule:
     a condition that is none, or a field that the kind does not use.
     """
 
+    PREFIX = "a schedule's "
+
     kind: ScheduleKind
     """Shape of the curve."""
     start: float = 0.0
     """Value at the beginning."""
     end: float = 0.0
     """Value that is approached (linear: reached)."""
-    length: int | None = None
+    length: Annotated[int | None, In(1)] = None
     """Scale of the curve, in `unit`; None is the whole training."""
     unit: ScheduleUnit = "steps"
     """What progress is counted in: environment steps or iterations."""
@@ -82,12 +84,7 @@ class Schedule:
     """When: a logged metric and what it must reach, `episode/return>=0.95`."""
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, get_args(ScheduleKind))
-        check_choice("unit", self.unit, get_args(ScheduleUnit))
-        if self.length is not None and self.length < 1:
-            raise ValueError(f"a schedule's length must be at least 1 (or None: the whole training), got {self.length}")
-        if not all(math.isfinite(x) for x in (self.start, self.end, *(v for _, v in self.points))):
-            raise ValueError(f"a schedule's numbers must be finite, got {self!r}")
+        super().__post_init__()
         if self.kind != "when" and self.condition:
             raise ValueError(f"a {self.kind} schedule has no condition; use kind='when'")
         if self.kind == "when":
@@ -189,7 +186,7 @@ class Schedule:
             if len(units) > 1:
                 raise ValueError("positions in steps and in iterations are mixed")
             return cls(kind=kind, points=tuple(points), unit=units.pop())  # type: ignore[arg-type]
-        check_choice("kind", kind, get_args(ScheduleKind))
+        fit(ScheduleKind, kind, "a schedule's kind")
         raise ValueError(f"{kind} does not take {len(fields)} fields")
 
     def __str__(self) -> str:
@@ -205,52 +202,28 @@ class Schedule:
         return f"{self.kind}:{self.start!r}:{self.end!r}" + (f":{length}" if length else "")
 
 
-def parse_number(text: float | str) -> float | Schedule:
-    """A number or schedule from its plain form (command line, YAML): 0.1, "3e-4", "linear:3e-4:0".
+def _constructor(optional: bool) -> PrimitiveConstructorSpec[Any]:
+    """How the command line reads and writes such a field: one word."""
 
-    YAML reads 3e-4, without a dot, as text: here it is a number all the same. Raises ValueError, with the grammar.
-    """
-    if isinstance(text, bool) or not isinstance(text, (int, float, str)):
-        raise ValueError(f"expected a number or a schedule as text, got {text!r}. Write one of\n{SCHEDULE_GRAMMAR}")
-    if isinstance(text, str):
-        schedule = Schedule.parse(text)
-        return schedule.start if ":" not in text else schedule
-    if not math.isfinite(text):
-        raise ValueError(f"expected a finite number, got {text}")
-    return float(text)
+    def read(words: list[str]) -> float | Schedule | None:
+        if optional and words[0] == "None":
+            return None
+        schedule = Schedule.parse(words[0])
+        return schedule if ":" in words[0] else schedule.start
 
+    def is_one(value: Any) -> bool:
+        return (optional and value is None) or (
+            isinstance(value, int | float | Schedule) and not isinstance(value, bool)
+        )
 
-def format_number(number: float | Schedule) -> float | str:
-    """The plain form of a number or schedule (float or text), which `parse_number` reads back to an equal one."""
-    return str(number) if isinstance(number, Schedule) else float(number)
+    metavar = "NUMBER|SCHEDULE|None" if optional else "NUMBER|SCHEDULE"
+    return PrimitiveConstructorSpec(1, metavar, read, is_one, lambda number: [str(number)])
 
 
-def _is_number(x: Any) -> bool:
-    return isinstance(x, (int, float, Schedule)) and not isinstance(x, bool)
-
-
-Number = Annotated[
-    float | Schedule,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NUMBER|SCHEDULE",
-        instance_from_str=lambda tokens: parse_number(tokens[0]),
-        is_instance=_is_number,
-        str_from_instance=lambda number: [str(format_number(number))],
-    ),
-]
+Number = Annotated[float | Schedule, _constructor(optional=False)]
 """The type of a config field that is a number or a `Schedule`; one token on the command line."""
 
-OptionalNumber = Annotated[
-    float | Schedule | None,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="NUMBER|SCHEDULE|None",
-        instance_from_str=lambda tokens: None if tokens[0] == "None" else parse_number(tokens[0]),
-        is_instance=lambda value: value is None or _is_number(value),
-        str_from_instance=lambda number: [str(None if number is None else format_number(number))],
-    ),
-]
+OptionalNumber = Annotated[float | Schedule | None, _constructor(optional=True)]
 """`Number`, or None for off."""
 
 

@@ -14,45 +14,23 @@ if TYPE_CHECKING:
     from understudy.envs.regrouped import with_groups
     from understudy.envs.simulator import SimulatorAdapter
 
-_HOMES = {
-    "ActionMap": "actions",
-    "EnvConfig": "registry",
-    "EnvPoolAdapter": "envpool",
-    "GymnasiumVectorAdapter": "gymnasium",
-    "InProcessVectorEnv": "gymnasium",
-    "SimulatorAdapter": "simulator",
-    "StatefulEnv": "base",
-    "Step": "base",
-    "VecEnv": "base",
-    "as_vec_env": "registry",
-    "list_envs": "registry",
-    "make_env": "registry",
-    "make_render_env": "registry",
-    "register_env": "registry",
-    "with_groups": "regrouped",
-}
-"""Public name -> file."""
+__all__ = ["ActionMap", "StatefulEnv", "Step", "VecEnv"]
+__all__ += ["EnvPoolAdapter", "GymnasiumVectorAdapter", "InProcessVectorEnv", "SimulatorAdapter"]
+__all__ += ["EnvConfig", "as_vec_env", "list_envs", "make_env", "make_render_env", "register_env", "with_groups"]
 
-__all__ = [
-    "ActionMap",
-    "EnvConfig",
-    "EnvPoolAdapter",
-    "GymnasiumVectorAdapter",
-    "InProcessVectorEnv",
-    "SimulatorAdapter",
-    "StatefulEnv",
-    "Step",
-    "VecEnv",
-    "as_vec_env",
-    "list_envs",
-    "make_env",
-    "make_render_env",
-    "register_env",
-    "with_groups",
-]
+_FILES = {
+    "actions": ("ActionMap",),
+    "base": ("StatefulEnv", "Step", "VecEnv"),
+    "envpool": ("EnvPoolAdapter",),
+    "gymnasium": ("GymnasiumVectorAdapter", "InProcessVectorEnv"),
+    "registry": ("EnvConfig", "as_vec_env", "list_envs", "make_env", "make_render_env", "register_env"),
+    "regrouped": ("with_groups",),
+    "simulator": ("SimulatorAdapter",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return vars(import_module(f"understudy.envs.{_HOMES[name]}"))[name]
+    for file, names in _FILES.items():
+        if name in names:
+            return vars(import_module(f"understudy.envs.{file}"))[name]
     raise AttributeError(f"module 'understudy.envs' has no attribute {name!r}")

@@ -12,10 +12,11 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.spaces import Key, array_dtype, kind_of, shape_of
+from understudy.core.spaces import Key, array_dtype, kind_of
 from understudy.envs.base import Step
 from understudy.envs.observations import Leaf
 
+_Fields = dict[Key, tuple[tuple[int, ...], np.dtype[Any]]]  # name -> shape, type
 _ALIGNMENT = 64  # bytes: one cache line, and enough for any vectorised load
 
 
@@ -29,14 +30,9 @@ class StepBuffers:
     def __init__(self, leaves: Sequence[Leaf], num_envs: int, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.num_envs = num_envs
-        fields: dict[Key, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            leaf.source: ((num_envs, *leaf.env_shape), array_dtype(leaf.space)) for leaf in leaves
-        }
-        flags: dict[Key, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            ("reward",): ((num_envs,), np.dtype(np.float32)),
-            ("terminated",): ((num_envs,), np.dtype(np.bool_)),
-            ("truncated",): ((num_envs,), np.dtype(np.bool_)),
-        }
+        fields: _Fields = {leaf.source: ((num_envs, *leaf.env_shape), array_dtype(leaf.space)) for leaf in leaves}
+        kinds = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_}
+        flags: _Fields = {(name,): ((num_envs,), np.dtype(kind)) for name, kind in kinds.items()}
         self._observations = _Block(fields, self.device)
         self._finals = _Block(fields, self.device)
         self._flags = _Block(flags, self.device)
@@ -71,7 +67,7 @@ class StepBuffers:
 class _Block:
     """Arrays that lie in one piece of host memory, and their twins on the device (the same memory on the CPU)."""
 
-    def __init__(self, fields: Mapping[Key, tuple[tuple[int, ...], np.dtype[Any]]], device: torch.device) -> None:
+    def __init__(self, fields: _Fields, device: torch.device) -> None:
         size, offsets = 0, {}
         for name, (shape, dtype) in fields.items():
             offsets[name] = size
@@ -144,11 +140,6 @@ def pick(obs: Any, source: Key) -> Any:
     for key in source:
         obs = obs[key]
     return obs
-
-
-def action_shape(space: spaces.Space[Any], num_envs: int) -> tuple[int, ...]:
-    """Shape of a batch of executed actions, `(N, *A)`."""
-    return (num_envs, *shape_of(space))
 
 
 def action_array(action: Tensor, space: spaces.Space[Any], shape: tuple[int, ...]) -> Any:

@@ -16,9 +16,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.check import nearest
-from understudy.core.spaces import bounds_of, check_action_space, children, is_real
+from understudy.core.spaces import bounds_of, check_action_space, children, is_real, shape_of
 from understudy.envs.base import Step
-from understudy.envs.buffers import StepBuffers, action_array, action_shape, write_batch
+from understudy.envs.buffers import StepBuffers, action_array, write_batch
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
 from understudy.types import WorkerError
 
@@ -85,7 +85,7 @@ class EnvPoolAdapter:
         self.action_space = check_action_space(self.pool.action_space)
         leaves = observation_leaves(_repair(self.pool.observation_space), groups)
         self.observation_space = leaves_space(leaves)
-        self._action_shape = action_shape(self.action_space, self.num_envs)
+        self._action_shape = (self.num_envs, *shape_of(self.action_space))
         self._buffers = StepBuffers(leaves, self.num_envs, self.device)
         self._step = self._buffers.step()
 

@@ -12,9 +12,9 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.spaces import check_action_space
+from understudy.core.spaces import check_action_space, shape_of
 from understudy.envs.base import Step
-from understudy.envs.buffers import StepBuffers, action_array, action_shape, check_row, row_writers, write_batch
+from understudy.envs.buffers import StepBuffers, action_array, check_row, row_writers, write_batch
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
 from understudy.types import WorkerError
 
@@ -54,7 +54,7 @@ class InProcessVectorEnv:
         self.device = torch.device(device)
         self.observation_space = leaves_space(self._leaves)
         self._seed = seed
-        self._action_shape = action_shape(self.action_space, self.num_envs)
+        self._action_shape = (self.num_envs, *shape_of(self.action_space))
         self._buffers = StepBuffers(self._leaves, self.num_envs, self.device)
         self._write_obs = row_writers(self._buffers.obs_arrays)
         self._write_final = row_writers(self._buffers.final_arrays)
@@ -158,7 +158,8 @@ class GymnasiumVectorAdapter:
         self._resets_by_mask = self.mode == AutoresetMode.DISABLED or (
             self.mode == AutoresetMode.NEXT_STEP and isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv)
         )
-        self._action_shape = action_shape(self.action_space, self.num_envs)
+        self._resets_next_step = self.mode == AutoresetMode.NEXT_STEP and not self._resets_by_mask
+        self._action_shape = (self.num_envs, *shape_of(self.action_space))
         self._buffers = StepBuffers(leaves, self.num_envs, self.device)
         self._write_final = row_writers(self._buffers.final_arrays)
         self._step = self._buffers.step()
@@ -189,7 +190,7 @@ class GymnasiumVectorAdapter:
         any_ended = bool(ended.any())
         if any_ended:
             obs = self._after_end(obs, info, ended)
-        self._resetting = ended if any_ended and not self._resets_same_step else None
+        self._resetting = ended if any_ended and self._resets_next_step else None
         write_batch(buffers.obs_arrays, obs)
         buffers.publish(any_ended)
         if junk is None:
@@ -204,11 +205,6 @@ class GymnasiumVectorAdapter:
     def close(self) -> None:
         """Close the vector environment and its processes."""
         self.env.close()
-
-    @property
-    def _resets_same_step(self) -> bool:
-        """Whether the next step of an ended row is already a step of its next episode."""
-        return self._resets_by_mask or self.mode == AutoresetMode.SAME_STEP
 
     def _after_end(self, obs: Any, info: dict[str, Any], ended: np.ndarray) -> Any:
         """Keep the final observations of the ended rows, and return the observations to act on next."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -83,15 +82,14 @@ def segmented(leaves: Sequence[Leaf], segments: Segments) -> tuple[Leaf, ...]:
 
 def leaves_space(leaves: Sequence[Leaf]) -> spaces.Dict:
     """The observation space of a `VecEnv` (per environment): group -> space, or Dict of components."""
-    tree: OrderedDict[str, Any] = OrderedDict()  # spaces.Dict sorts a plain dict; the order given is the one to keep
+    tree = spaces.Dict()  # filled key by key: it would sort a dict, and the order given is the one to keep
     for leaf in leaves:
-        if len(leaf.key) == 1:
-            tree[leaf.key[0]] = leaf.space
+        group, *component = leaf.key
+        if component:
+            tree.spaces.setdefault(group, spaces.Dict()).spaces[component[0]] = leaf.space  # type: ignore[attr-defined]
         else:
-            tree.setdefault(leaf.key[0], OrderedDict())[leaf.key[1]] = leaf.space
-    return spaces.Dict(
-        OrderedDict((name, spaces.Dict(sub) if isinstance(sub, OrderedDict) else sub) for name, sub in tree.items())
-    )
+            tree.spaces[group] = leaf.space
+    return tree
 
 
 def regroup(obs: TensorDictBase, leaves: Sequence[Leaf]) -> TensorDict:
@@ -102,11 +100,14 @@ def regroup(obs: TensorDictBase, leaves: Sequence[Leaf]) -> TensorDict:
     return tree
 
 
-def _entries(space: spaces.Space[Any], prefix: Key = ()) -> dict[str, tuple[Key, spaces.Space[Any]]]:
+_Entries = dict[str, tuple[Key, spaces.Space[Any]]]
+
+
+def _entries(space: spaces.Space[Any], prefix: Key = ()) -> _Entries:
     """Dotted name -> (source, space), for every level of a Dict space; a plain space is the one entry "policy"."""
     if kind_of(space) != "dict":
         return {} if prefix else {DEFAULT_GROUP: ((), space)}
-    entries: dict[str, tuple[Key, spaces.Space[Any]]] = {}
+    entries: _Entries = {}
     for name, child in children(space).items():
         source = (*prefix, name)
         entries[".".join(source)] = (source, child)
@@ -114,9 +115,7 @@ def _entries(space: spaces.Space[Any], prefix: Key = ()) -> dict[str, tuple[Key,
     return entries
 
 
-def _group_leaves(
-    group: str, members: str | Sequence[str], entries: Mapping[str, tuple[Key, spaces.Space[Any]]]
-) -> list[Leaf]:
+def _group_leaves(group: str, members: str | Sequence[str], entries: _Entries) -> list[Leaf]:
     if isinstance(members, str) and members not in entries and "+" in members:
         members = members.split("+")
     prefix = 0
@@ -144,7 +143,7 @@ def _group_leaves(
     return leaves
 
 
-def _entry(group: str, key: str, entries: Mapping[str, tuple[Key, spaces.Space[Any]]]) -> tuple[Key, spaces.Space[Any]]:
+def _entry(group: str, key: str, entries: _Entries) -> tuple[Key, spaces.Space[Any]]:
     if key not in entries:
         raise ValueError(
             f"observation group {group!r} asks for {key!r}, which the environment lacks: {nearest(key, entries)}"

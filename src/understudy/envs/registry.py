@@ -198,7 +198,7 @@ def make_render_env(config: EnvConfig) -> gym.Env[Any, Any]:
     """
     if _find_maker(config.id) is not None:
         raise ValueError(f"{config.id} cannot be drawn: evaluate it without a video")
-    if not _gymnasium_has(config.id):
+    if _gymnasium_spec(config.id) is None:
         known = _known_ids()
         if config.id in known:
             raise ValueError(f"{config.id} exists in EnvPool only, which gives no video: evaluate it without one")
@@ -234,6 +234,7 @@ def gymnasium_maker(
 ) -> Callable[[], gym.Env[Any, Any]]:
     """A function that builds one copy, without Gymnasium's per-step checks (the adapter resets before it steps)."""
     spec = copy.deepcopy(_gymnasium_spec(env_id))
+    assert spec is not None, env_id
     spec.disable_env_checker, spec.order_enforce = True, False
     if "mujoco" in str(spec.entry_point):
         _log_mujoco_warnings_once()
@@ -263,7 +264,7 @@ def _find_maker(id: str) -> Maker | None:
     module = _import(module_name, id)  # which may register the name, with us or with Gymnasium
     if name in ENVS:
         return ENVS[name]
-    if _gymnasium_has(name):
+    if _gymnasium_spec(name) is not None:
         return None
     if name not in dir(module):
         raise ValueError(f"{id!r} names nothing: {module_name} registers no environment {name!r} and has no such maker")
@@ -318,12 +319,9 @@ def _summary(id: str) -> str:
         make = ENVS[id]
     except (ImportError, ValueError, AttributeError) as error:
         return f"cannot be loaded: {error}"
-    fixed = ""
-    if isinstance(make, functools.partial):
-        fixed = ", ".join(f"{name} {value}" for name, value in make.keywords.items())
-        make = make.func
-    line = (inspect.getdoc(make) or "").partition("\n")[0].rstrip(".")
-    return f"{line} ({fixed})" if fixed else line
+    function, fixed = (make.func, make.keywords) if isinstance(make, functools.partial) else (make, {})
+    line = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
+    return line + (f" ({', '.join(f'{name} {value}' for name, value in fixed.items())})" if fixed else "")
 
 
 # ------------------------------------------------------------------------------------------- backends
@@ -333,15 +331,14 @@ def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Lite
     """The backend that builds the id; ValueError if none does."""
     if backend == "envpool":
         return "envpool"  # make_envpool checks the id
-    in_gymnasium = _gymnasium_has(env_id)
+    in_gymnasium = _gymnasium_spec(env_id) is not None
     if in_gymnasium and (backend == "gymnasium" or num_envs < ENVPOOL_FROM or has_options):
         return "gymnasium"
     if backend == "auto" and has_envpool() and env_id in import_envpool().list_all_envs():
         return "envpool"
     if in_gymnasium:
         return "gymnasium"
-    known = _known_ids() if backend == "auto" else list(gym.registry)
-    where = "" if backend == "auto" else " in Gymnasium"
+    known, where = (_known_ids(), "") if backend == "auto" else (list(gym.registry), " in Gymnasium")
     raise ValueError(f"unknown environment {env_id!r}{where}: {nearest(env_id, known)}")
 
 
@@ -350,20 +347,15 @@ def _known_ids() -> list[str]:
     return [*ENVS, *gym.registry, *pool]
 
 
-def _gymnasium_has(env_id: str) -> bool:
-    try:
-        _gymnasium_spec(env_id)
-    except gym.error.Error:
-        return False
-    return True
-
-
-def _gymnasium_spec(env_id: str) -> EnvSpec:
-    """The registered spec; "module:Id-v0" imports the module first, which registers it."""
+def _gymnasium_spec(env_id: str) -> EnvSpec | None:
+    """The registered spec, if there is one; "module:Id-v0" imports the module first, which registers it."""
     module_name, colon, name = env_id.rpartition(":")
     if colon:
         _import(module_name, env_id)
-    return gym.spec(name)
+    try:
+        return gym.spec(name)
+    except gym.error.Error:
+        return None
 
 
 def _import(module_name: str, id: str) -> Any:

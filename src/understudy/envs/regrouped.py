@@ -20,11 +20,8 @@ def with_groups(env: VecEnv, groups: Groups | None = None, segments: Segments | 
     """
     if not (groups or segments):
         return env
-    return (
-        StatefulRegroupedEnv(env, groups, segments)
-        if isinstance(env, StatefulEnv)
-        else RegroupedEnv(env, groups, segments)
-    )
+    kind = StatefulRegroupedEnv if isinstance(env, StatefulEnv) else RegroupedEnv
+    return kind(env, groups, segments)
 
 
 class RegroupedEnv:

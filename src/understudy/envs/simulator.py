@@ -74,12 +74,17 @@ class SimulatorAdapter:
         self.device = torch.device(env.device)
         self.action_space = action_space or _unbounded((env.num_actions,))
         first = _as_groups(env.get_observations())
-        self._check_batch(first)
+        if first.batch_size != (self.num_envs,):
+            raise ValueError(
+                f"the simulator has {self.num_envs} environments, but its observations have batch size "
+                f"{tuple(first.batch_size)}"
+            )
         self._leaves = group_leaves(_tree_space(first), groups)
         self.observation_space = leaves_space(self._leaves)
         # where the groups are the simulator's own, its TensorDict is handed on untouched
         self._as_is = {leaf.key for leaf in self._leaves} == _paths(first) and all(
-            leaf.key == leaf.source and leaf.env_shape and _is_plain(first.get(leaf.source)) for leaf in self._leaves
+            leaf.key == leaf.source and leaf.env_shape and leaf.of(value := first.get(leaf.source)) is value
+            for leaf in self._leaves
         )
 
     def reset(self, seed: int | None = None) -> TensorDict:
@@ -105,12 +110,10 @@ class SimulatorAdapter:
         raw_obs, reward, raw_dones, extras = result
         obs = self._regroup(_as_groups((raw_obs, extras) if isinstance(raw_obs, Tensor) else raw_obs))
         dones = self._flag("dones", raw_dones)
-        if "time_outs" in extras:
-            truncated = dones & self._flag("time_outs", extras["time_outs"])
-        else:
-            truncated = torch.zeros_like(dones)
+        truncated = dones & self._flag("time_outs", extras.get("time_outs", torch.zeros_like(dones)))
         final = self._final(extras["final_obs"], obs, dones) if extras.get("final_obs") is not None else None
-        metrics = self._metrics(extras.get("log", extras.get("episode")) or {})
+        log = extras.get("log", extras.get("episode")) or {}
+        metrics = {name: self._metric(name, value) for name, value in log.items()}
         return Step(obs, self._row("reward", reward).float(), dones & ~truncated, truncated, final, metrics)
 
     def close(self) -> None:
@@ -140,9 +143,6 @@ class SimulatorAdapter:
         index = (dones.cumsum(0) - 1).clamp_(0, rows - 1)  # [N]
         return final[index]
 
-    def _metrics(self, log: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: self._metric(name, value) for name, value in log.items()}
-
     def _metric(self, name: str, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             return torch.full((), float(value), device=self.device)  # a fill, not a copy from the host: no wait
@@ -160,13 +160,6 @@ class SimulatorAdapter:
         if value.shape == (self.num_envs, 1):
             return value.squeeze(-1)
         raise ValueError(f"the simulator's {name} has shape {tuple(value.shape)}, expected [{self.num_envs}]")
-
-    def _check_batch(self, obs: TensorDict) -> None:
-        if obs.batch_size != (self.num_envs,):
-            raise ValueError(
-                f"the simulator has {self.num_envs} environments, but its observations have batch size "
-                f"{tuple(obs.batch_size)}"
-            )
 
 
 def _as_groups(raw: Any) -> TensorDict:
@@ -189,11 +182,6 @@ def _as_groups(raw: Any) -> TensorDict:
 def _paths(obs: TensorDict) -> set[tuple[str, ...]]:
     """The keys of all tensors, each as a tuple."""
     return {key if isinstance(key, tuple) else (key,) for key in obs.keys(include_nested=True, leaves_only=True)}
-
-
-def _is_plain(value: Tensor) -> bool:
-    """Whether the tensor needs no conversion: float32, or no floating-point number at all."""
-    return value.dtype == torch.float32 or not value.is_floating_point()
 
 
 def _tree_space(obs: TensorDict) -> spaces.Dict:

@@ -117,12 +117,8 @@ class ClipPPOLoss(TensorDictModuleBase):
         made = {*self.actor.out_keys, *read}
         self.in_keys = list(dict.fromkeys([*read, *(key for key in self.critic.in_keys if key not in made)]))
         losses = ["loss_objective", *(["loss_entropy", "entropy"] if self.entropy_bonus else []), "loss_critic"]
-        self.out_keys = [
-            *losses,
-            *LOGS,
-            "explained_variance",
-            *(["value_clip_fraction"] if self.clip_value is not None else []),
-        ]
+        clipped = ["value_clip_fraction"] if self.clip_value is not None else []
+        self.out_keys = [*losses, *LOGS, "explained_variance", *clipped]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and logs of a batch, a TensorDict of scalars without batch size; the input is left as it is."""

@@ -17,33 +17,14 @@ if TYPE_CHECKING:
     from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
     from understudy.runs.config import TrainConfig
 
-__all__ = [
-    "RECIPES",
-    "a2c",
-    "advisor",
-    "airl",
-    "appo",
-    "atppo",
-    "bc",
-    "bc_gail",
-    "cartpole",
-    "crossings",
-    "dagger",
-    "demo_mujoco",
-    "distill",
-    "estimator_ppo",
-    "estimator_tppo",
-    "find_recipe",
-    "gail",
-    "go1_student",
-    "go1_teacher",
-    "go1_trot",
-    "light_house",
-    "mujoco",
-    "poisoned_doors",
-    "ppo",
-    "tppo",
-]
+__all__ = ["RECIPES", "find_recipe"]
+__all__ += ["airl", "bc_gail", "gail"]
+__all__ += ["a2c", "cartpole", "ppo"]
+__all__ += ["advisor", "crossings", "light_house", "poisoned_doors"]
+__all__ += ["bc", "dagger"]
+__all__ += ["appo", "atppo", "go1_trot"]
+__all__ += ["demo_mujoco", "mujoco"]
+__all__ += ["distill", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"]
 
 _FILES = {
     "adversarial": ("airl", "bc_gail", "gail"),

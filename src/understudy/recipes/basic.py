@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.ppo.config import PPOConfig
@@ -16,39 +18,20 @@ def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 
 
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
     """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
-    learning_rate = Schedule(kind="linear", start=7e-4, end=0.0)
-    return TrainConfig(
-        recipe="a2c",
-        env=EnvConfig(id=env_id, num_envs=8),
-        ppo=PPOConfig(
-            surrogate="a2c",
-            num_steps=5,
-            epochs=1,
-            minibatches=1,
-            gae_lambda=1.0,
-            advantage_normalization="none",
-            optimizer=OptimizerConfig(kind="rmsprop", learning_rate=learning_rate),
-        ),
-        total_steps=total_steps,
-        seed=seed,
-        torch_threads=1,
+    config = PPOConfig(
+        surrogate="a2c",
+        num_steps=5,
+        epochs=1,
+        minibatches=1,
+        gae_lambda=1.0,
+        advantage_normalization="none",
+        optimizer=OptimizerConfig(kind="rmsprop", learning_rate=Schedule(kind="linear", start=7e-4)),
     )
+    return replace(ppo(env_id, total_steps=total_steps, seed=seed), recipe="a2c", ppo=config)
 
 
 def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """CartPole-v1 to its maximum of 500 in seconds."""
-    learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
-    return TrainConfig(
-        recipe="cartpole",
-        env=EnvConfig(id="CartPole-v1", num_envs=8),
-        ppo=PPOConfig(
-            num_steps=128,
-            epochs=10,
-            minibatches=4,
-            gae_lambda=0.95,
-            optimizer=OptimizerConfig(learning_rate=learning_rate),
-        ),
-        total_steps=total_steps,
-        seed=seed,
-        torch_threads=1,
-    )
+    optimizer = OptimizerConfig(learning_rate=Schedule(kind="linear", start=1e-3))
+    config = PPOConfig(num_steps=128, epochs=10, minibatches=4, gae_lambda=0.95, optimizer=optimizer)
+    return replace(ppo(total_steps=total_steps, seed=seed), recipe="cartpole", ppo=config)

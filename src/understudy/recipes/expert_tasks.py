@@ -12,6 +12,7 @@ from understudy.nn.protocol import PolicyConfig
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.recipes.basic import ppo
 from understudy.runs.config import EvaluationConfig, TrainConfig
 from understudy.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
 
@@ -21,7 +22,8 @@ def advisor(env_id: str = "PoisonedDoors-v0", *, total_steps: int = 300_000, see
     light_house = env_id == "LightHouse-v0"
     clip = Schedule(kind="linear", start=0.1)
     learning_rate = Schedule(kind="linear", start=0.0242 if light_house else 3.5e-3)
-    return TrainConfig(
+    return dataclasses.replace(
+        ppo(env_id, total_steps=total_steps, seed=seed),
         recipe="advisor",
         env=EnvConfig(id=env_id, num_envs=20, kwargs={"repeat_failed": True} if env_id in TRAINED_WITH_REPEATS else {}),
         policy=_policy(env_id),
@@ -41,9 +43,6 @@ def advisor(env_id: str = "PoisonedDoors-v0", *, total_steps: int = 300_000, see
         evaluation=EvaluationConfig(
             episodes=100, deterministic=False, env_kwargs={"repeat_failed": False} if env_id in CROSSINGS else {}
         ),
-        total_steps=total_steps,
-        seed=seed,
-        torch_threads=1,
     )
 
 

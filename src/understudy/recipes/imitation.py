@@ -18,7 +18,7 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
         env=EnvConfig(id=env_id),
         policy=PolicyConfig(hidden_sizes=(256, 256), activation="relu"),
         parts={"bc": BehaviorCloningConfig(demonstrations=demonstrations, coef=Schedule(kind="linear", start=1.0))},
-        offline=OfflineConfig(epochs=100, learning_rate=Schedule(kind="linear", start=1e-3, end=0.0)),
+        offline=OfflineConfig(epochs=100, learning_rate=Schedule(kind="linear", start=1e-3)),
         total_steps=total_steps,
         seed=seed,
         torch_threads=1,
@@ -30,8 +30,5 @@ def dagger(env_id: str = "Hopper-v5", *, expert: str = "", total_steps: int = 0,
     config = bc(env_id, total_steps=total_steps, seed=seed)
     assert config.offline is not None
     rounds = DaggerConfig(expert=expert, steps_per_round=2000)
-    return dataclasses.replace(
-        config,
-        recipe="dagger",
-        offline=dataclasses.replace(config.offline, epochs=20, dagger=rounds),
-    )
+    offline = dataclasses.replace(config.offline, epochs=20, dagger=rounds)
+    return dataclasses.replace(config, recipe="dagger", offline=offline)

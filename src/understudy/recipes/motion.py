@@ -7,7 +7,6 @@ import dataclasses
 from understudy.core.schedules import Schedule
 from understudy.data.motions.library import MotionsConfig
 from understudy.parts.motion_prior import MotionPriorConfig
-from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.parts.teacher import TeacherConfig
 from understudy.recipes.mujoco_tasks import mujoco
 from understudy.recipes.teacher import go1_teacher
@@ -34,17 +33,9 @@ def appo(
     seed: int = 0,
 ) -> TrainConfig:
     """APPO: PPO that keeps the style of motion clips (--parts.motion.motions.files); 0.4 x task, 0.6 x style."""
-    _check_lerp(task_reward_lerp)
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
-    part = MotionPriorConfig(
-        motions=MotionsConfig(files=tuple(motions)),
-        columns=_STYLE.get(env_id, ()),
-        step_time=0.05,
-        reward_weight=1.0 - task_reward_lerp,
-        discriminator=_discriminator(),
-    )
-    ppo = dataclasses.replace(config.ppo, reward_weight=task_reward_lerp)
-    return dataclasses.replace(config, recipe="appo", ppo=ppo, parts={"motion": part})
+    part = MotionPriorConfig(columns=_STYLE.get(env_id, ()), step_time=0.05)
+    return _with_style("appo", config, part, motions, task_reward_lerp)
 
 
 def atppo(
@@ -77,26 +68,29 @@ def go1_trot(
     From fresh weights it leads no further than standing (1.5 and 3 million steps, one seed each): noise is punished
     before there is a gait, and so fades before one is found.
     """
-    _check_lerp(task_reward_lerp)
     config = go1_teacher(env_id, total_steps=total_steps, seed=seed)
+    config = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, gamma=0.99))
     part = MotionPriorConfig(
-        motions=MotionsConfig(files=tuple(motions)),
         columns=_GO1_STYLE,
         fields=(*(f"{joint}_offset" for joint in _GO1_JOINTS), *(f"{joint}_dof_vel" for joint in _GO1_JOINTS)),
         step_time=0.02,
-        reward_weight=1.0 - task_reward_lerp,
         scale_by_step_time=True,  # as the task's reward is
-        discriminator=_discriminator(),
     )
-    ppo = dataclasses.replace(config.ppo, gamma=0.99, reward_weight=task_reward_lerp)
-    return dataclasses.replace(config, recipe="go1-trot", ppo=ppo, parts={"motion": part})
+    return _with_style("go1-trot", config, part, motions, task_reward_lerp)
 
 
-def _discriminator() -> DiscriminatorConfig:
-    """The part's own, but with a smaller penalty: AMP's 10 keeps the scores of both sides close together."""
-    return dataclasses.replace(MotionPriorConfig().discriminator, gradient_penalty=1.0)
-
-
-def _check_lerp(lerp: float) -> None:
+def _with_style(
+    recipe: str, config: TrainConfig, part: MotionPriorConfig, motions: tuple[str, ...], lerp: float
+) -> TrainConfig:
+    """The training with `lerp` times the task's reward and the rest the motion prior's."""
     if not 0.0 <= lerp <= 1.0:
         raise ValueError(f"task_reward_lerp is the task's share of the reward, in [0, 1], got {lerp}")
+    part = dataclasses.replace(
+        part,
+        motions=MotionsConfig(files=tuple(motions)),
+        reward_weight=1.0 - lerp,
+        # AMP's penalty of 10 keeps the scores of both sides close together
+        discriminator=dataclasses.replace(part.discriminator, gradient_penalty=1.0),
+    )
+    ppo = dataclasses.replace(config.ppo, reward_weight=lerp)
+    return dataclasses.replace(config, recipe=recipe, ppo=ppo, parts={"motion": part})

@@ -10,13 +10,14 @@ from understudy.nn.heads import DistributionConfig
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
+from understudy.recipes.basic import ppo
 from understudy.runs.config import EvaluationConfig, TrainConfig
 
 
 def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """PPO for Hopper-v5, HalfCheetah-v5, Walker2d-v5: one set of numbers for all three; choose with --env.id."""
-    learning_rate = Schedule(kind="linear", start=3e-4, end=0.0)
-    return TrainConfig(
+    return dataclasses.replace(
+        ppo(env_id, total_steps=total_steps, seed=seed),
         recipe="mujoco",
         # the backend is named: EnvPool's MuJoCo is another version, and scores differ across versions
         env=EnvConfig(id=env_id, num_envs=8, backend="gymnasium"),
@@ -29,11 +30,8 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
             value_coef=0.25,
             value_normalization="scale",
             recompute_advantage=True,
-            optimizer=OptimizerConfig(learning_rate=learning_rate, eps=1e-8),
+            optimizer=OptimizerConfig(learning_rate=Schedule(kind="linear", start=3e-4), eps=1e-8),
         ),
-        total_steps=total_steps,
-        seed=seed,
-        torch_threads=1,
     )
 
 
@@ -41,7 +39,6 @@ def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
     config = mujoco("HalfCheetah-v5", total_steps=total_steps, seed=seed)
     # in a hurry: a large learning rate, a short horizon and little exploration noise from the start
-    learning_rate = Schedule(kind="linear", start=1e-3, end=0.0)
     return dataclasses.replace(
         config,
         recipe="demo-mujoco",
@@ -56,7 +53,7 @@ def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
             value_normalization="none",
             recompute_advantage=False,
             reward_normalization=True,
-            optimizer=OptimizerConfig(learning_rate=learning_rate),
+            optimizer=OptimizerConfig(learning_rate=Schedule(kind="linear", start=1e-3)),
         ),
         evaluation=EvaluationConfig(interval=max(total_steps // 5, 1), episodes=5),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from understudy.core.check import In, fit
 from understudy.envs.base import Step
 from understudy.envs.registry import OWN_TASKS
 from understudy.tasks import minigrid_rules as rules
+from understudy.tasks.batched import BatchedTask, expert_groups
 
 Switch = Literal["none", "faulty", "once"]
 
@@ -26,10 +27,9 @@ STEPS_PER_LOOK = 16
 """On an accelerator: steps between two looks at how many grids are left, each of which waits for the device."""
 
 
-class Crossings:
+class Crossings(BatchedTask):
     """Find the openings of rivers of wall or lava, as in MiniGrid.
 
-    A `VecEnv` in torch, on any device, without a loop over copies; its state can be saved.
     The agent starts in the top left corner and looks to the right; the goal is in the bottom right corner. Actions:
     0 left, 1 right, 2 forward, and with a switch 3 toggle. Reaching the goal ends the episode with the reward
     1 - 0.9 * steps / time limit; lava ends it with 0; all else gives 0. An episode that ends on the step of its time
@@ -54,6 +54,8 @@ class Crossings:
     fresh one. On an accelerator a grid may come twice if more episodes than copies start within 16 steps.
     """
 
+    STATE = ("waiting", "taken", "slot", "position", "direction", "steps", "spent", "noise", "shown", "corrupted")
+
     def __init__(
         self,
         num_envs: int,
@@ -67,7 +69,6 @@ class Crossings:
         repeat_failed: bool = False,
         max_episode_steps: int | None = None,
     ) -> None:
-        fit(Annotated[int, In(1)], num_envs, "num_envs")
         if not (5 <= size <= rules.MAX_SIZE and size % 2):
             raise ValueError(f"size is {size}: rivers need an odd size from 5 to {rules.MAX_SIZE}")
         if not 1 <= crossings <= size - 3:
@@ -75,24 +76,13 @@ class Crossings:
         fit(rules.Obstacle, obstacle, "obstacle")
         fit(Switch, switch, "switch")
         fit(Annotated[int, In(0)], corrupt, "corrupt")
-        fit(Annotated[int | None, In(1)], max_episode_steps, "max_episode_steps")
         self.size, self.crossings, self.obstacle, self.switch = size, crossings, obstacle, switch
         self.corrupt, self.repeat_failed = corrupt, repeat_failed
-        self.num_envs, self.device = num_envs, torch.device(device)
-        self.host_is_device = self.device.type == "cpu"  # a look at a number waits for nothing here
-        self.max_episode_steps = max_episode_steps or 4 * size**2
         num_actions = 3 if switch == "none" else 4
         cell = (rules.OBJECTS, rules.COLORS, rules.STATES)
-        view = np.broadcast_to(np.array(cell), (rules.VIEW, rules.VIEW, 3))
-        self.observation_space = spaces.Dict(
-            {
-                "policy": spaces.MultiDiscrete(view, dtype=np.uint8),
-                "expert_action": spaces.Discrete(num_actions),
-                "expert_success": spaces.Discrete(2),
-            }
-        )
-        self.action_space: spaces.Space[Any] = spaces.Discrete(num_actions)
-        self.generator = torch.Generator(device=self.device)
+        view = spaces.MultiDiscrete(np.broadcast_to(np.array(cell), (rules.VIEW, rules.VIEW, 3)), dtype=np.uint8)
+        steps = 4 * size**2 if max_episode_steps is None else max_episode_steps
+        super().__init__(num_envs, device, steps, expert_groups(view, num_actions), spaces.Discrete(num_actions))
         self._tables(num_actions)
         slots = num_envs + max(POOL, 2 * num_envs)
         area = 4 * size**2
@@ -104,7 +94,6 @@ class Crossings:
             self._full((num_envs,), 0, torch.int64) for _ in range(6)
         )  # position: y * width + x in the padded grid
         self.shown, self.corrupted = (self._full((num_envs,), False, torch.bool) for _ in range(2))
-        self.success = self._full((num_envs,), 1, torch.int64)
         self.looks_in, self.drawn = STEPS_PER_LOOK, False
 
     def _full(self, shape: tuple[int, ...], value: int, dtype: torch.dtype) -> Tensor:
@@ -129,7 +118,6 @@ class Crossings:
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """Fresh episodes on fresh grids everywhere; a seed also draws the whole pool anew."""
-        everywhere = torch.ones_like(self.shown)
         if seed is not None or not self.drawn:
             if seed is not None:
                 self.generator.manual_seed(seed)
@@ -139,10 +127,10 @@ class Crossings:
             self.waiting[:-1] = slots[self.num_envs :]
             self.taken, self.drawn = torch.zeros_like(self.taken), True
         else:
-            self._swap_slots(everywhere)
+            self._swap_slots(~self._never)
             self._refill()
         self._draw_noise()
-        self._start(everywhere, everywhere)
+        self._restart(~self._never)
         return self.observe()
 
     def step(self, action: Tensor) -> Step:
@@ -166,7 +154,7 @@ class Crossings:
         self._remember_distance()
         final, ended = self.observe(), terminated | truncated
         metrics = {"success": torch.where(ended, reached.float(), torch.nan)}
-        return Step(self._restart(ended, reached, final), reward, terminated, truncated, final, metrics)
+        return Step(self._next(ended, reached, final), reward, terminated, truncated, final, metrics)
 
     def observe(self) -> TensorDict:
         """The current observation `[N]`."""
@@ -176,8 +164,7 @@ class Crossings:
         action = (self._plan() & 3).long()
         if self.corrupt:
             action = torch.where(self.corrupted, self.noise, action)
-        groups = {"policy": image, "expert_action": action, "expert_success": self.success}
-        return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
+        return self._with_expert(image, action)
 
     def _plan(self) -> Tensor:
         """4 * remaining edges + expert's action where the agents are, `[N]` int16."""
@@ -195,7 +182,7 @@ class Crossings:
 
     # ------------------------------------------------------------------ episodes
 
-    def _restart(self, ended: Tensor, reached: Tensor, final: TensorDict) -> TensorDict:
+    def _next(self, ended: Tensor, reached: Tensor, final: TensorDict) -> TensorDict:
         """Start the next episode where one ended; the observation after it."""
         self.spent = self.spent + 1
         if self.host_is_device and not bool(ended.any()):
@@ -207,14 +194,14 @@ class Crossings:
         self.looks_in -= 1
         if self.host_is_device or self.looks_in <= 0:
             self._refill()
-        self._start(ended, fresh)
+        self._restart(ended, fresh)
         return self.observe()
 
-    def _start(self, ended: Tensor, fresh: Tensor) -> None:
+    def _restart(self, ended: Tensor, fresh: Tensor | None = None) -> None:
         self.position = torch.where(ended, self.start, self.position)
         self.direction = torch.where(ended, 0, self.direction)
         self.steps = torch.where(ended, 0, self.steps)
-        self.spent = torch.where(fresh, 0, self.spent)
+        self.spent = torch.where(ended if fresh is None else fresh, 0, self.spent)
         self.shown = self.shown & ~ended
         self.corrupted = self.corrupted & ~ended
         self._remember_distance()
@@ -255,19 +242,10 @@ class Crossings:
         """Everything that `step` depends on; plans are left out, for they follow from the grids."""
         margin = rules.MARGIN
         return {
+            **super().state_dict(),
             "grids": self.cells[:, margin:-margin, margin:-margin].contiguous(),
             "waiting": self.waiting.clone(),  # written in place, all else is not
-            "taken": self.taken,
-            "slot": self.slot,
-            "position": self.position,
-            "direction": self.direction,
-            "steps": self.steps,
-            "spent": self.spent,
-            "noise": self.noise,
-            "shown": self.shown,
-            "corrupted": self.corrupted,
             "looks_in": torch.tensor(self.looks_in),
-            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -279,16 +257,8 @@ class Crossings:
                 f"{len(self.cells)} of size {self.size}: build it with the same num_envs and size"
             )
         self._put(torch.arange(len(grids), device=self.device), grids)
-        self.waiting, self.taken, self.slot, self.position, self.direction, self.steps, self.spent, self.noise = (
-            state[name].to(self.device, copy=True)
-            for name in ("waiting", "taken", "slot", "position", "direction", "steps", "spent", "noise")
-        )
-        self.shown, self.corrupted = (state[name].to(self.device, copy=True) for name in ("shown", "corrupted"))
         self.looks_in, self.drawn = int(state["looks_in"]), True
-        self.generator.set_state(state["generator"].cpu())
-
-    def close(self) -> None:
-        """Nothing to free."""
+        super().load_state_dict(state)
 
 
 # the eight tasks of the ADVISOR paper (Weihs et al. 2021, arXiv 2007.12173)

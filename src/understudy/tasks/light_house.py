@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step
+from understudy.tasks.batched import BatchedTask, expert_groups
 
 EMPTY, GOAL, WRONG_CORNER, WALL = range(4)
 DOWN, RIGHT, UP, LEFT, NONE = range(5)
@@ -39,7 +40,7 @@ AWAY = {
 """Known wrong corners -> where the expert goes."""
 
 
-class LightHouse:
+class LightHouse(BatchedTask):
     """Walk a square grid from its centre to the corner that holds the goal; an expert sees further.
 
     Weihs et al. (2020), "Bridging the Imitation Gap by Adaptive Insubordination", arXiv:2007.12173.
@@ -54,8 +55,10 @@ class LightHouse:
     0.25 (8 v + 20 (R - v)) steps on average at best: 72 with v = 1, 30 with v = R = 15.
 
     Steps look tables up for every copy, on any device, without a loop or a host sync. Metric of ended episodes:
-    success. Raises ValueError unless 1 <= view_radius <= expert_radius <= world_radius, and for no copy or no step.
+    success. Raises ValueError unless 1 <= view_radius <= expert_radius <= world_radius.
     """
+
+    STATE = ("position", "known", "expert_known", "last", "steps")
 
     def __init__(
         self,
@@ -67,44 +70,24 @@ class LightHouse:
         world_radius: int = 15,
         max_episode_steps: int = 1000,
     ) -> None:
-        if num_envs < 1 or max_episode_steps < 1:
-            raise ValueError(f"LightHouse needs at least one copy and one step, got {num_envs} and {max_episode_steps}")
         if not 1 <= view_radius <= expert_radius <= world_radius:
             raise ValueError(
                 "LightHouse needs 1 <= view_radius <= expert_radius <= world_radius (the expert sees what the agent "
                 f"sees), got {view_radius}, {expert_radius} and {world_radius}"
             )
-        self.num_envs, self.device = num_envs, torch.device(device)
-        self.host_is_device = self.device.type == "cpu"
-        self.max_episode_steps, self.world_radius = max_episode_steps, world_radius
-        self.observation_space = spaces.Dict(
-            {
-                "policy": spaces.MultiDiscrete(NVEC),
-                "expert_action": spaces.Discrete(4),
-                "expert_success": spaces.Discrete(2),
-            }
-        )
-        self.action_space: spaces.Space[Any] = spaces.Discrete(4)
+        self.world_radius = world_radius
+        groups, action = expert_groups(spaces.MultiDiscrete(NVEC), 4), spaces.Discrete(4)
+        super().__init__(num_envs, device, max_episode_steps, groups, action)
         world = World.of(world_radius)
         self._move, self._corner_at, self._border = (table.to(self.device) for table in world)
         self._view = View.of(world_radius, view_radius).to(self.device)
         self._expert_view = View.of(world_radius, expert_radius).to(self.device)
         self._observations = all_observations().to(self.device)
         self._expert = torch.tensor([expert_action(*row) for row in self._observations.tolist()], device=self.device)
-        self.generator = torch.Generator(device=self.device)
-        self._success = torch.ones(num_envs, dtype=torch.int64, device=self.device)
-        self._never = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self._start = len(self._corner_at) // 2
         zeros = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.position, self.last, self.steps = zeros + self._start, zeros + NONE, zeros
         self.known, self.expert_known = self._first_known(zeros)
-
-    def reset(self, seed: int | None = None) -> TensorDict:
-        """Fresh episodes everywhere."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        self._restart(torch.ones_like(self._never))
-        return self.observe()
 
     def step(self, action: Tensor) -> Step:
         """Move each copy by one cell, action `[N]`."""
@@ -129,36 +112,9 @@ class LightHouse:
         place = self.position * 64
         seen = self._view.corners.take(place + self.known) + touch
         expert_seen = self._expert_view.corners.take(place + self.expert_known) + touch
-        groups = {
-            "policy": self._observations.index_select(0, seen),
-            "expert_action": self._expert.take(expert_seen),
-            "expert_success": self._success,
-        }
-        return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that `step` depends on."""
-        return {
-            "position": self.position,
-            "known": self.known,
-            "expert_known": self.expert_known,
-            "last": self.last,
-            "steps": self.steps,
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.position, self.known, self.expert_known, self.last, self.steps = (
-            state[name].to(self.device, copy=True) for name in ("position", "known", "expert_known", "last", "steps")
-        )
-        self.generator.set_state(state["generator"].cpu())
-
-    def close(self) -> None:
-        """Nothing to free."""
+        return self._with_expert(self._observations.index_select(0, seen), self._expert.take(expert_seen))
 
     def _restart(self, ended: Tensor) -> None:
-        """A new goal, and the centre, where an episode ended; drawn for all, so that nothing waits for a count."""
         goal = torch.randint(4, (self.num_envs,), generator=self.generator, device=self.device)
         known, expert_known = self._first_known(goal)
         self.known = torch.where(ended, known, self.known)

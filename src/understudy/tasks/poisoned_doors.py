@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from gymnasium import spaces
@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step
+from understudy.tasks.batched import BatchedTask, expert_groups
 
 DIGITS = 3
 """Digits of the code are 0, 1, 2; they are the first actions."""
@@ -24,7 +25,7 @@ METRICS = ("success", "good_door", "bad_door", "opened_lock")
 """Shares of the ended episodes; success is the good door or the lock."""
 
 
-class PoisonedDoors:
+class PoisonedDoors(BatchedTask):
     """Choose a door: one of them pays 2 and the others cost 2, or one asks for a code that pays 1.
 
     Weihs et al. (2020), "Bridging the Imitation Gap by Adaptive Insubordination", arXiv:2007.12173.
@@ -37,8 +38,10 @@ class PoisonedDoors:
 
     All of it is one table, row = state, column = action; a step looks it up for every copy, on any device, without
     a loop or a host sync. Metrics of ended episodes: `METRICS`.
-    Raises ValueError for fewer than 3 doors, an empty code, no copy or no step.
+    Raises ValueError for fewer than 3 doors or an empty code.
     """
+
+    STATE = ("state", "steps")
 
     def __init__(
         self,
@@ -49,43 +52,25 @@ class PoisonedDoors:
         code_length: int = 10,
         max_episode_steps: int = 100,
     ) -> None:
-        if num_envs < 1 or max_episode_steps < 1:
-            raise ValueError(f"PoisonedDoors needs at least one copy and one step, got {num_envs}, {max_episode_steps}")
         if doors < 3 or code_length < 1:
             raise ValueError(
                 f"PoisonedDoors needs doors >= 3 (door 0, a good one, a bad one) and code_length >= 1, "
                 f"got {doors} and {code_length}"
             )
-        self.num_envs, self.device = num_envs, torch.device(device)
-        self.max_episode_steps = max_episode_steps
-        self.observation_space = spaces.Dict(
-            {
-                "policy": spaces.Discrete(4),
-                "expert_action": spaces.Discrete(DIGITS + doors),
-                "expert_success": spaces.Discrete(2),
-            }
-        )
-        self.action_space: spaces.Space[Any] = spaces.Discrete(DIGITS + doors)
+        num_actions = DIGITS + doors
+        groups, action = expert_groups(spaces.Discrete(4), num_actions), spaces.Discrete(num_actions)
+        super().__init__(num_envs, device, max_episode_steps, groups, action)
         self.code = code(code_length)
         rules = Rules.of(self.code, doors)
-        self._num_good, self._rows_per_good, self._num_actions = doors - 1, code_length + 1, DIGITS + doors
+        self._num_good, self._rows_per_good, self._num_actions = doors - 1, code_length + 1, num_actions
         self._num_live = self._num_good * self._rows_per_good  # rows from here on are ends
         self._next, self._reward, self._observed, self._expert = (table.to(self.device) for table in rules)
         end = torch.arange(len(self._observed), device=self.device) - self._num_live
         success = (end == GOOD_DOOR) | (end == OPENED_LOCK)
         columns = (success, end == GOOD_DOOR, end == BAD_DOOR, end == OPENED_LOCK)  # in the order of METRICS
         self._outcome = torch.stack(columns, dim=-1).float()  # [S, 4]
-        self.generator = torch.Generator(device=self.device)
-        self._success = torch.ones(num_envs, dtype=torch.int64, device=self.device)
         self.state = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.steps = torch.zeros_like(self.state)
-
-    def reset(self, seed: int | None = None) -> TensorDict:
-        """Fresh episodes everywhere."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        self.state, self.steps = self._draw(), torch.zeros_like(self.steps)
-        return self.observe()
 
     def step(self, action: Tensor) -> Step:
         """Take one action each, `[N]`."""
@@ -95,39 +80,20 @@ class PoisonedDoors:
         truncated = (steps >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         outcome = torch.where(ended.unsqueeze(-1), self._outcome.index_select(0, state), torch.nan).unbind(-1)
-        final = self._observe(state)
-        self.state, self.steps = torch.where(ended, self._draw(), state), steps.masked_fill(ended, 0)
+        self.state, self.steps = state, steps
+        final = self.observe()
+        self._restart(ended)
         metrics = dict(zip(METRICS, outcome))
         return Step(self.observe(), self._reward.take(index), terminated, truncated, final, metrics)
 
     def observe(self) -> TensorDict:
         """The current observation `[N]`."""
-        return self._observe(self.state)
+        return self._with_expert(self._observed.take(self.state), self._expert.take(self.state))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that `step` depends on."""
-        return {"state": self.state, "steps": self.steps, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.state, self.steps = (state[name].to(self.device, copy=True) for name in ("state", "steps"))
-        self.generator.set_state(state["generator"].cpu())
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def _draw(self) -> Tensor:
-        """First states `[N]`: which door is good, nothing done yet."""
+    def _restart(self, ended: Tensor) -> None:
         good = torch.randint(self._num_good, (self.num_envs,), generator=self.generator, device=self.device)
-        return good * self._rows_per_good
-
-    def _observe(self, state: Tensor) -> TensorDict:
-        groups = {
-            "policy": self._observed.take(state),
-            "expert_action": self._expert.take(state),
-            "expert_success": self._success,
-        }
-        return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
+        self.state = torch.where(ended, good * self._rows_per_good, self.state)
+        self.steps = self.steps.masked_fill(ended, 0)
 
 
 class Rules(NamedTuple):

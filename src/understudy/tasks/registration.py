@@ -10,11 +10,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
+from tensordict import TensorDictBase
 
 from understudy.core.spaces import children
-from understudy.envs.base import Step, VecEnv
+from understudy.envs.base import VecEnv
 from understudy.envs.registry import KwargValue, make_env
 
 NAMESPACE = "understudy"
@@ -51,18 +50,15 @@ class SingleEnv(gym.Env[dict[str, Any], Any]):
             raise ValueError(f"action {action!r} is not in {self.action_space}")
         step = self.task.step(torch.as_tensor(np.asarray(action), device=self.task.device).unsqueeze(0))
         terminated, truncated = bool(step.terminated), bool(step.truncated)
-        obs = _tree(self._final(step) if terminated or truncated else step.obs, self.task.observation_space)
+        obs = step.final_obs if terminated or truncated else step.obs
+        if obs is None:
+            raise ValueError(f"{type(self.task).__name__} does not tell the final observation of an episode")
         info = {name: float(value) for name, value in step.metrics.items() if not math.isnan(value)}
-        return obs, float(step.reward), terminated, truncated, info
+        return _tree(obs, self.task.observation_space), float(step.reward), terminated, truncated, info
 
     def close(self) -> None:
         """Close the task."""
         self.task.close()
-
-    def _final(self, step: Step) -> TensorDict:
-        if step.final_obs is None:
-            raise ValueError(f"{type(self.task).__name__} does not tell the final observation of an episode")
-        return step.final_obs
 
 
 def register_tasks(names: Iterable[str]) -> None:
@@ -81,10 +77,6 @@ def _tree(obs: TensorDictBase, space: spaces.Space[Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, sub in children(space).items():
         value: Any = obs.get(name)
-        out[name] = _tree(value, sub) if children(sub) else _leaf(value, sub)
+        # a copy: the task may overwrite its tensors; [()] makes a numpy scalar of a 0-D array
+        out[name] = _tree(value, sub) if children(sub) else value[0].numpy(force=True).astype(sub.dtype)[()]
     return out
-
-
-def _leaf(value: Tensor, space: spaces.Space[Any]) -> Any:
-    # a copy: the task may overwrite its tensors; [()] makes a numpy scalar of a 0-D array
-    return value[0].numpy(force=True).astype(space.dtype)[()]
