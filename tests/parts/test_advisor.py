@@ -353,7 +353,6 @@ def test_the_auxiliary_head() -> None:
         ({"stage": 2.0}, r"stage must lie in \[0, 1\]"),
         ({"smooth_expert_weight_decay": 1.0}, "lie in \(0, 1\)"),
         ({"distance": "kl"}, "distance must be one of auto"),
-        ({"batch_size": 100, "sequence_length": 32}, "multiple of sequence_length"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:

@@ -150,7 +150,9 @@ class MotionPrior(Part, Rewards, Updates):
         super().__init__(context)
         self.config, device, H = config, context.device, config.frames
         self.read = FeatureReader(context.observation_space, config.observations)
-        columns = _check_columns(config.columns, self.read)
+        if wrong := [i for i in config.columns if not 0 <= i < self.read.size]:
+            raise ValueError(f"columns names {wrong[0]}, but the observations have columns 0 to {self.read.size - 1}")
+        columns = config.columns or range(self.read.size)
         fields = config.fields or tuple(self.read.names[i] for i in columns)
         if len(fields) != len(columns):
             raise ValueError(
@@ -281,13 +283,6 @@ class MotionPrior(Part, Rewards, Updates):
             self.name,
             100.0 * float(self.saturation),
         )
-
-
-def _check_columns(columns: tuple[int, ...], read: FeatureReader) -> list[int]:
-    wrong = [i for i in columns if not 0 <= i < read.size]
-    if wrong:
-        raise ValueError(f"columns names {wrong[0]}, but the observations have columns 0 to {read.size - 1}")
-    return list(columns) or list(range(read.size))
 
 
 def _reference(context: PartContext, config: MotionPriorConfig, size: int) -> FeatureReader | None:
