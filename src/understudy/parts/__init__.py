@@ -46,21 +46,15 @@ __all__ = [
     "TeacherConfig",
 ]
 
-_FILES = {
-    name: re.sub(r"(?<!^)(?=[A-Z])", "_", name.removesuffix("Config")).lower() for name in __all__ if name != "PARTS"
-}
+# the name of a part, of its file and of its class are one name: motion-prior, motion_prior, MotionPrior
+_FILES = {name: re.sub(r"\B[A-Z]", r"_\g<0>", name.removesuffix("Config")).lower() for name in __all__[1:]}
 _FILES["MirrorSpec"] = "symmetry"
+_CONFIGS = {file.replace("_", "-"): (file, name) for name, file in _FILES.items() if name.endswith("Config")}
 
 PARTS: Registry[type[PartConfig]] = Registry(
-    "part",
-    "understudy.parts",
-    {
-        file.replace("_", "-"): f"understudy.parts.{file}:{name}"
-        for name, file in _FILES.items()
-        if name.endswith("Config")
-    },
+    "part", "understudy.parts", {part: f"understudy.parts.{file}:{name}" for part, (file, name) in _CONFIGS.items()}
 )
-"""Name -> config class, both read off the class's name: for the command line, configs on disk and the contract test."""
+"""Name -> config class: what the command line, configs on disk and the contract test read."""
 
 
 def __getattr__(name: str) -> Any:

@@ -218,7 +218,8 @@ class MotionPrior(Part, Rewards, Updates):
         metrics = self.discriminator.fit(rows.flatten(0, 1), expert.flatten(-2), weight, self._normalize)
         self.normalizer.update(self._features(rollout, "obs"), rollout["valid"])
         self.normalizer.update(expert)
-        self._keep_tail(rollout)
+        for tail, x in zip((self.tail, self.tail_valid, self.tail_is_first), self._history(rollout)):
+            tail.copy_(x[len(x) - len(tail) :])
         self._watch()
         return {**metrics, **self._scored}
 
@@ -249,11 +250,6 @@ class MotionPrior(Part, Rewards, Updates):
         if self.config.ending_steps == "terminal":
             return rollout["valid"]
         return rollout["valid"] & ~(rollout["terminated"] | rollout["truncated"])
-
-    def _keep_tail(self, rollout: TensorDict) -> None:
-        if len(self.tail):
-            for tail, x in zip((self.tail, self.tail_valid, self.tail_is_first), self._history(rollout)):
-                tail.copy_(x[-len(tail) :])
 
     def _normalize(self, rows: Tensor) -> Tensor:
         """Windows `[..., H D]`, with the one normaliser applied to each frame."""

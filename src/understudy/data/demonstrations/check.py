@@ -120,10 +120,10 @@ class _Reader:
             actions = self.recording.read(k, "actions")
             arrays["executed_action"][rows] = _fitting(actions, (length, *target.shape), target, k)
             for ours, theirs in names.items():
-                if self.recording.has(theirs):
+                if theirs in self.recording.signals:
                     arrays[ours][rows] = self.recording.read(k, theirs).reshape(length)
         self._check(arrays["executed_action"], action_space, "actions", bounded=True)
-        if self.recording.has("rewards"):
+        if "rewards" in self.recording.signals:
             self._check(arrays["reward"], None, "rewards")
         self._end(arrays["terminated"], arrays["truncated"])
         return arrays

@@ -99,26 +99,26 @@ class ExpertLabels:
             self._check_shape(obs, self.success_key, self.success_space, leading)
             success = obs.get(self.success_key).reshape(leading).cpu()
             if bool(((success != 0) & (success != 1)).any()):
-                raise ValueError(f"{_name(self.success_key)!r} is {_some(success)}, but a success is 0 or 1")
+                raise ValueError(f"{'/'.join(self.success_key)!r} is {_some(success)}, but a success is 0 or 1")
             mask = success > 0
         said = obs.get(self.key).cpu()[mask]
         if self.config.kind == "policy":
             sums = torch.stack([block.sum(-1) for block in said.split(self.blocks, -1)], -1)
             if bool((said < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-                raise ValueError(f"{_name(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
+                raise ValueError(f"{'/'.join(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
             return
         low, high = _bounds(self.action_space)
         outside = ~((said >= low) & (said <= high))  # NaN is outside, too
         if bool(outside.any()):
             raise ValueError(
-                f"{_name(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide actions as "
+                f"{'/'.join(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide actions as "
                 f"env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
             )
 
     def _check_shape(self, obs: TensorDictBase, key: Key, space: spaces.Space[Any], leading: torch.Size) -> None:
         found, expected = tuple(obs.get(key).shape), (*leading, *(space.shape or ()))
         if found != expected:
-            raise ValueError(f"{_name(key)!r} has shape {found}, but its space {space} needs {expected}")
+            raise ValueError(f"{'/'.join(key)!r} has shape {found}, but its space {space} needs {expected}")
 
 
 def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
@@ -171,10 +171,6 @@ def _bounds(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
         return low, high
     slack = 1e-4 * torch.nan_to_num(high - low, posinf=0.0).clamp(min=1e-3)
     return low - slack, high + slack
-
-
-def _name(key: Key) -> str:
-    return "/".join(key)
 
 
 def _some(x: Tensor) -> list[float]:
