@@ -196,7 +196,7 @@ def _count(recording: Recording, wanted: int | None) -> int:
 
 def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> list[_Target]:
     """Find each of the environment's components in the file."""
-    targets, made_in = [], recording.metadata.get("env", "")
+    targets, made_in = [], recording.metadata.get("env") or ""
     for key in keys:
         inner = component(space, key)
         candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups holds the policy's

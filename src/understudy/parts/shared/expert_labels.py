@@ -92,7 +92,6 @@ class ExpertLabels:
         """
         if self._checked:
             return
-        self._checked = True
         self._check_shape(obs, self.key, self.space, leading)
         mask = torch.ones(leading, dtype=torch.bool)
         if self.success_key is not None:
@@ -106,14 +105,15 @@ class ExpertLabels:
             sums = torch.stack([block.sum(-1) for block in said.split(self.blocks, -1)], -1)
             if bool((said < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
                 raise ValueError(f"{'/'.join(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
-            return
-        low, high = _bounds(self.action_space)
-        outside = ~((said >= low) & (said <= high))  # NaN is outside, too
-        if bool(outside.any()):
-            raise ValueError(
-                f"{'/'.join(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide actions as "
-                f"env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
-            )
+        else:
+            low, high = _bounds(self.action_space)
+            outside = ~((said >= low) & (said <= high))  # NaN is outside, too
+            if bool(outside.any()):
+                raise ValueError(
+                    f"{'/'.join(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide "
+                    f"actions as env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
+                )
+        self._checked = True
 
     def _check_shape(self, obs: TensorDictBase, key: Key, space: spaces.Space[Any], leading: torch.Size) -> None:
         found, expected = tuple(obs.get(key).shape), (*leading, *(space.shape or ()))
