@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.parts.harness import beside_ppo, context_of
 from torch import Tensor
 
 from understudy.core.schedules import Schedule, advance_all
@@ -20,7 +21,6 @@ from understudy.nn.policy import ActorCritic, PolicyConfig, PolicyOutput
 from understudy.parts import Advisor, AdvisorConfig
 from understudy.parts.advisor import expert_weight, imitation_loss, smooth_over_time, smoothing_steps
 from understudy.parts.shared.expert_labels import ExpertLabelsConfig, masked_mean
-from understudy.ppo.config import PPOConfig
 from understudy.ppo.losses import clipped_surrogate, value_loss
 from understudy.ppo.optim import OptimizerConfig
 from understudy.ppo.part import PartContext
@@ -52,17 +52,8 @@ def context(
 ) -> PartContext:
     observation_space = spaces.Dict({"policy": spaces.Discrete(4), **groups})
     config = PolicyConfig(hidden_sizes=(), memory=memory, memory_size=4, **options)  # type: ignore[arg-type]
-    return PartContext(
-        name="advisor",
-        observation_space=observation_space,
-        action_space=action_space,
-        policy=ActorCritic(observation_space, action_space, config),
-        num_envs=1,
-        num_steps=4,
-        gamma=0.99,
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    policy = ActorCritic(observation_space, action_space, config)
+    return context_of(observation_space, action_space, policy, name="advisor", num_steps=4)
 
 
 def with_expert(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
@@ -353,7 +344,6 @@ def test_the_auxiliary_head() -> None:
         ({"stage": 2.0}, r"stage must lie in \[0, 1\]"),
         ({"smooth_expert_weight_decay": 1.0}, "lie in \(0, 1\)"),
         ({"distance": "kl"}, "distance must be one of auto"),
-        ({"batch_size": 100, "sequence_length": 32}, "multiple of sequence_length"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -424,27 +414,14 @@ def train(config: AdvisorConfig, iterations: int, **options: Any) -> tuple[PPO, 
     Without the expert's knowledge the best return is 1; to imitate the expert's choice of a door gives -2/3.
     """
     env = PoisonedDoors(64, code_length=2)
-    torch.manual_seed(0)
-    memory = options.pop("memory", "none")
-    policy = ActorCritic(
-        env.observation_space,
-        env.action_space,
-        PolicyConfig(hidden_sizes=(), shared_trunk=True, memory=memory, memory_size=16),
-    )
-    setting = PartContext(
-        name="advisor",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=env.num_envs,
-        num_steps=10,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
-    optimizer = OptimizerConfig(learning_rate=0.05)
-    core = PPOConfig(**{"num_steps": 10, "minibatches": 2, "entropy_coef": 0.01, "optimizer": optimizer} | options)
-    ppo = PPO(env, policy, core, {"advisor": config.build(setting)})
+    policy = {"hidden_sizes": (), "shared_trunk": True, "memory": options.pop("memory", "none"), "memory_size": 16}
+    core = {
+        "num_steps": 10,
+        "minibatches": 2,
+        "entropy_coef": 0.01,
+        "optimizer": OptimizerConfig(learning_rate=0.05),
+    }
+    ppo, _ = beside_ppo(env, config, "advisor", policy=policy, **core | options)
     for _ in range(iterations):
         metrics = ppo.iterate()
     return ppo, metrics

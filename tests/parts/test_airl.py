@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tests.parts.harness import LEARNING, Replayed, beside_ppo, collected, record, steer
 from torch import Tensor
 
 from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.nn.policy import PolicyConfig
 from understudy.parts.airl import AirlConfig, AirlNetwork, shaped_reward
 from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
-from understudy.ppo.ppo import PPO
 from understudy.tasks.point_mass import PointMass
 
 T, N = 8, 4
@@ -26,35 +24,9 @@ SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)
 
 
 def build(env: PointMass, demonstrations: Any, *, policy: Any = None, ppo: Any = None, **options: Any) -> Any:
-    torch.manual_seed(0)
-    net = ActorCritic(env.observation_space, env.action_space, PolicyConfig(**{"hidden_sizes": (8,), **(policy or {})}))
-    settings = {"num_steps": T, "gamma": 0.9, "reward_weight": 0.0, "warmup_steps": 8, "minibatches": 1, **(ppo or {})}
-    context = PartContext(
-        name="airl",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=net,
-        num_envs=env.num_envs,
-        num_steps=settings["num_steps"],
-        gamma=settings["gamma"],
-        device=env.device,
-        seed=0,
-    )
-    part = AirlConfig(demonstrations=str(demonstrations), **{"discriminator": SMALL, **options}).build(context)
-    return PPO(env, net, PPOConfig(**settings), {"airl": part}, total_steps=1000), part
-
-
-def collected(ppo: PPO) -> TensorDict:
-    ppo.collector.reset(0)
-    ppo.policy.update_normalizers(ppo.collector.collect()["obs"])
-    rollout = ppo.collector.collect()
-    ppo.collector.evaluate()
-    return rollout
-
-
-@pytest.fixture
-def point_mass(tmp_path: Any, record_expert: Any, scripted_expert: Any) -> Any:
-    return record_expert(PointMass(4, max_episode_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
+    settings = {"num_steps": T, "gamma": 0.9, "reward_weight": 0.0, "warmup_steps": 8, "minibatches": 1}
+    config = AirlConfig(demonstrations=str(demonstrations), **{"discriminator": SMALL, **options})
+    return beside_ppo(env, config, "airl", policy=policy, **settings | (ppo or {}))
 
 
 # ---------------------------------------------------------------------- by hand
@@ -152,16 +124,6 @@ def test_a_time_limit_is_not_the_end_of_the_task(point_mass: Any) -> None:
 
 def test_equal_rows_look_equal_to_the_last_column(point_mass: Any) -> None:
     """Expert rows equal to the policy's, clipped actions among them, cannot be told apart: states, actions, log pi."""
-
-    class Replayed:
-        def __init__(self, rollout: TensorDict) -> None:
-            self.rows = rollout.select("obs", "next_obs", "terminated").flatten(0, 1).clone()
-            self.rows["executed_action"] = rollout["executed_action"].flatten(0, 1).clone()
-
-        def sample(self, batch_size: int, generator: torch.Generator, next_obs: bool) -> TensorDict:
-            assert next_obs  # the potential reads it
-            return self.rows[torch.randperm(batch_size, generator=generator)]
-
     wide = {"distribution": DistributionConfig(init_std=3.0)}
     config = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=1)
     ppo, part = build(PointMass(N), point_mass, policy=wide, discriminator=config)
@@ -291,32 +253,12 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
     [(1.0, {}), (-1.0, {}), (1.0, {"expert_noise": True, "absorbing_states": True})],
     ids=["right", "flipped", "noisy"],
 )
-def test_it_learns_a_task_from_demonstrations_alone(
-    sign: float, options: dict[str, Any], record_expert: Any, scripted_expert: Any, tmp_path: Any
-) -> None:
+def test_it_learns_a_task_from_demonstrations_alone(sign: float, options: dict[str, Any], tmp_path: Any) -> None:
     """PointMass: the first policy returns about -80, this expert about -4; without the task's reward AIRL passes -20.
 
     With the sign of the reward flipped it must not.
     """
-    path = record_expert(PointMass(16), scripted_expert, 48, tmp_path / "expert.npz")
-    ppo, _ = build(
-        PointMass(32),
-        path,
-        reward_weight=sign,
-        **options,
-        discriminator=DiscriminatorConfig(hidden_sizes=(64, 64), batch_size=256, disc_update_num=8),
-        policy={
-            "hidden_sizes": (32, 32),
-            "critic_groups": ("policy",),
-            "distribution": DistributionConfig(init_std=0.5),
-        },
-        ppo={
-            "num_steps": 64,
-            "epochs": 5,
-            "minibatches": 8,
-            "gamma": 0.97,
-            "optimizer": OptimizerConfig(learning_rate=2e-3),
-        },
-    )
+    path = record(PointMass(16), steer, 48, tmp_path / "expert.npz")
+    ppo, _ = build(PointMass(32), path, reward_weight=sign, **options, **LEARNING)
     returns = [ppo.iterate()["episode/return"] for _ in range(60)]
     assert (returns[-1] > -20.0) == (sign > 0.0)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tests.parts.harness import beside_ppo, record, steer
 from torch import Tensor
 
 from understudy.core.schedules import Schedule
 from understudy.nn.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
-from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.behavior_cloning import (
     BehaviorCloning,
     BehaviorCloningConfig,
@@ -23,9 +23,7 @@ from understudy.parts.behavior_cloning import (
     smoothed_log_prob,
     squared_error,
 )
-from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
 from understudy.tasks.point_mass import PointMass
 
@@ -63,30 +61,15 @@ def test_squared_error_and_norm_by_hand() -> None:
 
 
 def build(path: Path | str, *, memory: str = "none", ppo: Any = None, **options: Any) -> tuple[PPO, BehaviorCloning]:
-    env = PointMass(N, max_episode_steps=40)
-    torch.manual_seed(0)
-    policy = ActorCritic(
-        env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(32,), memory=memory, memory_size=16)
-    )
-    context = PartContext(
-        name="bc",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=N,
-        num_steps=T,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
-    part = BehaviorCloningConfig(demonstrations=str(path), **{"batch_size": 64, **options}).build(context)
+    config = BehaviorCloningConfig(demonstrations=str(path), **{"batch_size": 64, **options})
     settings = {"num_steps": T, "epochs": 4, "minibatches": 4, "warmup_steps": 4, **(ppo or {})}
-    return PPO(env, policy, PPOConfig(**settings), {"bc": part}, total_steps=1000), part
+    policy = {"hidden_sizes": (32,), "memory": memory, "memory_size": 16}
+    return beside_ppo(PointMass(N, max_episode_steps=40), config, "bc", policy=policy, **settings)
 
 
 @pytest.fixture
-def expert(record_expert: Callable[..., Path], scripted_expert: Any, tmp_path: Path) -> Path:
-    return record_expert(PointMass(4, max_episode_steps=40), scripted_expert, 12, tmp_path / "expert.npz")
+def expert(tmp_path: Path) -> Path:
+    return record(PointMass(4, max_episode_steps=40), steer, 12, tmp_path / "expert.npz")
 
 
 def test_the_loss_is_that_of_the_drawn_rows(expert: Path) -> None:
@@ -137,31 +120,24 @@ def agreement(ppo: PPO, expert: Callable[..., Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("memory", "loss", "share"), [("none", "nll", 0.3), ("none", "mse", 0.3), ("gru", "nll", 0.5)])
-def test_it_learns_the_expert_beside_ppo(
-    expert: Path, scripted_expert: Any, memory: str, loss: str, share: float
-) -> None:
+def test_it_learns_the_expert_beside_ppo(expert: Path, memory: str, loss: str, share: float) -> None:
     options = {"loss": loss, "sequence_length": 8, "coef": Schedule(kind="linear", start=4.0, end=2.0)}
     still = {"optimizer": OptimizerConfig(learning_rate=3e-3, max_grad_norm=None), "value_coef": 0.0}
     ppo, part = build(expert, memory=memory, ppo=still, **options)
     # only the expert speaks: a broken loss then learns nothing
-    before = agreement(ppo, scripted_expert)
+    before = agreement(ppo, steer)
     for _ in range(15):
         ppo.iterate()
     assert before > 0.3
-    assert agreement(ppo, scripted_expert) < share * before
+    assert agreement(ppo, steer) < share * before
     assert part.coef().item() == 2.0  # the schedule has run its length
 
 
-def test_discrete_actions_report_their_accuracy(tmp_path: Path, scripted_env: Any, record_expert: Any) -> None:
+def test_discrete_actions_report_their_accuracy(tmp_path: Path, scripted_env: Any) -> None:
     env = scripted_env(2, action_space=spaces.Discrete(4, start=2))
-    path = record_expert(env, lambda obs: 2 + (obs["policy"][:, 0] > 0).long(), 16, tmp_path / "bits.npz")
-    torch.manual_seed(0)
-    policy = ActorCritic(env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,)))
-    context = PartContext(
-        name="bc", observation_space=env.observation_space, action_space=env.action_space, policy=policy, num_envs=2,
-        num_steps=8, gamma=0.99, device=env.device, seed=0,
-    )  # fmt: skip
-    part = BehaviorCloningConfig(demonstrations=str(path), label_smoothing=0.1).build(context)
+    path = record(env, lambda obs: 2 + (obs["policy"][:, 0] > 0).long(), 16, tmp_path / "bits.npz")
+    ppo, part = beside_ppo(env, BehaviorCloningConfig(demonstrations=str(path), label_smoothing=0.1), "bc")
+    policy = ppo.policy
     drawn = part.draw(part.demonstrations)
     assert set(drawn["action"].tolist()) == {0, 1}  # raw: counted from 0
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.05)

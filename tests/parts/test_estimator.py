@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tests.parts.contract import timeless
 from torch import Tensor
 
 import understudy as us
@@ -50,25 +51,11 @@ def build(
         PolicyConfig(**{"hidden_sizes": (8,), "memory_size": 8, **(policy or {})}, estimators=dict(heads)),
     )
     config = PPOConfig(**{"num_steps": 8, "epochs": 2, "minibatches": 2, "warmup_steps": 8, **options})
-    made = {}
-    for name, part in (parts or {name: EstimatorConfig(estimator=name) for name in heads}).items():
-        context = PartContext(
-            name=name,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            policy=built,
-            num_envs=num_envs,
-            num_steps=config.num_steps,
-            gamma=0.99,
-            device=env.device,
-            seed=1,
-        )
-        made[name] = part.build(context)
+    made = {
+        name: part.build(PartContext.of(env, built, name=name, num_steps=config.num_steps))
+        for name, part in (parts or {name: EstimatorConfig(estimator=name) for name in heads}).items()
+    }
     return PPO(env, built, config, made, seed=seed, total_steps=10_000)
-
-
-def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if "time/" not in k and v == v}
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict
+from tests.parts.harness import LEARNING, Replayed, beside_ppo, collected, record, steer
 from torch import Tensor
 
 from understudy.envs.base import VecEnv
 from understudy.nn.heads import DistributionConfig
-from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.gail import Gail, GailConfig
 from understudy.parts.shared.adversarial import add_policy_noise
 from understudy.parts.shared.discriminator import DiscriminatorConfig, discriminator_reward
-from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
 from understudy.ppo.ppo import PPO
 from understudy.tasks.point_mass import PointMass
 
@@ -30,49 +26,10 @@ SMALL = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=2)
 LINEAR = DiscriminatorConfig(hidden_sizes=(), disc_update_num=1)
 
 
-def context_of(env: VecEnv, policy: ActorCritic, num_steps: int = T, gamma: float = 0.9) -> PartContext:
-    return PartContext(
-        name="gail",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=env.num_envs,
-        num_steps=num_steps,
-        gamma=gamma,
-        device=env.device,
-        seed=0,
-    )
-
-
 def build(env: VecEnv, demonstrations: Any, *, policy: Any = None, ppo: Any = None, **options: Any) -> tuple[PPO, Gail]:
-    torch.manual_seed(0)
-    net = ActorCritic(env.observation_space, env.action_space, PolicyConfig(**{"hidden_sizes": (8,), **(policy or {})}))
-    settings = {
-        "num_steps": T,
-        "gamma": 0.9,
-        "epochs": 2,
-        "reward_weight": 0.0,
-        "warmup_steps": 8,
-        "minibatches": 1,
-        **(ppo or {}),
-    }
-    options = {"discriminator": SMALL, **options}
-    context = context_of(env, net, settings["num_steps"], settings["gamma"])
-    part = GailConfig(demonstrations=str(demonstrations), **options).build(context)
-    return PPO(env, net, PPOConfig(**settings), {"gail": part}, total_steps=1000), part
-
-
-def collected(ppo: PPO) -> TensorDict:
-    ppo.collector.reset(0)
-    ppo.policy.update_normalizers(ppo.collector.collect()["obs"])
-    rollout = ppo.collector.collect()
-    ppo.collector.evaluate()
-    return rollout
-
-
-@pytest.fixture
-def point_mass(tmp_path: Any, record_expert: Any, scripted_expert: Any) -> Any:
-    return record_expert(PointMass(4, max_episode_steps=30), scripted_expert, 8, tmp_path / "point_mass.npz")
+    settings = {"num_steps": T, "gamma": 0.9, "epochs": 2, "reward_weight": 0.0, "warmup_steps": 8, "minibatches": 1}
+    config = GailConfig(demonstrations=str(demonstrations), **{"discriminator": SMALL, **options})
+    return beside_ppo(env, config, "gail", policy=policy, **settings | (ppo or {}))
 
 
 def test_the_reward_by_hand(point_mass: Any) -> None:
@@ -88,18 +45,6 @@ def test_the_reward_by_hand(point_mass: Any) -> None:
     found = part.reward(rollout)
     assert found.shape == (T, N)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-class Replayed:
-    """Demonstrations that are the rows of a rollout, each of them once."""
-
-    def __init__(self, rollout: TensorDict) -> None:
-        action = rollout["executed_action"].flatten(0, 1).clone()
-        self.rows = rollout.select("obs", "terminated").flatten(0, 1).clone()
-        self.rows["executed_action"] = action
-
-    def sample(self, batch_size: int, generator: torch.Generator, next_obs: bool = True) -> TensorDict:
-        return self.rows[torch.randperm(batch_size, generator=generator)]
 
 
 @pytest.mark.parametrize("normalization", ["policy", "own", "none"])
@@ -263,12 +208,10 @@ def test_every_option_trains(options: dict[str, Any], point_mass: Any) -> None:
     assert ppo.collector.keeps_next_obs == ("next-state" in options.get("inputs", "state-action"))
 
 
-def test_discrete_actions_and_dict_observations(
-    scripted_env: Callable[..., Any], record_expert: Any, tmp_path: Any
-) -> None:
+def test_discrete_actions_and_dict_observations(scripted_env: Callable[..., Any], tmp_path: Any) -> None:
     inner = spaces.Dict({"pose": spaces.Box(-np.inf, np.inf, (2,), np.float32), "room": spaces.Discrete(3)})
     space = {"observation_space": spaces.Dict({"policy": inner}), "action_space": spaces.Discrete(3, start=2)}
-    path = record_expert(scripted_env(2, **space), lambda obs: torch.full((2,), 4), 4, tmp_path / "dict.npz")
+    path = record(scripted_env(2, **space), lambda obs: torch.full((2,), 4), 4, tmp_path / "dict.npz")
     ppo, part = build(scripted_env(N, **space, seed=1), path)
     assert part.features.size == 2 + 3 + 3
     for _ in range(20):
@@ -309,33 +252,13 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "flipped"])
-def test_it_learns_a_task_from_demonstrations_alone(
-    sign: float, record_expert: Any, scripted_expert: Any, tmp_path: Any
-) -> None:
+def test_it_learns_a_task_from_demonstrations_alone(sign: float, tmp_path: Any) -> None:
     """PointMass: the first policy returns about -80, this expert about -4; without the task's reward GAIL passes -15.
 
     With the sign of the reward flipped it must not.
     """
-    path = record_expert(PointMass(16), scripted_expert, 48, tmp_path / "expert.npz")
-    ppo, _ = build(
-        PointMass(32),
-        path,
-        reward_form="logit",
-        reward_weight=sign,
-        discriminator=DiscriminatorConfig(hidden_sizes=(64, 64), batch_size=256, disc_update_num=8),
-        policy={
-            "hidden_sizes": (32, 32),
-            "critic_groups": ("policy",),
-            "distribution": DistributionConfig(init_std=0.5),
-        },
-        ppo={
-            "num_steps": 64,
-            "epochs": 5,
-            "minibatches": 8,
-            "gamma": 0.97,
-            "optimizer": OptimizerConfig(learning_rate=2e-3),
-        },
-    )
+    path = record(PointMass(16), steer, 48, tmp_path / "expert.npz")
+    ppo, _ = build(PointMass(32), path, reward_form="logit", reward_weight=sign, **LEARNING)
     for _ in range(50):
         metrics = ppo.iterate()
     assert (metrics["episode/return"] > -15.0) == (sign > 0.0)

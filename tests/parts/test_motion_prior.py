@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.parts.harness import context_of
 from torch import Tensor
 
 from understudy.data.motions.files import MotionClip, write_motions
@@ -78,25 +79,16 @@ def clips(tmp_path: Path) -> str:
     return str(write_motions(tmp_path / "up.npz", [clip]))
 
 
-def context_of(num_envs: int = N, num_steps: int = T, space: spaces.Dict = SPACE) -> PartContext:
+def swing_context(num_envs: int = N, num_steps: int = T, space: spaces.Dict = SPACE) -> PartContext:
     env = Swing(1)
-    return PartContext(
-        name="motion",
-        observation_space=space,
-        action_space=env.action_space,
-        policy=ActorCritic(env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,))),
-        num_envs=num_envs,
-        num_steps=num_steps,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
+    policy = ActorCritic(env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(8,)))
+    return context_of(space, env.action_space, policy, num_envs, name="motion", num_steps=num_steps)
 
 
 def build(clips: str, context: PartContext | None = None, **options: Any) -> MotionPrior:
     torch.manual_seed(0)
     settings = {"motions": MotionsConfig(files=(clips,)), "step_time": 0.1, "discriminator": SMALL, **options}
-    return MotionPriorConfig(**settings).build(context or context_of())
+    return MotionPriorConfig(**settings).build(context or swing_context())
 
 
 def rollout_of(obs: Tensor, **flags: Tensor) -> TensorDict:
@@ -223,7 +215,7 @@ def test_tracking_by_hand() -> None:
 def test_tracking_is_a_reward_for_being_where_the_reference_is(clips: str) -> None:
     space = spaces.Dict({**SPACE.spaces, "reference": SPACE["policy"]})
     options = {"tracking_observations": ("reference",), "tracking_weight": 2.0, "tracking_form": "distance"}
-    part = build(clips, context_of(space=space), tracking_scale=1.0, **options)
+    part = build(clips, swing_context(space=space), tracking_scale=1.0, **options)
     rollout = rollout_of(counting())
     reference = rollout["next_obs", "policy"].clone()
     reference[2, 0, 0] += 3.0
@@ -231,7 +223,7 @@ def test_tracking_is_a_reward_for_being_where_the_reference_is(clips: str) -> No
     tracking = part._tracking(rollout)
     assert tracking[2, 0].item() == pytest.approx(-3.0 * part.normalizer.scale[0].item(), rel=1e-5)
     assert tracking.count_nonzero() == 1
-    style = build(clips, context_of(space=space)).reward(rollout)
+    style = build(clips, swing_context(space=space)).reward(rollout)
     torch.testing.assert_close(part.reward(rollout), style + 2.0 * tracking)
     assert part.update(None, rollout)["tracking_reward"] == tracking.mean()  # type: ignore[arg-type]
 
@@ -357,7 +349,7 @@ def test_it_learns_to_move_like_the_clips(clips: str, loss: str) -> None:
     )
     part = build(
         clips,
-        context_of(32, 32),
+        swing_context(32, 32),
         columns=(1,),
         reward_form="least_squares" if loss == "least_squares" else "softplus",
         discriminator=DiscriminatorConfig(

@@ -9,12 +9,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.parts.harness import context_of
 from torch import Tensor
 
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.random_network_distillation import RandomNetworkDistillation, RandomNetworkDistillationConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.ppo.part import PartContext
 
 SPACE = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (2,), np.float32)})
 ACTIONS = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -24,17 +24,7 @@ POLICY = ActorCritic(SPACE, ACTIONS, PolicyConfig(hidden_sizes=(4,)))
 def build(
     num_envs: int = 1, space: spaces.Dict = SPACE, gamma: float = 0.5, **options: Any
 ) -> RandomNetworkDistillation:
-    context = PartContext(
-        name="rnd",
-        observation_space=space,
-        action_space=ACTIONS,
-        policy=POLICY,
-        num_envs=num_envs,
-        num_steps=2,
-        gamma=gamma,
-        device=torch.device("cpu"),
-        seed=0,
-    )
+    context = context_of(space, ACTIONS, POLICY, num_envs, gamma=gamma)
     torch.manual_seed(0)
     return RandomNetworkDistillationConfig(**options).build(context)
 

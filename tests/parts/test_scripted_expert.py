@@ -24,17 +24,7 @@ WIDE = spaces.Box(np.float32([-2.0, 0.0]), np.float32([2.0, 1.0]))
 
 
 def context(env: Any, policy: ActorCritic) -> PartContext:
-    return PartContext(
-        name="expert",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=env.num_envs,
-        num_steps=8,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-    )
+    return PartContext.of(env, policy, name="expert", num_steps=8)
 
 
 def observed(space: spaces.Space[Any], **groups: spaces.Space[Any]) -> spaces.Dict:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.parts.harness import context_of
 
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
-from understudy.ppo.part import PartContext
 
 SPACE = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (2,), np.float32)})
 ACTIONS = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -31,18 +31,7 @@ def linear_policy(weight: list[list[float]], actions: spaces.Space[Any] = ACTION
 
 def build(policy: ActorCritic, **options: Any) -> Symmetry:
     options = {"observations": {"policy": SWAP}, "action": SWAP, **options}
-    context = PartContext(
-        name="symmetry",
-        observation_space=SPACE,
-        action_space=policy.action_space,
-        policy=policy,
-        num_envs=1,
-        num_steps=2,
-        gamma=0.99,
-        device=torch.device("cpu"),
-        seed=0,
-    )
-    return SymmetryConfig(**options).build(context)
+    return SymmetryConfig(**options).build(context_of(SPACE, policy.action_space, policy))
 
 
 def rows(**columns: Any) -> TensorDict:

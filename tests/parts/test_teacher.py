@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.parts.harness import beside_ppo
 from torch import Tensor
 
 import understudy as us
@@ -56,21 +56,6 @@ def controller() -> ActorCritic:
     return linear(spaces.Dict({"policy": box(4)}), weight)
 
 
-def context(env: Any, policy: ActorCritic, teachers: Mapping[str, ActorCritic], num_steps: int = T) -> PartContext:
-    return PartContext(
-        name="teacher",
-        observation_space=env.observation_space,
-        action_space=env.action_space,
-        policy=policy,
-        num_envs=env.num_envs,
-        num_steps=num_steps,
-        gamma=0.99,
-        device=env.device,
-        seed=0,
-        load_policy=lambda run: teachers[run],
-    )
-
-
 def build(
     *teachers: ActorCritic,
     env: Any = None,
@@ -79,17 +64,11 @@ def build(
     seed: int = 0,
     **options: Any,
 ) -> tuple[PPO, Teacher]:
-    env = PointMass(N, max_episode_steps=5) if env is None else env
-    torch.manual_seed(seed)
-    student = ActorCritic(
-        env.observation_space,
-        env.action_space,
-        PolicyConfig(**{"hidden_sizes": (8,), "memory_size": 4, **(policy or {})}),
-    )
     known = {str(i): teacher for i, teacher in enumerate(teachers or (controller(),))}
-    config = PPOConfig(**{"num_steps": T, "epochs": 2, "minibatches": 2, "warmup_steps": 0, **(ppo or {})})
-    part = TeacherConfig(checkpoints=tuple(known), **options).build(context(env, student, known, config.num_steps))
-    return PPO(env, student, config, {"teacher": part}, seed=seed, total_steps=10_000), part
+    settings = {"num_steps": T, "epochs": 2, "minibatches": 2, "warmup_steps": 0, "total_steps": 10_000, **(ppo or {})}
+    env, config = env or PointMass(N, max_episode_steps=5), TeacherConfig(checkpoints=tuple(known), **options)
+    student = {"memory_size": 4, **(policy or {})}
+    return beside_ppo(env, config, "teacher", policy=student, seed=seed, load_policy=known.__getitem__, **settings)
 
 
 def expected_label(obs: Tensor) -> Tensor:
@@ -390,9 +369,8 @@ def test_what_is_refused() -> None:
     refuse("recurrent students", resample_state_prob=0.5)
     refuse("at least 1, got 0.5", rollouts=0.5)
     refuse("target must be one of real", target="huber")
-    known = context(PointMass(N), controller(), {})
+    bare = PartContext.of(PointMass(N), controller(), name="teacher", num_steps=T)
     with pytest.raises(ValueError, match="no teachers: name the run"):
-        TeacherConfig().build(known)
-    bare = dataclasses.replace(known, load_policy=PartContext.load_policy)
+        TeacherConfig().build(bare)
     with pytest.raises(ValueError, match=r"load_policy=us\.load"):
         TeacherConfig(checkpoints=("run",)).build(bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,27 +20,6 @@ if TYPE_CHECKING:
     from understudy.parts.symmetry import MirrorSpec, Symmetry, SymmetryConfig
     from understudy.parts.teacher import Teacher, TeacherConfig
     from understudy.ppo.part import PartConfig
-
-_CONFIGS = {
-    "advisor": "understudy.parts.advisor:AdvisorConfig",
-    "airl": "understudy.parts.airl:AirlConfig",
-    "behavior-cloning": "understudy.parts.behavior_cloning:BehaviorCloningConfig",
-    "estimator": "understudy.parts.estimator:EstimatorConfig",
-    "gail": "understudy.parts.gail:GailConfig",
-    "motion-prior": "understudy.parts.motion_prior:MotionPriorConfig",
-    "random-network-distillation": "understudy.parts.random_network_distillation:RandomNetworkDistillationConfig",
-    "scripted-expert": "understudy.parts.scripted_expert:ScriptedExpertConfig",
-    "symmetry": "understudy.parts.symmetry:SymmetryConfig",
-    "teacher": "understudy.parts.teacher:TeacherConfig",
-}
-
-PARTS: Registry[type[PartConfig]] = Registry("part", "understudy.parts", _CONFIGS)
-"""Name -> config class: what the command line, configs on disk and the contract test read."""
-
-_HOMES = {"MirrorSpec": "understudy.parts.symmetry"}
-for _place in _CONFIGS.values():
-    _module, _, _config = _place.partition(":")
-    _HOMES[_config] = _HOMES[_config.removesuffix("Config")] = _module
 
 __all__ = [
     "PARTS",
@@ -66,8 +46,18 @@ __all__ = [
     "TeacherConfig",
 ]
 
+# the name of a part, of its file and of its class are one name: motion-prior, motion_prior, MotionPrior
+_FILES = {name: re.sub(r"\B[A-Z]", r"_\g<0>", name.removesuffix("Config")).lower() for name in __all__[1:]}
+_FILES["MirrorSpec"] = "symmetry"
+_CONFIGS = {file.replace("_", "-"): (file, name) for name, file in _FILES.items() if name.endswith("Config")}
+
+PARTS: Registry[type[PartConfig]] = Registry(
+    "part", "understudy.parts", {part: f"understudy.parts.{file}:{name}" for part, (file, name) in _CONFIGS.items()}
+)
+"""Name -> config class: what the command line, configs on disk and the contract test read."""
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _FILES:
         raise AttributeError(f"module 'understudy.parts' has no attribute {name!r}")
-    return vars(import_module(_HOMES[name]))[name]
+    return vars(import_module(f"understudy.parts.{_FILES[name]}"))[name]

@@ -68,13 +68,6 @@ class AdvisorConfig(DemonstrationOptions, PartConfig):
     sequence_length: Annotated[int, In(1)] = 32
     """Steps per window of demonstrations, for a policy with a memory; divides `batch_size`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch_size % self.sequence_length:
-            raise ValueError(
-                f"batch_size must be a multiple of sequence_length, got {self.batch_size} and {self.sequence_length}"
-            )
-
     def build(self, context: PartContext) -> Advisor:
         """Build the part."""
         return Advisor(context, self)
@@ -126,7 +119,6 @@ class Advisor(Part, Weights, Losses):
         self.alpha, self.bound = Scalar(config.alpha, context.device), Scalar(config.bound, context.device)
         self.stage = Scalar(config.stage, context.device)
         self.demonstration_coef = Scalar(config.demonstration_coef, context.device)
-        self._checked = self.labels is None
 
     def weight(self, batch: TensorDict, out: PolicyOutput) -> Tensor:
         """PPO's weight `[B]` or `[T, B]`: 1 - w, and 0 in the imitation stage."""
@@ -139,10 +131,8 @@ class Advisor(Part, Weights, Losses):
 
     def sample(self, batch: TensorDict) -> TensorDict | None:
         """A minibatch of demonstrations. Also checks the first labels, as this code is not captured."""
-        if not self._checked:
-            assert self.labels is not None
+        if self.labels is not None:
             self.labels.check(batch["obs"], batch["valid"].shape)
-            self._checked = True
         if self.demonstrations is None:
             return None
         length = self.config.sequence_length if self.recurrent else None

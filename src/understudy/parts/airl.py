@@ -107,14 +107,8 @@ class RewardFunction(nn.Module):
 
     def load_part_state(self, modules: Mapping[str, Tensor]) -> None:
         """Load the `modules` of a trained `Airl`'s `training_state`."""
-        places = {"normalizer.": "normalizer.", "discriminator.network.": "network."}
-        state = {
-            here + name.removeprefix(there): x
-            for there, here in places.items()
-            for name, x in modules.items()
-            if name.startswith(there)
-        }
-        self.load_state_dict(state)
+        state = {name.removeprefix("discriminator."): x for name, x in modules.items()}
+        self.load_state_dict({name: x for name, x in state.items() if name.startswith(("normalizer.", "network."))})
 
 
 def build_reward(policy: Policy, config: AirlConfig, gamma: float) -> RewardFunction:

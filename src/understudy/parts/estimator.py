@@ -76,16 +76,11 @@ class Estimator(Part, Losses):
 
 
 _LOSSES: dict[str, Function] = {
-    "mse_loss": F.mse_loss,
-    "l1_loss": F.l1_loss,
-    "smooth_l1_loss": F.smooth_l1_loss,
-    "huber_loss": F.huber_loss,
-    "binary_cross_entropy": F.binary_cross_entropy,
-    "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
-    "poisson_nll_loss": F.poisson_nll_loss,
-    "soft_margin_loss": F.soft_margin_loss,
-    "hinge_embedding_loss": F.hinge_embedding_loss,
-    "kl_div": F.kl_div,
+    function.__name__: function
+    for function in (
+        *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.soft_margin_loss, F.kl_div),
+        *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.hinge_embedding_loss),
+    )
 }
 
 

@@ -60,7 +60,6 @@ class Gail(Part, Rewards, Updates):
             rows=lambda transitions, policy: self.features.of_rollout(transitions),
             score=self._score,
             generator=self.generator,
-            with_next_obs=self.uses_next_obs,
         )
         self.discriminator = self.adversary.discriminator
 

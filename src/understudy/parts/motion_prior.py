@@ -150,7 +150,9 @@ class MotionPrior(Part, Rewards, Updates):
         super().__init__(context)
         self.config, device, H = config, context.device, config.frames
         self.read = FeatureReader(context.observation_space, config.observations)
-        columns = _check_columns(config.columns, self.read)
+        if wrong := [i for i in config.columns if not 0 <= i < self.read.size]:
+            raise ValueError(f"columns names {wrong[0]}, but the observations have columns 0 to {self.read.size - 1}")
+        columns = config.columns or range(self.read.size)
         fields = config.fields or tuple(self.read.names[i] for i in columns)
         if len(fields) != len(columns):
             raise ValueError(
@@ -216,7 +218,8 @@ class MotionPrior(Part, Rewards, Updates):
         metrics = self.discriminator.fit(rows.flatten(0, 1), expert.flatten(-2), weight, self._normalize)
         self.normalizer.update(self._features(rollout, "obs"), rollout["valid"])
         self.normalizer.update(expert)
-        self._keep_tail(rollout)
+        for tail, x in zip((self.tail, self.tail_valid, self.tail_is_first), self._history(rollout)):
+            tail.copy_(x[len(x) - len(tail) :])
         self._watch()
         return {**metrics, **self._scored}
 
@@ -248,11 +251,6 @@ class MotionPrior(Part, Rewards, Updates):
             return rollout["valid"]
         return rollout["valid"] & ~(rollout["terminated"] | rollout["truncated"])
 
-    def _keep_tail(self, rollout: TensorDict) -> None:
-        if len(self.tail):
-            for tail, x in zip((self.tail, self.tail_valid, self.tail_is_first), self._history(rollout)):
-                tail.copy_(x[-len(tail) :])
-
     def _normalize(self, rows: Tensor) -> Tensor:
         """Windows `[..., H D]`, with the one normaliser applied to each frame."""
         return self.normalizer(rows.unflatten(-1, (self.config.frames, -1))).flatten(-2)
@@ -281,13 +279,6 @@ class MotionPrior(Part, Rewards, Updates):
             self.name,
             100.0 * float(self.saturation),
         )
-
-
-def _check_columns(columns: tuple[int, ...], read: FeatureReader) -> list[int]:
-    wrong = [i for i in columns if not 0 <= i < read.size]
-    if wrong:
-        raise ValueError(f"columns names {wrong[0]}, but the observations have columns 0 to {read.size - 1}")
-    return list(columns) or list(range(read.size))
 
 
 def _reference(context: PartContext, config: MotionPriorConfig, size: int) -> FeatureReader | None:

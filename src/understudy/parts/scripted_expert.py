@@ -60,13 +60,10 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         )
         self.imitation_coef = Scalar(config.imitation_coef, context.device)
         self._from_params = context.policy.head.from_params
-        self._checked = False
 
     def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
         """Raw `action` `[N, *A]`, and `forced` `[N]` where the expert acts now."""
-        if not self._checked:
-            self.labels.check(obs, is_first.shape)
-            self._checked = True
+        self.labels.check(obs, is_first.shape)
         label = self.labels.read(obs)
         action = label.target
         if label.kind == "policy":

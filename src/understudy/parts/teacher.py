@@ -23,8 +23,8 @@ from understudy.parts.shared.loaded_teacher import (
     LoadedTeacher,
     check_latents,
     check_target,
+    find_selector,
     load_teachers,
-    make_selector,
 )
 from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing, act_where_forced
 from understudy.ppo.part import Labels, Losses, Overrides, Part, PartConfig, PartContext, Updates
@@ -96,16 +96,12 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         self.config, self.num_steps = config, context.num_steps
         policy = context.policy
         self.teachers = load_teachers(context, config.checkpoints, config.groups)
-        self.selector = make_selector(context.observation_space, config.select, len(self.teachers))
+        self.selector = find_selector(context.observation_space, config.select, len(self.teachers))
         check_target(policy, self.teachers, config.target)
         check_latents(policy, self.teachers, config.latents)
         # functions and names, not modules: the student's weights do not belong to this part
-        self.input_keys, self.to_raw, self.action_dtype = (
-            policy.input_keys,
-            policy.action_map.inverse,
-            policy.head.action_dtype,
-        )
-        self.recurrent = policy.recurrent
+        self.input_keys, self.to_raw = policy.input_keys, policy.action_map.inverse
+        self.action_dtype, self.recurrent = policy.head.action_dtype, policy.recurrent
         if config.resample_state_prob and not self.recurrent:
             raise ValueError("resample_state_prob is for recurrent students: this one has no state")
         self.forcing = TeacherForcing(
@@ -125,7 +121,10 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
     def label(self, obs: TensorDict, is_first: Tensor) -> TensorDict:
         """The teacher's action (with distribution and latents as needed), and `forced` `[N]` where it acts."""
         answers = [teacher(obs, is_first) for teacher in self.teachers]
-        index = None if self.selector is None else self.selector(obs)
+        index = None
+        if self.selector is not None:
+            key, start = self.selector
+            index = obs.get(key).long() - start  # [N]
         label = TensorDict({"forced": self.forcing.draw(is_first, self.generator)}, batch_size=is_first.shape)
         label["action"] = _choose(index, [self._raw(teacher, a[0]) for teacher, a in zip(self.teachers, answers)])
         if self.config.target == "kl":

@@ -120,10 +120,10 @@ class _Reader:
             actions = self.recording.read(k, "actions")
             arrays["executed_action"][rows] = _fitting(actions, (length, *target.shape), target, k)
             for ours, theirs in names.items():
-                if self.recording.has(theirs):
+                if theirs in self.recording.signals:
                     arrays[ours][rows] = self.recording.read(k, theirs).reshape(length)
         self._check(arrays["executed_action"], action_space, "actions", bounded=True)
-        if self.recording.has("rewards"):
+        if "rewards" in self.recording.signals:
             self._check(arrays["reward"], None, "rewards")
         self._end(arrays["terminated"], arrays["truncated"])
         return arrays
@@ -196,7 +196,7 @@ def _count(recording: Recording, wanted: int | None) -> int:
 
 def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> list[_Target]:
     """Find each of the environment's components in the file."""
-    targets = []
+    targets, made_in = [], recording.metadata.get("env") or ""
     for key in keys:
         inner = component(space, key)
         candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups holds the policy's
@@ -212,7 +212,7 @@ def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> lis
         if shape != target.shape:
             raise ValueError(
                 f"{recording.source}: observation {'/'.join(key)!r} has shape {shape}, the environment's has "
-                f"{target.shape}: the file{_made_in(recording)} belongs to another task or version"
+                f"{target.shape}: the file{made_in and f' (made in {made_in!r})'} belongs to another task or version"
             )
         targets.append(target)
     return targets
@@ -266,8 +266,3 @@ def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None
             "%s was made in %r, not in %r: the spaces fit, but versions differ in physics and rewards",
             *(source, made_in, env_id),
         )
-
-
-def _made_in(recording: Recording) -> str:
-    made_in = recording.metadata.get("env")
-    return "" if made_in is None else f" (made in {made_in!r})"

@@ -14,6 +14,7 @@ Batches use a rollout's names: `obs` and `next_obs` (raw, in the environment's g
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,8 +56,6 @@ class Demonstrations:
         weights: Tensor | None = None,
         device: torch.device | str = "cpu",
         metadata: Mapping[str, Any] | None = None,
-        chosen: Tensor | None = None,
-        trajectory: Tensor | None = None,
     ) -> None:
         K, M = len(lengths), int(lengths.sum())
         if not M or signals.batch_size != (M,) or observations.batch_size != (M + K,):
@@ -69,13 +68,9 @@ class Demonstrations:
         self.observations, self.signals, self.lengths = observations, signals, lengths
         self.action_map, self.step_stride, self.weights = action_map, step_stride, _weights(weights, K)
         self.device, self.metadata = torch.device(device), dict(metadata or {})
-        self.chosen = torch.arange(K, device=lengths.device) if chosen is None else chosen  # [C]
         self.starts = first_rows(lengths)  # [K]
-        if trajectory is None:  # `select` shares it, like the data
-            trajectory = torch.repeat_interleave(lengths).to(torch.int32)
-        self.trajectory = trajectory  # [M], the trajectory of each transition
-        self.rows = self._eligible()  # [R], the transitions to draw from
-        self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
+        self.trajectory = torch.repeat_interleave(lengths).to(torch.int32)  # [M], the trajectory of each transition
+        self._choose(torch.arange(K, device=lengths.device))
 
     @classmethod
     def load(
@@ -167,18 +162,9 @@ class Demonstrations:
 
     def select(self, trajectories: Tensor) -> Demonstrations:
         """Keep these trajectories (indices into the current ones); the data are shared."""
-        return Demonstrations(
-            self.observations,
-            self.signals,
-            self.lengths,
-            action_map=self.action_map,
-            step_stride=self.step_stride,
-            weights=self.weights,
-            device=self.device,
-            metadata=self.metadata,
-            chosen=self.chosen[trajectories.to(self.chosen.device)],
-            trajectory=self.trajectory,
-        )
+        selected = copy.copy(self)
+        selected._choose(self.chosen[trajectories.to(self.chosen.device)])
+        return selected
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[Demonstrations, Demonstrations]:
         """Hold out a random `fraction` of the trajectories (at least one on either side): (the rest, the held out).
@@ -196,7 +182,7 @@ class Demonstrations:
 
     def sample(self, batch_size: int, generator: torch.Generator, *, next_obs: bool = True) -> TensorDict:
         """Transitions `[batch_size]`, drawn independently with replacement."""
-        return self.gather(self._draw(batch_size, generator), next_obs=next_obs)
+        return self.gather(self.rows[self._draw_places(batch_size, generator)], next_obs=next_obs)
 
     def sequences(self, length: int, batch_size: int, generator: torch.Generator) -> TensorDict:
         """Windows `[length, batch_size]` of consecutive transitions, without `next_obs`.
@@ -232,9 +218,6 @@ class Demonstrations:
             drawn["action"] = self.action_map.inverse(drawn["executed_action"])
         return drawn.reshape(rows.shape)
 
-    def _draw(self, count: int, generator: torch.Generator) -> Tensor:
-        return self.rows[self._draw_places(count, generator)]
-
     def _draw_places(self, count: int, generator: torch.Generator) -> Tensor:
         """Places in `rows`, `[count]`."""
         device = generator.device
@@ -244,13 +227,15 @@ class Demonstrations:
         places = torch.searchsorted(self._cumulative, drawn * self._cumulative[-1], right=True)
         return places.clamp(max=len(self.rows) - 1)
 
-    def _eligible(self) -> Tensor:
-        """Every `step_stride`-th transition of the chosen trajectories, in their order."""
-        starts, lengths = self.starts[self.chosen], self.lengths[self.chosen]
+    def _choose(self, chosen: Tensor) -> None:
+        """Draw from every `step_stride`-th transition of the trajectories `chosen` `[C]`, in their order."""
+        starts, lengths = self.starts[chosen], self.lengths[chosen]
         kept = (lengths + self.step_stride - 1) // self.step_stride
         first = torch.repeat_interleave(first_rows(kept), kept)
         step = torch.arange(len(first), device=first.device) - first
-        return torch.repeat_interleave(starts, kept) + step * self.step_stride
+        self.chosen = chosen
+        self.rows = torch.repeat_interleave(starts, kept) + step * self.step_stride  # [R], the transitions to draw from
+        self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
 
 
 def _weights(weights: Tensor | None, count: int) -> Tensor | None:

@@ -10,9 +10,9 @@ import io
 import json
 import os
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,27 +41,21 @@ def first_rows(lengths: Counts) -> Counts:
     return lengths.cumsum(0) - lengths
 
 
-class Recording(ABC):
+@dataclass(frozen=True, kw_only=True)
+class Recording:
     """An open file of K whole trajectories; trajectory k has `lengths[k]` transitions."""
 
     source: str
     lengths: np.ndarray  # [K] int64
     shapes: dict[Place, tuple[int, ...]]  # of one observation
     metadata: dict[str, Any]  # about the recording: "env", "score", "seed", ...
+    signals: Set[str]  # those of `SIGNALS` that the file holds
+    read: Callable[[int, str], np.ndarray]
+    """One of the signals of a trajectory, `[T, ...]`."""
+    read_observations: Callable[[int, Place], np.ndarray]
+    """Observations of a trajectory, `[T + 1, ...]`, the final one included."""
     lacks_final: bool = False
     """True if the file has no final observations: `read_observations` then repeats the last one."""
-
-    @abstractmethod
-    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
-        """Observations `[T + 1, ...]`, the final one included."""
-
-    @abstractmethod
-    def read(self, trajectory: int, name: str) -> np.ndarray:
-        """One of `SIGNALS`, `[T, ...]`."""
-
-    @abstractmethod
-    def has(self, name: str) -> bool:
-        """True if the file holds this one of `SIGNALS`."""
 
 
 @contextmanager
@@ -74,7 +68,7 @@ def open_recording(source: str | Path) -> Iterator[Recording]:
     path = _find(source)
     with ExitStack() as stack:
         if path.is_dir():
-            yield _Chain(str(path), [stack.enter_context(_open_npz(part)) for part in sorted(path.glob("*.npz"))])
+            yield _chain(str(path), [stack.enter_context(_open_npz(part)) for part in sorted(path.glob("*.npz"))])
         else:
             opener = _open_npz if path.suffix == ".npz" else _open_hdf5
             yield stack.enter_context(opener(path))
@@ -115,79 +109,65 @@ def _find(source: str | Path) -> Path:
 # ------------------------------------------------------------------------------------------------- flat files
 
 
-class _Flat(Recording):
+def _flat(source: str, arrays: Mapping[str, Any], metadata: dict[str, Any]) -> Recording:
     """One long array per signal, cut into trajectories by `lengths` (ours) or by the ends (D4RL)."""
-
-    def __init__(self, source: str, arrays: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-        self.source, self.metadata = source, metadata
-        self.arrays: dict[str, Any] = {}
-        self.observations, self.next_observations = (
-            _under(arrays, _ALIASES[name]) for name in ("observations", "next_observations")
-        )
-        for name in SIGNALS:
-            found = _under(arrays, _ALIASES[name])
-            if () in found:
-                self.arrays[name] = found[()]
-        if not self.observations or "actions" not in self.arrays:
-            raise ValueError(f"{source} has no observations or no actions: it holds {', '.join(sorted(arrays))}")
-        self.lengths = self._find_lengths(arrays)
-        self.starts = first_rows(self.lengths)
-        self.shapes = {place: tuple(array.shape[1:]) for place, array in self.observations.items()}
-        self.with_final = self._check_rows()
-        self.lacks_final = not self.with_final and not self.next_observations
-
-    def has(self, name: str) -> bool:
-        return name in self.arrays
-
-    def read(self, trajectory: int, name: str) -> np.ndarray:
-        start = int(self.starts[trajectory])
-        return np.asarray(self.arrays[name][start : start + int(self.lengths[trajectory])])
-
-    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
-        start, length = int(self.starts[trajectory]), int(self.lengths[trajectory])
-        array = self.observations[place]
-        if self.with_final:  # each earlier trajectory has one row more than it has transitions
-            return np.asarray(array[start + trajectory : start + trajectory + length + 1])
-        rows = array[start : start + length]
-        end = start + length - 1
-        last = self.next_observations[place][end : end + 1] if place in self.next_observations else rows[-1:]
-        return np.concatenate((rows, last))
-
-    def _find_lengths(self, arrays: Mapping[str, Any]) -> np.ndarray:
-        total = len(self.arrays["actions"])
-        if "lengths" in arrays:
-            lengths = np.asarray(arrays["lengths"][:]).astype(np.int64)
-            if lengths.sum() != total:
-                raise ValueError(f"{self.source}: lengths add up to {lengths.sum()}, but there are {total} actions")
-            return lengths
-        if "terminations" not in self.arrays:
-            raise ValueError(
-                f"{self.source} has neither lengths nor terminations: add one of them to mark where trajectories end"
-            )
-        ended = np.zeros(total, dtype=bool)
-        for name in ("terminations", "truncations"):
-            if self.has(name):
-                _check_length(self.source, name, len(self.arrays[name]), total)
-                ended |= np.asarray(self.arrays[name][:]).astype(bool)
-        ends = np.flatnonzero(ended)
-        if total and (not len(ends) or ends[-1] != total - 1):
-            ends = np.append(ends, total - 1)  # the recording stopped within an episode
-        return np.diff(ends, prepend=-1).astype(np.int64)
-
-    def _check_rows(self) -> bool:
-        """True if observations include the final ones; raises ValueError where rows do not add up."""
-        total = int(self.lengths.sum())
-        for name, array in self.arrays.items():
-            _check_length(self.source, name, len(array), total)
-        counts = {len(array) for array in self.observations.values()}
-        if counts == {total + len(self.lengths)}:
-            return True
-        if counts == {total}:
-            return False
+    observations, following = (_under(arrays, _ALIASES[name]) for name in ("observations", "next_observations"))
+    signals = {name: found[()] for name in SIGNALS if () in (found := _under(arrays, _ALIASES[name]))}
+    if not observations or "actions" not in signals:
+        raise ValueError(f"{source} has no observations or no actions: it holds {', '.join(sorted(arrays))}")
+    total = len(signals["actions"])
+    for name, array in signals.items():
+        if len(array) != total:
+            raise ValueError(f"{source} has {total} actions but {len(array)} {name}: it is damaged, record it again")
+    lengths = _lengths(source, arrays, signals)
+    starts, counts = first_rows(lengths), {len(array) for array in observations.values()}
+    with_final = counts == {total + len(lengths)}
+    if not with_final and counts != {total}:
         raise ValueError(
-            f"{self.source} has {total} actions in {len(self.lengths)} trajectories, but {sorted(counts)} "
-            f"observations: expected {total + len(self.lengths)} (with final observations) or {total} (without)"
+            f"{source} has {total} actions in {len(lengths)} trajectories, but {sorted(counts)} observations: expected "
+            f"{total + len(lengths)} (with final observations) or {total} (without)"
         )
+
+    def read(trajectory: int, name: str) -> np.ndarray:
+        start = int(starts[trajectory])
+        return np.asarray(signals[name][start : start + int(lengths[trajectory])])
+
+    def read_observations(trajectory: int, place: Place) -> np.ndarray:
+        start, array = int(starts[trajectory]), observations[place]
+        end = start + int(lengths[trajectory])
+        if with_final:  # each earlier trajectory has one row more than it has transitions
+            return np.asarray(array[start + trajectory : end + trajectory + 1])
+        rows = array[start:end]
+        return np.concatenate((rows, following[place][end - 1 : end] if place in following else rows[-1:]))
+
+    return Recording(
+        source=source,
+        lengths=lengths,
+        shapes={place: tuple(array.shape[1:]) for place, array in observations.items()},
+        metadata=metadata,
+        signals=set(signals),
+        read=read,
+        read_observations=read_observations,
+        lacks_final=not with_final and not following,
+    )
+
+
+def _lengths(source: str, arrays: Mapping[str, Any], signals: Mapping[str, Any]) -> np.ndarray:
+    total = len(signals["actions"])
+    if "lengths" in arrays:
+        lengths = np.asarray(arrays["lengths"][:]).astype(np.int64)
+        if lengths.sum() != total:
+            raise ValueError(f"{source}: lengths add up to {lengths.sum()}, but there are {total} actions")
+        return lengths
+    if "terminations" not in signals:
+        raise ValueError(
+            f"{source} has neither lengths nor terminations: add one of them to mark where trajectories end"
+        )
+    flags = [np.asarray(signals[name][:]).astype(bool) for name in ("terminations", "truncations") if name in signals]
+    ends = np.flatnonzero(np.any(flags, axis=0))
+    if total and (not len(ends) or ends[-1] != total - 1):
+        ends = np.append(ends, total - 1)  # the recording stopped within an episode
+    return np.diff(ends, prepend=-1).astype(np.int64)
 
 
 def _under(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[Place, Any]:
@@ -203,11 +183,6 @@ def _under(arrays: Mapping[str, Any], names: Sequence[str]) -> dict[Place, Any]:
     return {}
 
 
-def _check_length(source: str, name: str, length: int, total: int) -> None:
-    if length != total:
-        raise ValueError(f"{source} has {total} actions but {length} {name}: it is damaged, record it again")
-
-
 # ------------------------------------------------------------------------------------------------------- .npz
 
 
@@ -221,7 +196,7 @@ def _open_npz(path: Path) -> Iterator[Recording]:
     with archive:
         arrays = {info.filename.removesuffix(".npy"): _npz_array(path, archive, info) for info in archive.infolist()}
         metadata = json.loads(str(arrays.pop("metadata"))) if "metadata" in arrays else {}
-        yield _Flat(str(path), arrays, metadata)
+        yield _flat(str(path), arrays, metadata)
 
 
 def _npz_array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -274,62 +249,58 @@ def _open_hdf5(path: Path) -> Iterator[Recording]:
         try:
             episodes = [name for name in file if name.startswith("episode_")]
             if episodes or "observations" not in file:
-                yield _Minari(str(path), file, episodes, _minari_metadata(path))
+                yield _minari(path, file, episodes)
             else:
-                yield _Flat(str(path), _datasets(file), _plain(dict(file.attrs)))
+                yield _flat(str(path), _datasets(file), _plain(dict(file.attrs)))
         except OSError as error:  # a missing chunk only shows when it is read
             raise ValueError(f"{path} is truncated or damaged ({error}); copy or record it again") from error
 
 
-class _Minari(Recording):
+def _minari(path: Path, file: Any, episodes: Sequence[str]) -> Recording:
     """One HDF5 group per trajectory; observations include the final one. Images may be JPEGs, Minari's default."""
+    import h5py
 
-    def __init__(self, source: str, file: Any, episodes: Sequence[str], metadata: dict[str, Any]) -> None:
-        self.source, self.metadata = source, metadata
-        # episode_10 comes after episode_9
-        ordered = sorted(episodes, key=lambda name: int(name.removeprefix("episode_")))
-        self.groups = [file[name] for name in ordered]
-        self.rewards = [self._values(k, "rewards") for k in range(len(self.groups))]
-        self.lengths = np.array([len(rewards) for rewards in self.rewards], dtype=np.int64)
-        self.shapes, self.names, self.jpegs = {}, set[str](), set[Place]()
-        if self.groups:
-            self.names = set(self.groups[0])
-            for place, dataset in _under(_datasets(self.groups[0]), ("observations",)).items():
-                first = np.asarray(dataset[0])
-                if first.dtype == np.uint8 and first.ndim == 1 and first[:3].tobytes() == _JPEG:
-                    self.jpegs.add(place)
-                    first = _decode_jpegs([first])[0]
-                self.shapes[place] = first.shape
+    # episode_10 comes after episode_9
+    groups = [file[name] for name in sorted(episodes, key=lambda name: int(name.removeprefix("episode_")))]
 
-    def has(self, name: str) -> bool:
-        return name in self.names
-
-    def read(self, trajectory: int, name: str) -> np.ndarray:
-        if name == "rewards":
-            return self.rewards[trajectory]
-        return self._checked(trajectory, name, int(self.lengths[trajectory]))
-
-    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
-        values = self._checked(trajectory, "/".join(("observations", *place)), int(self.lengths[trajectory]) + 1)
-        return _decode_jpegs(values) if place in self.jpegs else values
-
-    def _values(self, trajectory: int, name: str) -> np.ndarray:
-        import h5py
-
+    def values(trajectory: int, name: str, rows: int | None = None) -> np.ndarray:
         try:  # h5py's own `group[name]` takes ten times as long as opening the dataset
-            dataset = h5py.Dataset(h5py.h5d.open(self.groups[trajectory].id, name.encode()))
+            dataset = h5py.Dataset(h5py.h5d.open(groups[trajectory].id, name.encode()))
         except KeyError:
-            raise ValueError(f"{self.source}: trajectory {trajectory} has no {name}") from None
-        values: np.ndarray = dataset[()]
-        return values
-
-    def _checked(self, trajectory: int, name: str, rows: int) -> np.ndarray:
-        values = self._values(trajectory, name)
-        if len(values) != rows:
+            raise ValueError(f"{path}: trajectory {trajectory} has no {name}") from None
+        found: np.ndarray = dataset[()]
+        if rows is not None and len(found) != rows:
             raise ValueError(
-                f"{self.source}: trajectory {trajectory} has {len(values)} rows of {name}, its rewards need {rows}"
+                f"{path}: trajectory {trajectory} has {len(found)} rows of {name}, its rewards need {rows}"
             )
-        return values
+        return found
+
+    rewards = [values(k, "rewards") for k in range(len(groups))]
+    shapes: dict[Place, tuple[int, ...]] = {}
+    jpegs = set[Place]()
+    for place, dataset in _under(_datasets(groups[0]) if groups else {}, ("observations",)).items():
+        first = np.asarray(dataset[0])
+        if first.dtype == np.uint8 and first.ndim == 1 and first[:3].tobytes() == _JPEG:
+            jpegs.add(place)
+            first = _decode_jpegs([first])[0]
+        shapes[place] = first.shape
+
+    def read(trajectory: int, name: str) -> np.ndarray:
+        return rewards[trajectory] if name == "rewards" else values(trajectory, name, len(rewards[trajectory]))
+
+    def read_observations(trajectory: int, place: Place) -> np.ndarray:
+        encoded = values(trajectory, "/".join(("observations", *place)), len(rewards[trajectory]) + 1)
+        return _decode_jpegs(encoded) if place in jpegs else encoded
+
+    return Recording(
+        source=str(path),
+        lengths=np.array([len(x) for x in rewards], dtype=np.int64),
+        shapes=shapes,
+        metadata=_minari_metadata(path),
+        signals=set(groups[0]) if groups else set(),
+        read=read,
+        read_observations=read_observations,
+    )
 
 
 def _datasets(group: Any) -> dict[str, Any]:
@@ -364,27 +335,28 @@ def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ several files
 
 
-class _Chain(Recording):
+def _chain(source: str, parts: Sequence[Recording]) -> Recording:
     """The trajectories of several recordings, one after another."""
+    for part in parts[1:]:
+        if part.shapes != parts[0].shapes:
+            raise ValueError(f"{part.source} has observations {part.shapes}, {parts[0].source} has {parts[0].shapes}")
+    places = [(part, k) for part in parts for k in range(len(part.lengths))]
 
-    def __init__(self, source: str, parts: Sequence[Recording]) -> None:
-        self.source, self.parts = source, parts
-        self.metadata = dict(parts[0].metadata)
-        self.shapes = parts[0].shapes
-        for part in parts[1:]:
-            if part.shapes != self.shapes:
-                raise ValueError(f"{part.source} has observations {part.shapes}, {parts[0].source} has {self.shapes}")
-        self.lengths = np.concatenate([part.lengths for part in parts])
-        self.lacks_final = any(part.lacks_final for part in parts)
-        self.trajectories = [(part, k) for part in parts for k in range(len(part.lengths))]
-
-    def has(self, name: str) -> bool:
-        return all(part.has(name) for part in self.parts)
-
-    def read(self, trajectory: int, name: str) -> np.ndarray:
-        part, k = self.trajectories[trajectory]
+    def read(trajectory: int, name: str) -> np.ndarray:
+        part, k = places[trajectory]
         return part.read(k, name)
 
-    def read_observations(self, trajectory: int, place: Place) -> np.ndarray:
-        part, k = self.trajectories[trajectory]
+    def read_observations(trajectory: int, place: Place) -> np.ndarray:
+        part, k = places[trajectory]
         return part.read_observations(k, place)
+
+    return Recording(
+        source=source,
+        lengths=np.concatenate([part.lengths for part in parts]),
+        shapes=parts[0].shapes,
+        metadata=dict(parts[0].metadata),
+        signals=set.intersection(*(set(part.signals) for part in parts)),
+        read=read,
+        read_observations=read_observations,
+        lacks_final=any(part.lacks_final for part in parts),
+    )

@@ -17,11 +17,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 
-from understudy.core.check import nearest
+from understudy.core.check import Config, In, nearest
 from understudy.data.motions.fields import Array, quaternion_columns
 
 FORMAT = "understudy-motion-1"
@@ -35,7 +35,7 @@ _KEYS = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MotionClip:
+class MotionClip(Config):
     """One motion as in its file: named fields on a time grid of its own. Quaternions are normalised.
 
     Raises ValueError for duplicate names, a wrong number of columns, fewer than two frames, a frame time that is not
@@ -45,13 +45,17 @@ class MotionClip:
     name: str
     fields: tuple[str, ...]
     frames: Array  # [F, D]
-    frame_time: float  # s
+    frame_time: Annotated[float, In(0.0, without=(0.0,))]  # s
     loop: Loop = "clamp"
     cycle_offset_position: bool = False  # each cycle starts where the last one ended
     cycle_offset_rotation: bool = False
-    weight: float = 1.0
+    weight: Annotated[float, In(0.0)] = 1.0
 
     def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ValueError(f"clip {self.name!r}: {error}") from None
         frames = np.array(self.frames, dtype=np.float64)
         object.__setattr__(self, "frames", frames)
         where = f"clip {self.name!r}"
@@ -62,12 +66,6 @@ class MotionClip:
             raise ValueError(f"{where} has frames of shape {frames.shape} for {len(self.fields)} named fields")
         if len(frames) < 2:
             raise ValueError(f"{where} has {len(frames)} frames; a motion needs at least 2")
-        if not (np.isfinite(self.frame_time) and self.frame_time > 0.0):
-            raise ValueError(f"{where} has a frame time of {self.frame_time} s; it must be positive")
-        if not (np.isfinite(self.weight) and self.weight >= 0.0):
-            raise ValueError(f"{where} has the weight {self.weight}; it must be 0 or more")
-        if self.loop not in ("clamp", "wrap"):
-            raise ValueError(f"{where} has the loop mode {self.loop!r}; use 'clamp' or 'wrap'")
         bad = np.argwhere(~np.isfinite(frames))
         if len(bad):
             frame, column = bad[0]
@@ -189,18 +187,11 @@ def _clip_of_header(header: Mapping[str, Any], name: str, text_fields: Sequence[
         fields=tuple(str(field) for field in fields),
         frames=frames,
         frame_time=float(header["FrameDuration"]),
-        loop=_loop(str(header.get("LoopMode", "Clamp")), name),
+        loop=cast("Loop", str(header.get("LoopMode", "clamp")).lower()),
         cycle_offset_position=bool(header.get("EnableCycleOffsetPosition", False)),
         cycle_offset_rotation=bool(header.get("EnableCycleOffsetRotation", False)),
         weight=float(header.get("MotionWeight", 1.0)),
     )
-
-
-def _loop(text: str, name: str) -> Loop:
-    modes: dict[str, Loop] = {"clamp": "clamp", "wrap": "wrap"}
-    if text.lower() not in modes:
-        raise ValueError(f"clip {name!r} has the LoopMode {text!r}; use 'Clamp' or 'Wrap'")
-    return modes[text.lower()]
 
 
 def _read_npz(path: Path) -> list[MotionClip]:
@@ -223,7 +214,7 @@ def _clip_of_ours(data: Mapping[str, Any], i: int, name: str) -> MotionClip:
         fields=tuple(str(field) for field in data[f"{i}/fields"]),
         frames=data[f"{i}/frames"],
         frame_time=float(data[f"{i}/frame_time"]),
-        loop=_loop(str(data[f"{i}/loop"]), name),
+        loop=cast("Loop", str(data[f"{i}/loop"])),
         cycle_offset_position=moves,
         cycle_offset_rotation=turns,
         weight=float(data[f"{i}/weight"]),

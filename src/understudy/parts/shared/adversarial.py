@@ -112,10 +112,9 @@ class Adversary:
         score: Callable[[Tensor], Tensor],
         generator: torch.Generator,
         others: Sequence[float] = (),
-        with_next_obs: bool = True,
     ) -> None:
         self.rows, self.score, self.normalizer, self.generator = rows, score, normalizer, generator
-        self.demonstrations, self.with_next_obs = demonstrations, with_next_obs
+        self.demonstrations, self.with_next_obs = demonstrations, features.with_next_state
         self.centers, self.noisy = config.center_reward, _wants_noise(context, config)
         self.absorbing: AbsorbingState | None = None
         if config.absorbing_states:
@@ -149,8 +148,8 @@ class Adversary:
         """The discriminator's steps on a rollout; then the normaliser absorbs both sides."""
         drawn = self._draw()
         if self.noisy:
-            noisy = add_policy_noise(policy, drawn["executed_action"], rollout["params"], self.generator)
-            drawn["executed_action"] = noisy
+            executed = drawn["executed_action"]
+            drawn["executed_action"] = add_policy_noise(policy, executed, rollout["params"], self.generator)
         rows, expert = self.rows(rollout, None).flatten(0, 1), self.rows(drawn, policy)
         if self.absorbing is not None:
             rows = self.absorbing.with_loops(rows, rollout["terminated"].flatten(), self.generator)

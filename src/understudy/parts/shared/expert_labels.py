@@ -49,14 +49,16 @@ class ExpertLabels:
     def __init__(self, context: PartContext, config: ExpertLabelsConfig) -> None:
         self.config, self.action_space = config, context.action_space
         self.action_map = context.policy.action_map
-        self.action_dtype = context.policy.head.action_dtype
+        self.action_dtype, self._checked = context.policy.head.action_dtype, False
         group = config.action if config.kind == "action" else config.policy
         self.key, self.space = _find(context.observation_space, group)
-        if config.kind == "action":
-            _check_action_space(group, self.space, context.action_space)
-            self.blocks: tuple[int, ...] = ()
-        else:
-            self.blocks = _policy_blocks(group, self.space, context.action_space)
+        self.blocks = _policy_blocks(group, self.space, context.action_space) if config.kind == "policy" else []
+        # of a Box only the shape must agree: `check` tests the bounds
+        if config.kind == "action" and not same_values(self.space, context.action_space):
+            raise ValueError(
+                f"the expert's {group!r} is {self.space}, but actions are {context.action_space}: both must be the "
+                "same space; convert the expert's action in the environment"
+            )
         self.success_key: Key | None = None
         if config.success in context.observation_space.spaces or config.success != ExpertLabelsConfig.success:
             self.success_key, self.success_space = _find(context.observation_space, config.success)
@@ -84,36 +86,39 @@ class ExpertLabels:
         return ExpertLabel(mask, target if target.is_floating_point() else target.to(self.action_dtype), "action")
 
     def check(self, obs: TensorDictBase, leading: torch.Size) -> None:
-        """Check labels on the host. Raises ValueError for wrong shapes, actions out of range and bad probabilities.
+        """Check the first labels on the host. Raises ValueError for wrong shapes, bad actions and bad probabilities.
 
-        For the first labels of a training; later ones are trusted, so that the host does not wait for the device.
+        Later calls do nothing, so that the host does not wait for the device. Not for captured code.
         """
+        if self._checked:
+            return
         self._check_shape(obs, self.key, self.space, leading)
         mask = torch.ones(leading, dtype=torch.bool)
         if self.success_key is not None:
             self._check_shape(obs, self.success_key, self.success_space, leading)
             success = obs.get(self.success_key).reshape(leading).cpu()
             if bool(((success != 0) & (success != 1)).any()):
-                raise ValueError(f"{_name(self.success_key)!r} is {_some(success)}, but a success is 0 or 1")
+                raise ValueError(f"{'/'.join(self.success_key)!r} is {_some(success)}, but a success is 0 or 1")
             mask = success > 0
         said = obs.get(self.key).cpu()[mask]
         if self.config.kind == "policy":
             sums = torch.stack([block.sum(-1) for block in said.split(self.blocks, -1)], -1)
             if bool((said < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-                raise ValueError(f"{_name(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
-            return
-        low, high = _bounds(self.action_space)
-        outside = ~((said >= low) & (said <= high))  # NaN is outside, too
-        if bool(outside.any()):
-            raise ValueError(
-                f"{_name(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide actions as "
-                f"env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
-            )
+                raise ValueError(f"{'/'.join(self.key)!r} must hold probabilities: >= 0, with a sum of 1")
+        else:
+            low, high = _bounds(self.action_space)
+            outside = ~((said >= low) & (said <= high))  # NaN is outside, too
+            if bool(outside.any()):
+                raise ValueError(
+                    f"{'/'.join(self.key)!r} holds {_some(said[outside])}, outside {self.action_space}: provide "
+                    f"actions as env.step takes them, and set {self.config.success!r} to 0 where the expert has none"
+                )
+        self._checked = True
 
     def _check_shape(self, obs: TensorDictBase, key: Key, space: spaces.Space[Any], leading: torch.Size) -> None:
         found, expected = tuple(obs.get(key).shape), (*leading, *(space.shape or ()))
         if found != expected:
-            raise ValueError(f"{_name(key)!r} has shape {found}, but its space {space} needs {expected}")
+            raise ValueError(f"{'/'.join(key)!r} has shape {found}, but its space {space} needs {expected}")
 
 
 def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
@@ -141,26 +146,15 @@ def _find(space: spaces.Dict, name: str) -> tuple[Key, spaces.Space[Any]]:
     return next(iter(components.items()))
 
 
-def _check_action_space(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raise ValueError unless both spaces are equal; for a Box the shape suffices, as `check` tests the bounds."""
-    if not same_values(space, action_space):
-        raise ValueError(
-            f"the expert's {group!r} is {space}, but actions are {action_space}: both must be the same space; "
-            "convert the expert's action in the environment"
-        )
-
-
-def _policy_blocks(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> tuple[int, ...]:
+def _policy_blocks(group: str, space: spaces.Space[Any], action_space: spaces.Space[Any]) -> list[int]:
     """Number of classes of each block of probabilities."""
     classes = classes_of(action_space)
     if classes is None:
-        raise ValueError(
-            f"{group!r}: probabilities are for discrete actions, these are {action_space}; use kind action"
-        )
-    blocks = tuple(classes.counts)
-    if not is_box(space) or space.shape != (sum(blocks),):
-        raise ValueError(f"{group!r} is {space}, but the actions {action_space} need a Box of shape {(sum(blocks),)}")
-    return blocks
+        raise ValueError(f"{group!r}: probabilities are for discrete actions, not {action_space}; use kind action")
+    shape = (sum(classes.counts),)
+    if not is_box(space) or space.shape != shape:
+        raise ValueError(f"{group!r} is {space}, but the actions {action_space} need a Box of shape {shape}")
+    return list(classes.counts)
 
 
 def _is_flag(space: spaces.Space[Any]) -> bool:
@@ -172,16 +166,11 @@ def _is_flag(space: spaces.Space[Any]) -> bool:
 
 def _bounds(space: spaces.Space[Any]) -> tuple[Tensor, Tensor]:
     """Least and greatest action; for a Box a little beyond, as rounding may push an action over the bound."""
+    low, high = (torch.as_tensor(x, dtype=torch.float32 if is_box(space) else None) for x in bounds_of(space))
     if not is_box(space):
-        low, high = map(torch.as_tensor, bounds_of(space))
         return low, high
-    low, high = (torch.as_tensor(x, dtype=torch.float32) for x in bounds_of(space))
     slack = 1e-4 * torch.nan_to_num(high - low, posinf=0.0).clamp(min=1e-3)
     return low - slack, high + slack
-
-
-def _name(key: Key) -> str:
-    return "/".join(key)
 
 
 def _some(x: Tensor) -> list[float]:

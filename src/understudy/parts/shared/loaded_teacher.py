@@ -43,17 +43,6 @@ class LoadedTeacher:
         return distribution, latents
 
 
-class TeacherSelector:
-    """Selects the teacher that labels an environment by an integer observation, from 0."""
-
-    def __init__(self, key: Key, start: int) -> None:
-        self.key, self.start = key, start
-
-    def __call__(self, obs: TensorDictBase) -> Tensor:
-        """The teacher's number `[N]` at obs `[N]`."""
-        return obs.get(self.key).long() - self.start  # [N]
-
-
 def load_teachers(
     context: PartContext, checkpoints: Sequence[str], groups: Mapping[str, str]
 ) -> tuple[LoadedTeacher, ...]:
@@ -83,8 +72,8 @@ def _find(key: Key, teacher: LoadedTeacher, space: spaces.Dict, groups: Mapping[
     return next(iter(components))
 
 
-def make_selector(space: spaces.Dict, select: str | None, count: int) -> TeacherSelector | None:
-    """The selector, None for one teacher; raises ValueError if it is missing or has the wrong size."""
+def find_selector(space: spaces.Dict, select: str | None, count: int) -> tuple[Key, int] | None:
+    """Place and first value of the observation that selects a teacher; ValueError if it is missing or does not fit."""
     if select is None:
         if count > 1:
             raise ValueError(f"{count} teachers need `select`: the integer observation that selects one of them")
@@ -93,7 +82,7 @@ def make_selector(space: spaces.Dict, select: str | None, count: int) -> Teacher
     classes = classes_of(component)
     if others or component.shape != () or classes is None or classes.counts != [count]:
         raise ValueError(f"select = {select!r} must be a Discrete({count}) for {count} teachers, but it is {component}")
-    return TeacherSelector(key, classes.starts[0])
+    return key, classes.starts[0]
 
 
 def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
@@ -121,10 +110,8 @@ def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: Acti
 
 def check_latents(policy: Policy, teachers: Sequence[LoadedTeacher], mapping: Mapping[str, str]) -> None:
     """Raise ValueError for latents that are missing or differ in size."""
-    if not mapping:
-        return
-    sizes = _latent_sizes(policy)
-    for teacher in teachers:
+    sizes = _latent_sizes(policy) if mapping else {}
+    for teacher in teachers if mapping else ():
         theirs = _latent_sizes(teacher.policy)
         for our_name, their_name in mapping.items():
             for whose, name, known in (("student", our_name, sizes), (f"teacher {teacher.source}", their_name, theirs)):

@@ -114,7 +114,11 @@ class SharedNormalizer(nn.Module):
         self.sources: list[tuple[int, ObservationNormalizer]] = []
         for key, space in features.components.items():
             if kind != "none" and is_real(space):
-                source = _normalizer_of(policy, "/".join(key)) if kind == "policy" else self._add_own(key, space)
+                name = "/".join(key)
+                if kind == "own":
+                    self.own[name] = ObservationNormalizer(size_of(space))
+                source = _normalizer_of(policy, name) if kind == "policy" else self.own[name]
+                assert isinstance(source, ObservationNormalizer)
                 self.sources += [(start + features.state_offsets[key], source) for start in features.state_starts]
         size = features.size + extra
         self.register_buffer("shift", torch.zeros(size))
@@ -126,11 +130,6 @@ class SharedNormalizer(nn.Module):
             shift, scale = _unit_box(features.action_space, features.action_size)
             action = slice(features.state_size, features.state_size + features.action_size)
             self.shift[action], self.scale[action] = shift, scale
-
-    def _add_own(self, key: Key, space: spaces.Space[Any]) -> ObservationNormalizer:
-        normalizer = ObservationNormalizer(size_of(space))
-        self.own["/".join(key)] = normalizer
-        return normalizer
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -166,15 +165,13 @@ def _encoder(key: Key, space: spaces.Space[Any]) -> Encoder:
     return make_encoder(space)
 
 
-def _normalizer_of(policy: Policy, name: str) -> ObservationNormalizer:
+def _normalizer_of(policy: Policy, name: str) -> nn.Module:
     if name not in policy.normalizers:
         raise ValueError(
             f"the policy does not normalise {name!r} (it normalises {sorted(policy.normalizers) or 'nothing'}), so "
             "normalization='policy' cannot use its statistics: choose normalization='own' (or 'none')"
         )
-    normalizer = policy.normalizers[name]
-    assert isinstance(normalizer, ObservationNormalizer)
-    return normalizer
+    return policy.normalizers[name]
 
 
 def _unit_box(space: spaces.Space[Any], size: int) -> tuple[Tensor, Tensor]:
