@@ -17,12 +17,13 @@ from understudy.data.demonstrations.read import open_recording
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
 from understudy.recipes import RECIPES, find_recipe
-from understudy.runs.codec import part_kind
+from understudy.runs.codec import check_imports, part_kind
 from understudy.runs.config import TrainConfig, from_yaml
 from understudy.runs.folder import Run
 from understudy.training.loop import resume, train
 
 Several = UseAppendAction[tuple[str, ...]]
+Modules = Annotated[Several, arg(metavar="MODULE")]
 
 USAGE = """Train a policy: `understudy train RECIPE [--options]`.
 
@@ -43,8 +44,9 @@ class Composition:
     """Remove a part."""
     demonstrations: Annotated[str | None, arg(metavar="SOURCE")] = None
     """A path or local Minari id for all parts that learn from demonstrations, played in the environment they are of."""
-    allow_import: Annotated[Several, arg(metavar="MODULE")] = ()
-    """Modules that FILE may import, which runs their code."""
+    allow_import: Modules = ()
+    """Modules that FILE, the demonstrations' environment and the policies loaded while training may import, which runs
+    their code."""
 
     def compose(self, recipe: str | None) -> TrainConfig:
         """The training, before options. Raises ValueError for an unknown name and for a file that does not fit."""
@@ -66,7 +68,7 @@ class Composition:
             if name in parts:
                 raise ValueError(f"there is a part {name!r} already: add another with --with {name}_2={text}")
             parts[name] = part
-        config = dataclasses.replace(config, parts=parts)
+        config = dataclasses.replace(config, parts=parts, allow_imports=self.allow_import)
         return config if self.demonstrations is None else with_demonstrations(config, self.demonstrations)
 
     def _read(self, path: Path, over: TrainConfig | None) -> TrainConfig:
@@ -148,6 +150,8 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
         )
     with open_recording(source) as recording:
         env_id = str(recording.metadata.get("env", config.env.id))
+    if env_id != config.env.id:
+        check_imports({"id": env_id}, config.allow_imports, source)
     needy = {name: part for name, part in learners.items() if not _has_an_expert(part)}
     taught = {n: dataclasses.replace(p, **{"demonstrations": source}) for n, p in (needy or learners).items()}
     return dataclasses.replace(config, parts=config.parts | taught, env=dataclasses.replace(config.env, id=env_id))
@@ -165,7 +169,7 @@ def _resuming(
     *,
     resume: Annotated[Path, arg(metavar="RUN")],
     total_steps: int | None = None,
-    allow_import: Annotated[Several, arg(metavar="MODULE")] = (),
+    allow_import: Modules = (),
 ) -> Callable[[], None]:
     """Continue a run from its newest checkpoint.
 
