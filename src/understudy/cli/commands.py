@@ -15,6 +15,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR
 from understudy.core.check import nearest
+from understudy.core.registry import Registry, load_object
 from understudy.version import __version__
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -44,6 +45,11 @@ Flag = FlagCreatePairsOff[bool]
 RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
 Modules = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="MODULE")]
 
+REGISTRIES = {
+    "recipes": "understudy.recipes:RECIPES",
+    "parts": "understudy.parts:PARTS",
+    "loggers": "understudy.training.loggers:LOGGERS",
+}
 COMMANDS: dict[str, Callable[..., None]] = {}
 app, motion_app = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
 
@@ -318,44 +324,24 @@ def list_everything(what: Positional[Literal["all", "recipes", "parts", "envs", 
     Args:
         what: Only this table.
     """
-    for name, table in TABLES.items():
+    for name in ("recipes", "parts", "envs", "loggers"):
         if what in ("all", name):
-            rows = table()
+            rows = _table(name)
             width = max(map(len, rows), default=0)
             lines = [f"{entry:<{width}}  {text}".rstrip() for entry, text in rows.items()]
             print(*lines if what == name else (f"{name}:", *(f"  {line}" for line in lines)), sep="\n")
 
 
-def _recipes() -> Mapping[str, str]:
-    from understudy.recipes import RECIPES
+def _table(name: str) -> Mapping[str, str]:
+    """Name -> one line."""
+    if name == "envs":
+        from understudy.envs.registry import list_envs
 
-    return {name: RECIPES.summary(name) for name in RECIPES}
-
-
-def _parts() -> Mapping[str, str]:
-    from understudy.parts import PARTS
-
-    return {name: PARTS.summary(name, strip="Config") for name in PARTS}  # the part's docstring, not its config's
-
-
-def _envs() -> Mapping[str, str]:
-    from understudy.envs.registry import list_envs
-
-    return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
-
-
-def _loggers() -> Mapping[str, str]:
-    from understudy.training.loggers import LOGGERS
-
-    return {name: LOGGERS.summary(name) for name in LOGGERS}
-
-
-TABLES: dict[str, Callable[[], Mapping[str, str]]] = {
-    "recipes": _recipes,
-    "parts": _parts,
-    "envs": _envs,
-    "loggers": _loggers,
-}
+        return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
+    registry: Registry[Any] = load_object(REGISTRIES[name])
+    return {
+        entry: registry.summary(entry, strip="Config") for entry in registry
+    }  # a part's docstring, not its config's
 
 
 def _folder(run: Path) -> Path:

@@ -90,7 +90,9 @@ def train(
         config = first_round(config, path, expert, own)
     with _building(config, own, policy) as (built, ppo):  # before the folder: what fails leaves none behind
         if config.start_from is not None:
-            _start_from(config.start_from, ppo.policy, config.allowed)
+            weights = load(config.start_from, allow=config.allowed).state_dict()
+            check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
+            ppo.policy.load_state_dict(weights)
         folder = create_run_folder(path, config)
         return _Training(config, folder, built, ppo, listening, expert, own is not None).run()
 
@@ -118,7 +120,9 @@ def resume(
         config = dataclasses.replace(config, total_steps=total_steps)
     path = find_checkpoint(folder.path)
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    offline = _unfinished_epochs(config, checkpoint)
+    offline: int | None = None  # how many epochs of an unfinished offline training are done
+    if config.offline is not None and not checkpoint["offline"]["finished"]:
+        offline = checkpoint["offline"]["epochs_done"]
     if offline is None and checkpoint["env_steps"] >= config.total_steps:
         raise ValueError(
             f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
@@ -131,7 +135,8 @@ def resume(
     with _building(config, own, policy, hint=OWN_ENV) as (built, ppo):
         _check_spaces(built, checkpoint, config.env.id)
         training = _Training(config, folder, built, ppo, listening, expert, own is not None)
-        _restore(ppo, checkpoint, str(path))
+        check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], str(path))
+        ppo.load_state_dict(checkpoint["state"])
         if training.offline is not None:
             training.offline.load_state_dict(checkpoint["offline"])
         folder.write_config(config)
@@ -179,7 +184,11 @@ class _Training:
         self.best_return = -math.inf
         self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
-        self.offline = _offline_training(config, folder, env, ppo, expert)
+        self.offline: OfflineTraining | None = None
+        if config.offline is not None:
+            asks = config.offline.dagger is not None
+            dagger = Dagger(config, folder.path, env, expert) if asks else None
+            self.offline = OfflineTraining(ppo, config.offline, dagger)
         self.start, self.stop = time.monotonic(), StopSignals()
 
     def run(self) -> Run:
@@ -391,36 +400,6 @@ def _fitting(policy: Policy, env: VecEnv) -> Policy:
         if its != theirs:
             raise ValueError(f"the policy was made for the {name} {its}, the environment has {theirs}")
     return policy if policy.built_from is not None else check_policy(policy)
-
-
-def _offline_training(
-    config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO, expert: Actor | None
-) -> OfflineTraining | None:
-    if config.offline is None:
-        return None
-    dagger = None if config.offline.dagger is None else Dagger(config, folder.path, env, expert)
-    return OfflineTraining(ppo, config.offline, dagger)
-
-
-def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int | None:
-    """How many epochs of an offline training are done, None if it is over or there is none."""
-    if config.offline is None:
-        return None
-    state = checkpoint["offline"]
-    return None if state["finished"] else int(state["epochs_done"])
-
-
-def _start_from(source: str, policy: Policy, allow: Collection[str]) -> None:
-    """Give the policy the weights and the normaliser of another run's."""
-    weights = load(source, allow=allow).state_dict()
-    check_same_layout(policy.state_dict(), weights, source)
-    policy.load_state_dict(weights)
-
-
-def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
-    state = checkpoint["state"]
-    check_same_layout({"policy": ppo.policy.state_dict()}, {"policy": state["policy"]}, source)
-    ppo.load_state_dict(state)
 
 
 def _check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
