@@ -339,9 +339,7 @@ def _table(name: str) -> Mapping[str, str]:
 
         return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
     registry: Registry[Any] = load_object(REGISTRIES[name])
-    return {
-        entry: registry.summary(entry, strip="Config") for entry in registry
-    }  # a part's docstring, not its config's
+    return {entry: registry.summary(entry, strip="Config") for entry in registry}  # the part's, not its config's
 
 
 def _folder(run: Path) -> Path:
