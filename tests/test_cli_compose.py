@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
 from tests.test_cli import TINY, fits, run
 
 import understudy as us
+from understudy.runs.checkpoint import latest_checkpoint
 from understudy.runs.config import from_yaml
 from understudy.runs.folder import RunFolder
 
@@ -211,6 +216,100 @@ def test_consent_for_a_module_leads_no_further(own_run: Path, capsys: pytest.Cap
     code, _, err = run(capsys, "train", "--resume", "run", "--total-steps", "96", "--allow-import", "my_parts")
     assert code == 2
     assert "leads to the module understudy" in err
+
+
+# ------------------------------------------------------------------------------------------ finished runs
+
+PLACES = {
+    "trunk": ("trunk: null", "trunk: my_trap:Network"),
+    "factory": ("factory: null", "factory: my_trap:make"),
+    "maker": ("id: CartPole-v1", "id: my_trap:make"),
+    "id": ("id: CartPole-v1", "id: mjlab:my_trap:CartPole-v1"),
+    "part": ("part: my_parts:PullConfig", "part: my_trap:Config"),
+    "surrogate": ("surrogate: clip", "surrogate: my_trap:surrogate"),
+    "logger": ("loggers: []", "loggers: ['my_trap:Logger']"),
+}
+COMMANDS = {
+    "evaluate": ("evaluate", "run", "--episodes", "1"),
+    "record": ("record", "run", "--episodes", "1", "--output", "out.npz"),
+    "export": ("export", "run", "--format", "torchscript", "--output", "out.pt"),
+    "plot": ("plot", "run", "--metric", "ppo/kl"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_imports_what_a_downloaded_run_names(
+    own_run: Path, command: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = PLACES[place]
+    text = (own_run / "config.yaml").read_text()
+    assert old in text
+    plant(own_run, text.replace(old, new, 1) + "allow_imports: [my_trap]\n")
+    code, _, err = run(capsys, *COMMANDS[command])
+    needed = {"evaluate": ("trunk", "factory", "maker", "id"), "export": ("trunk", "factory"), "plot": ()}
+    if place in needed.get(command, needed["evaluate"]):
+        assert code == 2
+        assert "'my_trap' and so run its code: allow that with --allow-import my_trap" in " ".join(err.split())
+    else:
+        assert code == 0, err  # nobody needs it
+    assert not Path("imported").exists()
+    assert "my_trap" not in sys.modules
+
+
+def plant(folder: Path, text: str) -> None:
+    """Give a run another config, in its file and in its checkpoint."""
+    (folder / "config.yaml").write_text(text)
+    path = latest_checkpoint(folder / "checkpoints")
+    payload = torch.load(path, weights_only=True)
+    torch.save({**payload, "config": text, "policy": yaml.safe_load(text)["policy"]}, path)
+
+
+def test_commands_import_what_the_caller_allows(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_run.parent / "my_envs.py").write_text(
+        "from understudy.envs.registry import make_env\n"
+        "def make(num_envs, device):\n    return make_env('CartPole-v1', num_envs, 'gymnasium', device)\n"
+    )
+    plant(own_run, (own_run / "config.yaml").read_text().replace("id: CartPole-v1", "id: my_envs:make"))
+    for name in ("evaluate", "record"):
+        code, _, err = run(capsys, *COMMANDS[name])
+        assert code == 2
+        assert "env.id is 'my_envs:make'" in " ".join(err.split())
+        code, _, err = run(capsys, *COMMANDS[name], "--allow-import", "my_envs")
+        assert code == 0, err
+    sys.modules.pop("my_envs")
+    with pytest.raises(us.types.CheckpointError, match="allow=\\('my_envs',\\)"):
+        us.evaluate(own_run, episodes=1)
+    assert us.evaluate(own_run, episodes=1, env=us.EnvConfig(id="CartPole-v1", num_envs=1)).episodes == 1
+    assert us.evaluate(own_run, episodes=1, allow=("my_envs",)).episodes == 1
+    sys.modules.pop("my_envs")
+
+
+def test_a_file_allows_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "train", "ppo", *TINY, "--run-dir", "run")[0] == 0
+    text = (here / "run" / "config.yaml").read_text()
+    plant(here / "run", text.replace("trunk: null", "trunk: my_trap:Network", 1))
+    (here / "mine.yaml").write_text("start_from: run\nallow_imports: [my_trap]\n")
+    for words in (["ppo", "--config", "mine.yaml"], ["ppo", "--start-from", "run"]):
+        code, _, err = run(capsys, "train", *words, *TINY, "--run-dir", "other")
+        assert code == 2
+        assert "'my_trap' and so run its code" in " ".join(err.split())
+    assert not Path("imported").exists()
+    code, _, err = run(capsys, "train", "ppo", "--start-from", "run", "--allow-import", "my_trap", *TINY)
+    assert code == 2
+    assert Path("imported").exists()  # and has no such network
+
+
+def test_demonstrations_choose_no_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "record", "--expert", "PoisonedDoors-v0", "--episodes", "2", "--output", "doors.npz")
+    assert code == 0, err
+    with np.load("doors.npz") as arrays:
+        metadata = json.loads(str(arrays["metadata"]))
+        np.savez("evil.npz", **{**arrays, "metadata": json.dumps({**metadata, "env": "my_trap:Doors-v0"})})
+    code, _, err = run(capsys, "train", "bc", "--demonstrations", "evil.npz", *TINY)
+    assert code == 2
+    assert "evil.npz.id is 'my_trap:Doors-v0'" in " ".join(err.split())
+    assert not Path("imported").exists()
 
 
 # ---------------------------------------------------------------------------------------------- scripts

@@ -98,7 +98,7 @@ def test_a_module_is_imported_only_if_the_caller_named_it(tmp_path: Path, monkey
     run = us.train(config(tmp_path, policy=us.PolicyConfig(trunk="trusted_nets:Doubling")))
     assert "trusted_nets" in sys.modules
     with pytest.raises(
-        CheckpointError, match=r"'trusted_nets'.*allow=\('trusted_nets',\).*--allow-import trusted_nets"
+        CheckpointError, match=r"'trusted_nets'.*--allow-import trusted_nets.*allow=\('trusted_nets',\)"
     ):
         us.load(run.path)  # already imported, but not allowed
     with pytest.raises(CheckpointError, match="trusted_nets"):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.nn.own_networks import save_module
 
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
@@ -32,6 +33,7 @@ from understudy.tasks.point_mass import PointMass
 from understudy.training.dagger import Dagger, Mixture
 from understudy.training.loop import resume, train
 from understudy.training.offline import OfflineTraining
+from understudy.types import CheckpointError
 
 
 def steer(obs: Any, is_first: Any = None) -> torch.Tensor:
@@ -92,9 +94,9 @@ def test_rounds_are_kept_on_the_disk_with_the_experts_labels(configure: Any) -> 
     assert [row["dagger/round"] for row in rows if "dagger/round" in row] == [1.0, 2.0, 3.0]
 
 
-def test_beta_follows_its_schedule_over_the_rounds(tmp_path: Path) -> None:
+def test_beta_follows_its_schedule_over_the_rounds(configure: Any, tmp_path: Path) -> None:
     beta = Schedule(kind="linear", start=1.0, end=0.0, length=4, unit="iterations")
-    dagger = Dagger(DaggerConfig(beta=beta, steps_per_round=1), tmp_path, PointMass(2), "PointMass", 0, steer)
+    dagger = Dagger(configure(dagger={"beta": beta, "steps_per_round": 1}), tmp_path, PointMass(2), steer)
     policy = torch.nn.Module()
     policy.initial_state = lambda n: None  # type: ignore[assignment]
     policy.act = lambda obs, state, deterministic: (torch.zeros(2, 2), None)  # type: ignore[assignment]
@@ -159,3 +161,17 @@ def test_what_cannot_work_is_said(configure: Any, tmp_path: Path) -> None:
         train(configure(dagger={"beta": 1.5}), expert=steer)
     config = find_recipe("dagger")()
     assert from_yaml(to_yaml(config)) == config
+
+
+def test_an_expert_of_own_networks_needs_consent(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(save_module(tmp_path, "expert_nets"))
+    changes = {"offline": None, "parts": {}, "total_steps": 64, "policy": PolicyConfig(trunk="expert_nets:Doubling")}
+    expert = train(dataclasses.replace(configure(name="expert"), **changes)).path
+    chosen = configure(dagger={"expert": str(expert), "rounds": 1}, epochs=1)
+    with pytest.raises(CheckpointError, match="--allow-import expert_nets"):
+        train(chosen)
+    run = train(dataclasses.replace(chosen, allow_imports=("expert_nets",)))
+    assert run.config.allow_imports == ("expert_nets",)
+    assert from_yaml(to_yaml(run.config)).allow_imports == ()

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR
 from understudy.core.check import nearest
+from understudy.core.registry import Registry, load_object
 from understudy.version import __version__
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -42,7 +43,13 @@ OptionalPath = Annotated[
 """`--video PATH`, or `--video` alone for the empty path; None: the option is not there."""
 Flag = FlagCreatePairsOff[bool]
 RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
+Modules = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="MODULE")]
 
+REGISTRIES = {
+    "recipes": "understudy.recipes:RECIPES",
+    "parts": "understudy.parts:PARTS",
+    "loggers": "understudy.training.loggers:LOGGERS",
+}
 COMMANDS: dict[str, Callable[..., None]] = {}
 app, motion_app = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
 
@@ -109,6 +116,7 @@ def evaluate(
     sample: Flag = False,
     video: OptionalPath = None,
     json: Flag = False,
+    allow_import: Modules = (),
 ) -> None:
     """Score a trained policy on whole episodes, film it.
 
@@ -120,6 +128,7 @@ def evaluate(
         sample: Sample actions.
         video: Film an episode; without PATH to RUN/video.mp4.
         json: Print one JSON object on the last line.
+        allow_import: Modules that the run's policy and environment may import, which runs their code.
     """
     from understudy.runs.folder import read_policy
     from understudy.tools.evaluate import evaluate
@@ -127,7 +136,7 @@ def evaluate(
 
     if deterministic and sample:
         raise ValueError("--deterministic is not allowed with --sample")
-    policy, config = read_policy(run)
+    policy, config = read_policy(run, allow=allow_import)
     result = evaluate(
         policy,
         env=config.evaluation_env(),
@@ -152,6 +161,7 @@ def export(
     *,
     format: Literal["onnx", "torchscript", "safetensors"] = "onnx",
     output: Path | None = None,
+    allow_import: Modules = (),
 ) -> None:
     """Write a trained policy as one file that needs no understudy, and check that it acts as the policy does.
 
@@ -159,11 +169,12 @@ def export(
         run: Folder of a run (its newest checkpoint), or a checkpoint.
         format: onnx and torchscript act alone, safetensors holds the weights.
         output: File to write; None: `policy` with the format's ending, in RUN.
+        allow_import: Modules that the run's policy may import, which runs their code.
     """
     from understudy.runs.folder import read_policy
     from understudy.tools.export import SUFFIXES, export_policy
 
-    policy, config = read_policy(run)
+    policy, config = read_policy(run, allow=allow_import, env=False)
     path = export_policy(
         policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments
     )
@@ -183,6 +194,7 @@ def record(
     sample: Flag = False,
     motion: Flag = False,
     step_time: float | None = None,
+    allow_import: Modules = (),
 ) -> None:
     """Play whole episodes and keep them as demonstrations or motion clips.
 
@@ -196,6 +208,7 @@ def record(
         sample: Sample actions instead of taking the mode.
         motion: Write motion clips (.npz) instead, one of each episode.
         step_time: Of clips: seconds between observations; MuJoCo tasks tell it.
+        allow_import: Modules that the run's policy and environment may import, which runs their code.
     """
     if motion and (run is None or expert is not None or format is not None):
         raise ValueError("--motion plays a run: understudy record RUN --motion --output clips.npz")
@@ -213,6 +226,7 @@ def record(
         deterministic=not sample,
         file_format="motion" if motion else format,
         frame_time=step_time,
+        allow=allow_import,
     )
     print(recorded.sentence(), f"{'motion clips' if motion else 'demonstrations'}: {recorded.path}", sep="\n")
 
@@ -310,44 +324,22 @@ def list_everything(what: Positional[Literal["all", "recipes", "parts", "envs", 
     Args:
         what: Only this table.
     """
-    for name, table in TABLES.items():
+    for name in ("recipes", "parts", "envs", "loggers"):
         if what in ("all", name):
-            rows = table()
+            rows = _table(name)
             width = max(map(len, rows), default=0)
             lines = [f"{entry:<{width}}  {text}".rstrip() for entry, text in rows.items()]
             print(*lines if what == name else (f"{name}:", *(f"  {line}" for line in lines)), sep="\n")
 
 
-def _recipes() -> Mapping[str, str]:
-    from understudy.recipes import RECIPES
+def _table(name: str) -> Mapping[str, str]:
+    """Name -> one line."""
+    if name == "envs":
+        from understudy.envs.registry import list_envs
 
-    return {name: RECIPES.summary(name) for name in RECIPES}
-
-
-def _parts() -> Mapping[str, str]:
-    from understudy.parts import PARTS
-
-    return {name: PARTS.summary(name, strip="Config") for name in PARTS}  # the part's docstring, not its config's
-
-
-def _envs() -> Mapping[str, str]:
-    from understudy.envs.registry import list_envs
-
-    return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
-
-
-def _loggers() -> Mapping[str, str]:
-    from understudy.training.loggers import LOGGERS
-
-    return {name: LOGGERS.summary(name) for name in LOGGERS}
-
-
-TABLES: dict[str, Callable[[], Mapping[str, str]]] = {
-    "recipes": _recipes,
-    "parts": _parts,
-    "envs": _envs,
-    "loggers": _loggers,
-}
+        return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
+    registry: Registry[Any] = load_object(REGISTRIES[name])
+    return {entry: registry.summary(entry, strip="Config") for entry in registry}  # the part's, not its config's
 
 
 def _folder(run: Path) -> Path:

@@ -17,12 +17,13 @@ from understudy.data.demonstrations.read import open_recording
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
 from understudy.recipes import RECIPES, find_recipe
-from understudy.runs.codec import part_kind
+from understudy.runs.codec import check_imports, part_kind
 from understudy.runs.config import TrainConfig, from_yaml
 from understudy.runs.folder import Run
-from understudy.training.loop import resume, train
+from understudy.training import loop
 
 Several = UseAppendAction[tuple[str, ...]]
+Modules = Annotated[Several, arg(metavar="MODULE")]
 
 USAGE = """Train a policy: `understudy train RECIPE [--options]`.
 
@@ -43,8 +44,9 @@ class Composition:
     """Remove a part."""
     demonstrations: Annotated[str | None, arg(metavar="SOURCE")] = None
     """A path or local Minari id for all parts that learn from demonstrations, played in the environment they are of."""
-    allow_import: Annotated[Several, arg(metavar="MODULE")] = ()
-    """Modules that FILE may import, which runs their code."""
+    allow_import: Modules = ()
+    """Modules that FILE, the demonstrations' environment and the policies loaded while training may import, which runs
+    their code."""
 
     def compose(self, recipe: str | None) -> TrainConfig:
         """The training, before options. Raises ValueError for an unknown name and for a file that does not fit."""
@@ -66,7 +68,7 @@ class Composition:
             if name in parts:
                 raise ValueError(f"there is a part {name!r} already: add another with --with {name}_2={text}")
             parts[name] = part
-        config = dataclasses.replace(config, parts=parts)
+        config = dataclasses.replace(config, parts=parts, allow_imports=self.allow_import)
         return config if self.demonstrations is None else with_demonstrations(config, self.demonstrations)
 
     def _read(self, path: Path, over: TrainConfig | None) -> TrainConfig:
@@ -140,7 +142,8 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
     Where some parts have no other teacher, the others (ADVISOR with an expert in the environment) stay as they are.
     Raises ValueError if no part does, or as `open_recording` where nothing can be read from `source`.
     """
-    learners = {name: part for name, part in config.parts.items() if _learns(part)}
+    parts = config.parts.items()
+    learners = {n: p for n, p in parts if any(field.name == "demonstrations" for field in dataclasses.fields(p))}
     if not learners:
         raise ValueError(
             f"{config.recipe} takes no --demonstrations: no part ({', '.join(config.parts) or 'it has none'}) learns "
@@ -148,24 +151,18 @@ def with_demonstrations(config: TrainConfig, source: str) -> TrainConfig:
         )
     with open_recording(source) as recording:
         env_id = str(recording.metadata.get("env", config.env.id))
-    needy = {name: part for name, part in learners.items() if not _has_an_expert(part)}
+    if env_id != config.env.id:
+        check_imports({"id": env_id}, config.allow_imports, source)
+    needy = {n: p for n, p in learners.items() if not (isinstance(p, AdvisorConfig) and p.use_rollout_labels)}
     taught = {n: dataclasses.replace(p, **{"demonstrations": source}) for n, p in (needy or learners).items()}
     return dataclasses.replace(config, parts=config.parts | taught, env=dataclasses.replace(config.env, id=env_id))
-
-
-def _has_an_expert(part: PartConfig) -> bool:
-    return isinstance(part, AdvisorConfig) and part.use_rollout_labels
-
-
-def _learns(part: PartConfig) -> bool:
-    return any(field.name == "demonstrations" for field in dataclasses.fields(part))
 
 
 def _resuming(
     *,
     resume: Annotated[Path, arg(metavar="RUN")],
     total_steps: int | None = None,
-    allow_import: Annotated[Several, arg(metavar="MODULE")] = (),
+    allow_import: Modules = (),
 ) -> Callable[[], None]:
     """Continue a run from its newest checkpoint.
 
@@ -174,18 +171,14 @@ def _resuming(
         total_steps: New budget in environment steps; None: the run's own.
         allow_import: Modules that the run's config may import, which runs their code.
     """
-    return functools.partial(_continue, resume, total_steps, allow_import)
-
-
-def _continue(run: Path, total_steps: int | None, allow: tuple[str, ...]) -> None:
-    _report(resume(run, total_steps=total_steps, allow=allow))
+    return lambda: _report(loop.resume(resume, total_steps=total_steps, allow=allow_import))
 
 
 def _start(config: TrainConfig) -> None:
     # what the library logs about its inputs (the demonstrations' score) goes to stderr, as plain sentences
     logging.basicConfig(format="%(message)s")
     logging.getLogger("understudy").setLevel(logging.INFO)
-    _report(train(config))
+    _report(loop.train(config))
 
 
 def _report(run: Run) -> None:

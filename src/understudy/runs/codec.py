@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 PART_TAG = "part"
 """Key under which a part's config carries its registered name, or the `module:Config` of one that is not registered."""
-_REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_][\w./-]*")
+_REFERENCE = re.compile(r"[^:/\\]+:[^\W\d][\w./-]*")
 _SIMULATORS = ("isaaclab", "maniskill", "mjlab", "playground")
-_DATA = ("kwargs", "run_dir", "wandb_project")
+_DATA = ("kwargs", "run_dir", "wandb_project", "mlflow_experiment")
 """Endings of options whose text is data: nothing is imported by it."""
 
 
@@ -68,17 +68,17 @@ def check_imports(plain: Any, allow: Collection[str], where: str = "", *, parts_
     Allowed are the modules in `allow`, those of packages in it, and entry points of the library that are installed.
     `parts_only`: look at parts, not at networks, environments, loggers and everything else that is imported later.
     """
-    known = (*allow, *announced_modules(), *_SIMULATORS)
+    announced = announced_modules()
     for place, key, text in _texts(plain, where):
-        match = _REFERENCE.fullmatch(text)
-        if match is None or (parts_only and key != PART_TAG):
+        if (parts_only and key != PART_TAG) or not (key == "id" or _REFERENCE.fullmatch(text)):
             continue
-        module = match[1]
-        if not any(f"{module}.".startswith(f"{name}.") for name in known):
-            raise ValueError(
-                f"{place} is {text!r}, which would import the module {module!r} and so run its code: allow that with "
-                f"--allow-import {module} (from Python: allow=({module!r},)) if you trust it"
-            )
+        known = (*allow, *announced, *(_SIMULATORS if key == "id" else ()))
+        for module in text.split(":")[:-1]:  # Gymnasium imports what stands before the last colon of an id
+            if not any(f"{module}.".startswith(f"{name}.") for name in known):
+                raise ValueError(
+                    f"{place} is {text!r}, which would import the module {module!r} and so run its code: allow that "
+                    f"with --allow-import {module} (from Python: allow=({module!r},)) if you trust it"
+                )
 
 
 def _texts(plain: Any, where: str, key: str = "") -> Iterator[tuple[str, str, str]]:

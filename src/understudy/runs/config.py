@@ -135,8 +135,9 @@ class TrainConfig(Config):
     start_from: str | None = None
     """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
     new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
-    allow_imports: tuple[str, ...] = ()
-    """Python modules that the policies loaded while training (teachers, experts, `start_from`) may import."""
+    allow_imports: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+    """Python modules that the policies loaded while training (teachers, experts, `start_from`) may import; on the
+    command line `--allow-import`. What a file says here counts for nothing: its reader allows."""
     recipe: Annotated[str, tyro.conf.Suppress] = "custom"
     """Name of the recipe this came from; only used to name the run."""
     device: str = "auto"
@@ -179,6 +180,11 @@ class TrainConfig(Config):
                 "evaluation.interval, and evaluation.episodes to at least 1"
             )
 
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Modules that a policy loaded while training may import: those of the trained one, and `allow_imports`."""
+        return (*self.policy.modules, *self.allow_imports)
+
     def evaluation_env(self) -> EnvConfig:
         """The environment that the policy is scored on: the training's, with the options of the evaluation."""
         return dataclasses.replace(self.env, kwargs={**self.env.kwargs, **self.evaluation.env_kwargs})
@@ -205,7 +211,8 @@ def from_yaml(text: str, *, over: TrainConfig | None = None, allow: Collection[s
     """A config from YAML; with `over`, the YAML may be partial: what it names replaces what that config has.
 
     A part under the name of another kind of part replaces it whole. Raises ValueError for bad YAML, unknown keys (with
-    the nearest names), values that do not fit, and for a `module:attribute` outside of `allow` (see `from_plain`).
+    the nearest names), values that do not fit, and for a `module:attribute` outside of `allow` (see `from_plain`),
+    which becomes `allow_imports`; None allows all that the YAML names.
     """
     try:
         plain = yaml.safe_load(text)
@@ -215,6 +222,7 @@ def from_yaml(text: str, *, over: TrainConfig | None = None, allow: Collection[s
         raise ValueError(f"the config must be a mapping of options, got {plain!r}")
     if allow is not None:
         check_imports(plain, allow)
+        plain["allow_imports"] = [*allow]
     return from_plain(TrainConfig, plain if over is None else _merged(to_plain(over), plain), allow=None)
 
 

@@ -47,7 +47,13 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; non-finite numbers as None."""
-        return {name: _finite(value) for name, value in dataclasses.asdict(self).items()}
+        plain = dataclasses.asdict(self)
+        for name, value in plain.items():
+            if isinstance(value, tuple):
+                plain[name] = [x if math.isfinite(x) else None for x in value]
+            elif isinstance(value, float) and not math.isfinite(value):
+                plain[name] = None
+        return plain
 
     def sentence(self) -> str:
         """One line for people."""
@@ -64,9 +70,3 @@ class EvaluationResult:
             "evaluation/return_std": self.std_return,
             "evaluation/length": self.mean_length,
         }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return [_finite(inner) for inner in value] if isinstance(value, tuple) else value

@@ -20,7 +20,7 @@ from understudy.runs.codec import from_plain
 from understudy.runs.config import TrainConfig, from_yaml, to_yaml
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.metrics import read_metrics
-from understudy.runs.policies import rebuild_policy
+from understudy.runs.policies import check_consent, rebuild_policy
 from understudy.runs.provenance import provenance
 from understudy.types import CheckpointError
 from understudy.version import __version__
@@ -161,11 +161,18 @@ def load(
     return _policy_of(load_checkpoint(path, CHECKPOINT_KIND), str(path), allow, policy).to(device)
 
 
-def read_policy(run: Path, *, allow: Collection[str] = (), policy: Policy | None = None) -> tuple[Policy, TrainConfig]:
-    """The policy of a run or checkpoint, as `load`, and the config that it was trained with, without its parts."""
+def read_policy(
+    run: Path, *, allow: Collection[str] = (), policy: Policy | None = None, env: bool = True
+) -> tuple[Policy, TrainConfig]:
+    """The policy of a run or checkpoint, as `load`, and the config that it was trained with, without its parts.
+
+    `env`: the caller means to build the config's environment, whose imports `allow` has to list, too.
+    """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
     plain = yaml.safe_load(checkpoint["config"])
+    if env:
+        check_consent(plain["env"], allow, f"{path}: env")
     try:
         config = from_plain(TrainConfig, {**plain, "parts": {}})
     except ValueError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from understudy.nn.policy import build_policy
 from understudy.nn.protocol import Policy, PolicyConfig
 from understudy.runs.checkpoint import check_same_layout
-from understudy.runs.codec import from_plain, to_plain
+from understudy.runs.codec import check_imports, from_plain, to_plain
 from understudy.runs.spaces import space_from_plain, space_to_plain
 from understudy.types import CheckpointError
 
@@ -42,8 +42,8 @@ def rebuild_policy(
     version does not read, and weights that do not fit.
     """
     if policy is None:
-        config = _config(description, source)
-        check_consent(config, allow, source)
+        config = policy_config(description, source)
+        check_consent(description["policy"], allow, f"{source}: policy")
         observation_space = space_from_plain(description["observation_space"])
         if not isinstance(observation_space, spaces.Dict):
             raise CheckpointError(f"{source} has no observation groups; it was written by another program")
@@ -54,26 +54,16 @@ def rebuild_policy(
     return policy.eval()
 
 
-def check_rebuildable(
-    description: Mapping[str, Any], config: PolicyConfig, allow: Collection[str], source: str
-) -> None:
-    """Raise CheckpointError where `config` cannot rebuild a checkpoint's policy, or imports what is not allowed."""
-    if "policy" in description:
-        _config(description, source)
-    check_consent(config, allow, source)
+def check_consent(plain: Any, allow: Collection[str], where: str) -> None:
+    """`check_imports` of what a checkpoint says. Raises CheckpointError."""
+    try:
+        check_imports(plain, allow, where)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
-def check_consent(config: PolicyConfig, allow: Collection[str], source: str) -> None:
-    """Raise CheckpointError unless `allow` lists every module (or a package around it) that the policy imports."""
-    for module in config.modules:
-        if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in allow):
-            raise CheckpointError(
-                f"{source} has a policy from the Python module {module!r}, whose code loading would run. If you trust "
-                f"that module: us.load(source, allow=({module!r},)), on the command line --allow-import {module}"
-            )
-
-
-def _config(description: Mapping[str, Any], source: str) -> PolicyConfig:
+def policy_config(description: Mapping[str, Any], source: str) -> PolicyConfig:
+    """What the policy was built from. Raises CheckpointError for an object, and what this version does not read."""
     plain = description["policy"]
     if plain is None:
         raise CheckpointError(

@@ -30,7 +30,8 @@ def space_to_plain(space: spaces.Space[Any]) -> dict[str, Any]:
     plain = {"space": kind, "dtype": str(space.dtype)}
     classes = classes_of(space)
     if classes is None:
-        low, high = map(_bound_to_plain, bounds_of(space))
+        # an image space holds one number 100,000 times over
+        low, high = (x.flat[0].item() if x.size and (x == x.flat[0]).all() else x.tolist() for x in bounds_of(space))
         return plain | {"shape": list(shape_of(space)), "low": low, "high": high}
     if kind == "discrete":
         return plain | {"n": classes.counts[0], "start": classes.starts[0]}
@@ -44,28 +45,17 @@ def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space[Any]:
     if kind == "dict":
         # spaces.Dict sorts a plain dict, and a policy reads its components in the order of the space
         return spaces.Dict(OrderedDict((name, space_from_plain(inner)) for name, inner in plain["spaces"].items()))
-    if kind == "box":
-        shape, dtype = tuple(plain["shape"]), np.dtype(plain["dtype"])
-        low, high = (_bound_from_plain(plain[side], shape, dtype) for side in ("low", "high"))
-        return spaces.Box(low, high, shape, dtype.type)
-    if kind == "discrete":
-        dtype = np.dtype(plain["dtype"])
-        return spaces.Discrete(plain["n"], start=plain["start"], dtype=dtype.type)
-    if kind == "multi_discrete":
-        dtype = np.dtype(plain["dtype"])
-        nvec, start = np.array(plain["nvec"], dtype), np.array(plain["start"], dtype)
-        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
     if kind == "multi_binary":
         shape = tuple(plain["shape"])
         return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+    dtype = np.dtype(plain.get("dtype", np.int64))
+    if kind == "box":
+        shape = tuple(plain["shape"])
+        low, high = (np.broadcast_to(np.array(plain[side], dtype), shape).copy() for side in ("low", "high"))
+        return spaces.Box(low, high, shape, dtype.type)
+    if kind == "discrete":
+        return spaces.Discrete(plain["n"], start=plain["start"], dtype=dtype.type)
+    if kind == "multi_discrete":
+        nvec, start = np.array(plain["nvec"], dtype), np.array(plain["start"], dtype)
+        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
     raise ValueError(f"unknown kind of space {kind!r}; this checkpoint was written by a newer version")
-
-
-def _bound_to_plain(bound: np.ndarray) -> Any:
-    # an image space holds one number 100,000 times over
-    first = bound.reshape(-1)[:1]
-    return first.tolist()[0] if first.size and bool((bound == first).all()) else bound.tolist()
-
-
-def _bound_from_plain(plain: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    return np.broadcast_to(np.array(plain, dtype), shape).copy()

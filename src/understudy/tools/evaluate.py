@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,15 @@ def evaluate(
     seed: int | None = None,
     deterministic: bool = True,
     video: Path | str | None = None,
+    allow: Collection[str] = (),
 ) -> EvaluationResult:
     """Score a policy on exactly `episodes` whole episodes and, if `video` names a file, film one more.
 
     `env` is an `EnvConfig`, of which copies are made, or an environment of yours (a `VecEnv`, a Gymnasium vector
     environment, a simulator), which is reset first and left in the middle of episodes: reset it before you go on.
     None: the one that the run was trained for, with the options of its evaluation. `seed` None: as in the run's
-    training, 0 for a policy without a run.
+    training, 0 for a policy without a run. `allow` names the modules that the policy and the environment of a run on
+    disk may import, as in `us.load`.
 
     Each environment owes a fixed number of episodes, so that short episodes, which end sooner, are not
     over-represented. The same seed gives the same result; torch's global random state is left as it was.
@@ -55,7 +58,7 @@ def evaluate(
     check_episodes(episodes)
     if video is not None:
         check_video_packages()  # before the work, not after it
-    policy, env, seed = _subject(run_or_policy, env, seed)
+    policy, env, seed = _subject(run_or_policy, env, seed, allow)
     copies = dataclasses.replace(env, num_envs=_num_envs(episodes, env)) if isinstance(env, EnvConfig) else env
     with undisturbed(policy, seed):
         with opened(copies, device_of(policy), seed, OWN_ENV) as played_in:
@@ -73,12 +76,14 @@ def filmed(result: EvaluationResult, policy: Policy, env: Any, path: Path) -> Ev
     return dataclasses.replace(result, video=None if error else str(path), video_error=error)
 
 
-def _subject(run_or_policy: Run | Path | str | Policy, env: Any, seed: int | None) -> tuple[Policy, Any, int]:
+def _subject(
+    run_or_policy: Run | Path | str | Policy, env: Any, seed: int | None, allow: Collection[str]
+) -> tuple[Policy, Any, int]:
     """Policy, environment and seed to use. Raises ValueError where nothing says which environment."""
     if isinstance(run_or_policy, Run):
         policy, config = run_or_policy.policy, run_or_policy.config
     elif isinstance(run_or_policy, Path | str):
-        policy, config = read_policy(Path(run_or_policy))
+        policy, config = read_policy(Path(run_or_policy), allow=allow, env=env is None)
     elif env is None:
         raise ValueError("a policy alone does not say where to play it: give evaluate an env, or a run")
     else:

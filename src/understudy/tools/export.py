@@ -6,13 +6,13 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -190,19 +190,16 @@ def _import(name: str) -> Any:
         raise ImportError(f'exporting to ONNX needs {name}: pip install "understudy[export]"') from error
 
 
-class _quiet:
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
     """Loggers that only speak of errors for a while."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    try:
+        for logger in levels:
             logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self.loggers, self.levels):
+        yield
+    finally:
+        for logger, level in levels.items():
             logger.setLevel(level)
 
 
@@ -272,16 +269,12 @@ def _random(policy: Policy, batch: int, generator: torch.Generator) -> list[Tens
         if blank.is_floating_point():
             inputs.append(policy.raw(key, torch.randn(blank.shape, generator=generator)))
         else:
-            inputs.append(_random_integers(policy.component(key), blank, generator))
+            classes = classes_of(space := policy.component(key))
+            count: Any = 256 if blank.dtype == torch.uint8 else 2
+            if classes is not None:
+                count = torch.tensor(classes.counts).reshape(shape_of(space))
+            drawn = (torch.rand(blank.shape, generator=generator) * count).long()
+            inputs.append((blank + drawn).to(blank.dtype))
     if policy.actor_state_size:
         inputs.append(0.5 * torch.randn(batch, policy.actor_state_size, generator=generator))
     return inputs
-
-
-def _random_integers(space: spaces.Space[Any], blank: Tensor, generator: torch.Generator) -> Tensor:
-    count: Any = 256 if blank.dtype == torch.uint8 else 2
-    classes = classes_of(space)
-    if classes is not None:
-        count = torch.tensor(classes.counts).reshape(shape_of(space))
-    drawn = (torch.rand(blank.shape, generator=generator) * count).long()
-    return (blank + drawn).to(blank.dtype)

@@ -20,6 +20,7 @@ from torch import Tensor
 from understudy.core.files import replacing
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
+from understudy.envs.regrouped import RegroupedEnv
 from understudy.nn.protocol import Policy
 from understudy.tools.play import Actor, PolicyActor, device_of, play, undisturbed
 
@@ -78,9 +79,10 @@ class _Stage(NamedTuple):
 def _stage(env: Any, device: torch.device, seed: int) -> Iterator[_Stage]:
     if not isinstance(env, EnvConfig):
         own = as_vec_env(env, device)
-        if not isinstance(own, Drawable):
+        drawn = own.env if isinstance(own, RegroupedEnv) else own
+        if not isinstance(drawn, Drawable):
             raise ValueError("the environment has no render method")
-        yield _Stage(own, own.render, DEFAULT_FPS)
+        yield _Stage(own, drawn.render, DEFAULT_FPS)
         return
     single = make_render_env(env)
     _simplify_drawing(single)

@@ -161,7 +161,7 @@ def record(
     does not. "motion" writes each episode of a run as one motion clip, whose fields are called as the observations'
     columns are: `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured; `frame_time` is
     the time between two observations in seconds (None: the environment's own, which MuJoCo's tasks tell). `env`: an
-    environment of yours to play in, instead of one built from the run's config. `allow` as in `us.load`.
+    environment of yours to play in, instead of one built from the run's config. `allow` as in `us.evaluate`.
 
     Environment, score and seed are kept in a dataset's metadata. Raises ValueError for an output that exists or
     cannot be named so, for clips without a frame time and of observations without vectors, ImportError without
@@ -174,7 +174,7 @@ def record(
     path = _check_output(str(output), chosen, run)
     policy, seed_of_run, config = None, 0, expert_of
     if run is not None:
-        policy, trained = read_policy(run, allow=allow)
+        policy, trained = read_policy(run, allow=allow, env=env is None)
         config, seed_of_run = trained.env, evaluation_seed(trained.seed)
     assert config is not None
     seed = seed_of_run if seed is None else seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -12,20 +13,22 @@ from understudy.runs.config import from_yaml
 from understudy.runs.folder import CHECKPOINT_KIND, find_checkpoint, load
 
 
-def load_reward(run: str | Path, part: str = "airl", device: torch.device | str = "cpu") -> RewardFunction:
+def load_reward(
+    run: str | Path, part: str = "airl", device: torch.device | str = "cpu", *, allow: Collection[str] = ()
+) -> RewardFunction:
     """The reward function of a run (its newest checkpoint) or of one checkpoint file; `part` is its name in the run.
 
-    Neither the environment nor the demonstrations are needed. Raises ValueError if the run has no such AIRL part,
-    CheckpointError if there is no readable checkpoint.
+    Neither the environment nor the demonstrations are needed. `allow` as in `us.resume`. Raises ValueError if the run
+    has no such AIRL part, CheckpointError if there is no readable checkpoint.
     """
     path = find_checkpoint(Path(run))
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    train_config = from_yaml(checkpoint["config"])
+    train_config = from_yaml(checkpoint["config"], allow=allow)
     config = train_config.parts.get(part)
     if not isinstance(config, AirlConfig):
         there = sorted(name for name, each in train_config.parts.items() if isinstance(each, AirlConfig))
         raise ValueError(f"{run} has no AIRL part named {part!r}; AIRL parts in it: {there or 'none'}")
     with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        reward = build_reward(load(path), config, train_config.ppo.last_gamma)
+        reward = build_reward(load(path, allow=allow), config, train_config.ppo.last_gamma)
     reward.load_part_state(checkpoint["state"]["parts"][part]["modules"])
     return reward.to(device).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from understudy.data.demonstrations.write import write_npz
 from understudy.envs.base import VecEnv
 from understudy.nn.protocol import Policy
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.shared.teacher_forcing import act_where_forced
 from understudy.runs.config import DaggerConfig, TrainConfig
 from understudy.runs.folder import load
 from understudy.tools.play import Actor, PolicyActor, opened
@@ -33,12 +35,13 @@ class Dagger:
     0 is the expert's alone.
     """
 
-    def __init__(
-        self, config: DaggerConfig, run: Path, env: VecEnv, env_id: str, seed: int, expert: Actor | None = None
-    ) -> None:
-        self.config, self.folder, self.env, self.env_id, self.seed = config, run / DEMONSTRATIONS, env, env_id, seed
-        self.expert = find_expert(config, env) if expert is None else expert
-        self.beta = Scalar(config.beta)
+    def __init__(self, config: TrainConfig, run: Path, env: VecEnv, expert: Actor | None = None) -> None:
+        assert config.offline is not None
+        assert config.offline.dagger is not None
+        self.config, self.folder, self.env = config.offline.dagger, run / DEMONSTRATIONS, env
+        self.env_id, self.seed = config.env.id, config.seed
+        self.expert = find_expert(self.config, env, config.allowed) if expert is None else expert
+        self.beta = Scalar(self.config.beta)
 
     def collect(self, number: int, learner: Policy | None) -> dict[str, float]:
         """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture."""
@@ -52,14 +55,8 @@ class Dagger:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # coins are thrown
             actor = Mixture(self.expert, None if learner is None else PolicyActor(learner), beta)
-            episodes = record_episodes(
-                self.env,
-                actor,
-                self.config.episodes_per_round,
-                seed,
-                label=actor.label,
-                min_steps=self.config.steps_per_round,
-            )
+            least, steps = self.config.episodes_per_round, self.config.steps_per_round
+            episodes = record_episodes(self.env, actor, least, seed, label=actor.label, min_steps=steps)
         metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
         write_npz(self.folder / f"round_{number:03d}.npz", episodes, metadata)
         return {
@@ -86,7 +83,8 @@ class Mixture:
         if own.shape != expert.shape:
             raise ValueError(f"the expert's actions {tuple(expert.shape)} do not fit the learner's {tuple(own.shape)}")
         obeys = torch.rand(len(is_first), device=own.device) < self.beta
-        return torch.where(obeys.view(-1, *[1] * (own.ndim - 1)), expert.to(own.dtype), own)
+        label = TensorDict({"action": expert.to(own.dtype), "forced": obeys}, [len(is_first)])
+        return act_where_forced(own, label)[0]
 
     def label(self, obs: TensorDict, is_first: Tensor) -> Tensor:
         """What the expert said about the observations that were just acted on."""
@@ -94,8 +92,11 @@ class Mixture:
         return self.asked
 
 
-def find_expert(config: DaggerConfig, env: VecEnv) -> Actor:
-    """The expert that `config` names. Raises ValueError if it names none, or one that needs other observations."""
+def find_expert(config: DaggerConfig, env: VecEnv, allow: Collection[str] = ()) -> Actor:
+    """The expert that `config` names; `allow` as in `us.load`.
+
+    Raises ValueError if it names none, or one that needs other observations.
+    """
     if not config.expert:
         raise ValueError(
             "DAgger needs an expert to ask: --offline.dagger.expert RUN (a run or checkpoint), or 'labels' where the "
@@ -103,7 +104,7 @@ def find_expert(config: DaggerConfig, env: VecEnv) -> Actor:
         )
     if config.expert == "labels":
         return scripted_expert(env)
-    policy = load(config.expert, env.device)
+    policy = load(config.expert, env.device, allow=allow)
     missing = set(policy.sensor_keys) - set(component_keys(env.observation_space))
     if missing:
         names = ", ".join(sorted("/".join(key) for key in missing))
@@ -117,14 +118,12 @@ def first_round(config: TrainConfig, run: Path, expert: Actor | None = None, own
     `own`: the environment to play in, instead of one built from the config.
     Raises ValueError if the config names demonstrations of its own, or as `find_expert`.
     """
-    assert config.offline is not None
-    assert config.offline.dagger is not None
     cloning = {name: part for name, part in config.parts.items() if isinstance(part, BehaviorCloningConfig)}
     for name, part in cloning.items():
         if part.demonstrations:
             raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
     with opened(config.env if own is None else own, config.torch_device(), config.seed) as env:
-        Dagger(config.offline.dagger, run, env, config.env.id, config.seed, expert).collect(0, None)
+        Dagger(config, run, env, expert).collect(0, None)
     folder = str(run / DEMONSTRATIONS)
     parts = {**config.parts, **{k: dataclasses.replace(v, demonstrations=folder) for k, v in cloning.items()}}
     return dataclasses.replace(config, parts=parts)

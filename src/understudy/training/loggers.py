@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar, runtime_checkable
 
 from understudy.core.check import nearest
-from understudy.core.registry import Registry, load_object
+from understudy.core.registry import Registry
 from understudy.core.schedules import Condition
 from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig
@@ -231,7 +231,8 @@ class Loggers:
         switches |= {"tensorboard": chosen.tensorboard, "console": chosen.console}
         switched = [name for name, on in switches.items() if on and name not in chosen.loggers]
         stops = [] if config.stop_when is None else [StopWhen(config.stop_when)]
-        given = [*own, *map(_named_logger, chosen.loggers), *stops, *map(_named_logger, switched)]
+        made = [LOGGERS.find(name)() for name in (*chosen.loggers, *switched)]
+        given = [*own, *made[: len(chosen.loggers)], *stops, *made[len(chosen.loggers) :]]
         self.loggers = [_as_logger(each) for each in given]
 
     @contextmanager
@@ -276,12 +277,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return leaves
-
-
-def _named_logger(name: str) -> Logger:
-    make = load_object(name) if ":" in name else LOGGERS.find(name)
-    made: Logger = make()
-    return made
 
 
 def _as_logger(given: Any) -> Logger:

@@ -44,7 +44,7 @@ from understudy.runs.folder import (
     load,
 )
 from understudy.runs.metrics import drop_after
-from understudy.runs.policies import check_rebuildable, describe_policy
+from understudy.runs.policies import describe_policy, policy_config
 from understudy.runs.spaces import space_from_plain
 from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
@@ -88,10 +88,11 @@ def train(
     config, own = _with_own_env(config, env)
     if config.offline is not None and config.offline.dagger is not None:
         config = first_round(config, path, expert, own)
-    allow = (*config.policy.modules, *config.allow_imports)
-    with _building(config, own, policy, allow) as (built, ppo):  # before the folder: what fails leaves none behind
+    with _building(config, own, policy) as (built, ppo):  # before the folder: what fails leaves none behind
         if config.start_from is not None:
-            _start_from(config.start_from, ppo.policy, allow)
+            weights = load(config.start_from, allow=config.allowed).state_dict()
+            check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
+            ppo.policy.load_state_dict(weights)
         folder = create_run_folder(path, config)
         return _Training(config, folder, built, ppo, listening, expert, own is not None).run()
 
@@ -119,7 +120,9 @@ def resume(
         config = dataclasses.replace(config, total_steps=total_steps)
     path = find_checkpoint(folder.path)
     checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    offline = _unfinished_epochs(config, checkpoint)
+    offline: int | None = None  # how many epochs of an unfinished offline training are done
+    if config.offline is not None and not checkpoint["offline"]["finished"]:
+        offline = checkpoint["offline"]["epochs_done"]
     if offline is None and checkpoint["env_steps"] >= config.total_steps:
         raise ValueError(
             f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
@@ -127,12 +130,13 @@ def resume(
         )
     listening = _listening(config, loggers)
     config, own = _with_own_env(config, env)
-    if policy is None:
-        check_rebuildable(checkpoint, config.policy, allow, str(path))
-    with _building(config, own, policy, allow, hint=OWN_ENV) as (built, ppo):
+    if policy is None and "policy" in checkpoint:
+        policy_config(checkpoint, str(path))  # it was an object: only its owner can make another one
+    with _building(config, own, policy, hint=OWN_ENV) as (built, ppo):
         _check_spaces(built, checkpoint, config.env.id)
         training = _Training(config, folder, built, ppo, listening, expert, own is not None)
-        _restore(ppo, checkpoint, str(path))
+        check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], str(path))
+        ppo.load_state_dict(checkpoint["state"])
         if training.offline is not None:
             training.offline.load_state_dict(checkpoint["offline"])
         folder.write_config(config)
@@ -142,11 +146,8 @@ def resume(
         return training.run()
 
 
-def build_parts(config: TrainConfig, env: VecEnv, policy: Policy, allow: Collection[str] = ()) -> dict[str, Part]:
-    """The parts of a config, each with its own random stream; the policies they load may import what `allow` names.
-
-    Raises ValueError if one does not fit the spaces.
-    """
+def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, Part]:
+    """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
     parts = {}
     for name, part in config.parts.items():
         context = PartContext.of(
@@ -157,7 +158,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: Policy, allow: Collect
             gamma=config.ppo.last_gamma,
             seed=randomness.mix(config.seed, f"part/{name}"),
             env_id=config.env.id,
-            load_policy=functools.partial(load, allow=allow),
+            load_policy=functools.partial(load, allow=config.allowed),
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
         parts[name] = part.build(context).to(env.device)
@@ -183,7 +184,11 @@ class _Training:
         self.best_return = -math.inf
         self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
-        self.offline = _offline_training(config, folder, env, ppo, expert)
+        self.offline: OfflineTraining | None = None
+        if config.offline is not None:
+            asks = config.offline.dagger is not None
+            dagger = Dagger(config, folder.path, env, expert) if asks else None
+            self.offline = OfflineTraining(ppo, config.offline, dagger)
         self.start, self.stop = time.monotonic(), StopSignals()
 
     def run(self) -> Run:
@@ -339,15 +344,16 @@ def _with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | 
     """
     if env is None:
         return config, None
-    own, described = as_vec_env(env, config.torch_device()), config.env
-    named = dataclasses.replace(described, num_envs=own.num_envs)
-    if named != EnvConfig(id=described.id, num_envs=own.num_envs, backend=described.backend):
+    named = config.env
+    if named.kwargs or named.max_episode_steps is not None:
         raise ValueError(
-            "an environment that is given as an object has its options already: leave all of config.env out but its id"
+            "an environment that is given as an object has its options already: leave env.kwargs and "
+            "env.max_episode_steps out"
         )
+    own = as_vec_env(env, config.torch_device(), groups=named.groups or None, segments=named.segments)
     if config.evaluation.env_kwargs:
         raise ValueError("evaluation.env_kwargs need an environment of their own, which env= replaces: leave them out")
-    return dataclasses.replace(config, env=named), own
+    return dataclasses.replace(config, env=dataclasses.replace(named, num_envs=own.num_envs)), own
 
 
 @contextmanager
@@ -355,7 +361,6 @@ def _building(
     config: TrainConfig,
     own: VecEnv | None = None,
     policy: Policy | None = None,
-    allow: Collection[str] = (),
     hint: str = "",
 ) -> Iterator[tuple[VecEnv, PPO]]:
     """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end."""
@@ -367,19 +372,19 @@ def _building(
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
         seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
         with opened(config.env if own is None else own, device, seed, hint) as env:
-            yield env, _build(config, env, policy, allow)
+            yield env, _build(config, env, policy)
     finally:
         torch.set_num_threads(threads)
 
 
-def _build(config: TrainConfig, env: VecEnv, policy: Policy | None, allow: Collection[str]) -> PPO:
+def _build(config: TrainConfig, env: VecEnv, policy: Policy | None) -> PPO:
     # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
     with torch.random.fork_rng([env.device] if env.device.type == "cuda" else []):
         torch.manual_seed(randomness.mix(config.seed, "weights"))
         if policy is None:
             policy = build_policy(env.observation_space, env.action_space, config.policy)
         policy = _fitting(policy, env).to(env.device)
-        parts = build_parts(config, env, policy, allow)
+        parts = build_parts(config, env, policy)
     ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
     if config.offline is not None:
         find_cloning_part(ppo)  # it is missed here, not after the run's folder is made
@@ -395,37 +400,6 @@ def _fitting(policy: Policy, env: VecEnv) -> Policy:
         if its != theirs:
             raise ValueError(f"the policy was made for the {name} {its}, the environment has {theirs}")
     return policy if policy.built_from is not None else check_policy(policy)
-
-
-def _offline_training(
-    config: TrainConfig, folder: RunFolder, env: VecEnv, ppo: PPO, expert: Actor | None
-) -> OfflineTraining | None:
-    if config.offline is None:
-        return None
-    chosen = config.offline.dagger
-    dagger = None if chosen is None else Dagger(chosen, folder.path, env, config.env.id, config.seed, expert)
-    return OfflineTraining(ppo, config.offline, dagger)
-
-
-def _unfinished_epochs(config: TrainConfig, checkpoint: dict[str, Any]) -> int | None:
-    """How many epochs of an offline training are done, None if it is over or there is none."""
-    if config.offline is None:
-        return None
-    state = checkpoint["offline"]
-    return None if state["finished"] else int(state["epochs_done"])
-
-
-def _start_from(source: str, policy: Policy, allow: Collection[str]) -> None:
-    """Give the policy the weights and the normaliser of another run's."""
-    weights = load(source, allow=allow).state_dict()
-    check_same_layout(policy.state_dict(), weights, source)
-    policy.load_state_dict(weights)
-
-
-def _restore(ppo: PPO, checkpoint: dict[str, Any], source: str) -> None:
-    state = checkpoint["state"]
-    check_same_layout({"policy": ppo.policy.state_dict()}, {"policy": state["policy"]}, source)
-    ppo.load_state_dict(state)
 
 
 def _check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
