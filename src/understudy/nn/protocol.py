@@ -18,7 +18,7 @@ from understudy.core.spaces import Key, blank, component, find_components, is_ve
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
-from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family
+from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
 from understudy.nn.networks import EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.recurrence import Step, check_recurrence, unroll
@@ -247,9 +247,7 @@ class Policy(nn.Module, ABC):
 
     def make_head(self, in_features: int) -> ActionHead:
         """A last layer for the actor: latents `[..., in_features]` to the distribution that the config asks for."""
-        return ActionHead(
-            in_features, make_family(self.action_space, self.config.distribution), self.config.distribution
-        )
+        return make_head(self.action_space, in_features, self.config.distribution)
 
     def observe(self, obs: Any, keys: Iterable[Key] | None = None) -> dict[str, Tensor]:
         """Components as the networks see them (normalised) by name: "policy", or "policy/height"; None: the actor's."""
