@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from understudy.core.check import Config, In
 from understudy.core.spaces import Key, is_vector
-from understudy.nn.networks import MLP, EncoderConfig
-from understudy.nn.trunk import Precision, Trunk
+from understudy.nn.networks import MLP
+from understudy.nn.trunk import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +60,17 @@ class EstimatorHeadConfig(Config):
 class EstimatorHead(nn.Module):
     """Predicts target components `[..., D]`, in the units in which the networks see them (normalised or raw).
 
-    `feature_size`: width of the actor's memory, for an estimator that reads it. Raises ValueError for a target that is
-    no vector.
+    `trunk` reads its inputs; None: it reads the actor's memory, `feature_size` wide. Raises ValueError for a target
+    that is no vector.
     """
 
     def __init__(
         self,
         name: str,
         config: EstimatorHeadConfig,
-        inputs: Mapping[Key, spaces.Space[Any]],
+        trunk: Trunk | None,
         targets: Mapping[Key, spaces.Space[Any]],
         *,
-        encoder: EncoderConfig,
-        precision: Precision,
         feature_size: int,
     ) -> None:
         super().__init__()
@@ -82,25 +80,9 @@ class EstimatorHead(nn.Module):
         self.name, self.config = name, config
         self.targets = tuple(targets)
         self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
-        self.trunk: Trunk | None = None
-        self.mlp: MLP | None = None
-        if config.memory == "actor":
-            self.mlp = MLP(feature_size, config.hidden_sizes, activation=config.activation)
-            features = self.mlp.out_features
-        else:
-            self.trunk = Trunk(
-                inputs,
-                config.hidden_sizes,
-                encoder=encoder,
-                activation=config.activation,
-                init="orthogonal",
-                memory=config.memory,
-                memory_size=config.memory_size,
-                memory_layers=config.memory_layers,
-                memory_changes=config.memory_changes,
-                precision=precision,
-            )
-            features = self.trunk.out_features
+        self.trunk = trunk
+        self.mlp = MLP(feature_size, config.hidden_sizes, activation=config.activation) if trunk is None else None
+        features = cast("Trunk | MLP", trunk or self.mlp).out_features
         self.linear = nn.Linear(features, sum(self.sizes))
         nn.init.orthogonal_(self.linear.weight, gain=0.01)  # the first estimates are the mean
         nn.init.zeros_(self.linear.bias)
