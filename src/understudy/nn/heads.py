@@ -28,7 +28,7 @@ from understudy.nn.distributions import (
     TanhGaussian,
     block_offsets,
 )
-from understudy.nn.networks import activation
+from understudy.nn.networks import make_activation
 from understudy.nn.noise import beta_noise, gumbel_noise, logistic_noise, standard_normal
 
 Kind = Literal["auto", "gaussian", "tanh_gaussian", "beta", "categorical", "multi_categorical", "bernoulli"]
@@ -142,7 +142,7 @@ class ActionHead(ActionFamily):
         self.std = _Std(size // 2, config) if gaussian else None
         if gaussian and wide:
             nn.init.constant_(self.linear.bias[size // 2 :], math.log(config.init_std))
-        self.mean_activation = activation(config.mean_activation or "identity")
+        self.mean_activation = make_activation(config.mean_activation or "identity")
 
     def forward(self, latent: Tensor) -> Distribution:
         """The distribution at latent `[..., H]`."""
