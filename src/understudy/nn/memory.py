@@ -26,8 +26,6 @@ class Memory(nn.Module):
 
     def __init__(self, kind: Literal["lstm", "gru"], in_features: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__()
-        if min(in_features, hidden_size, layers) < 1:
-            raise ValueError(f"sizes must be positive, got in {in_features}, hidden {hidden_size}, layers {layers}")
         self.kind, self.hidden_size, self.layers = kind, hidden_size, layers
         self.out_features = hidden_size
         self.state_size = layers * hidden_size * (2 if kind == "lstm" else 1)
@@ -103,8 +101,6 @@ class Changes(nn.Module):
 
     def __init__(self, features: int, gain: float) -> None:
         super().__init__()
-        if not gain > 0.0:
-            raise ValueError(f"memory_changes is a positive gain, or 0 for none, got {gain}")
         self.gain, self.out_features, self.state_size = gain, 2 * features, features + 1
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from understudy.core.registry import load_object
 from understudy.core.spaces import Key
-from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
+from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig
 from understudy.nn.heads import ActionHead
 from understudy.nn.protocol import (
     REPLACED,
@@ -260,7 +260,8 @@ class ActorCritic(Policy):
 
     def draw_replacements(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Where the actor is to see estimates, `[*leading, E]` bool, for the key `REPLACED` of a rollout."""
-        return draw_replacements(self._heads, leading, generator, self.device)
+        prob = torch.tensor([head.config.replace_prob for head in self._heads], device=self.device)
+        return torch.rand(*leading, len(prob), generator=generator, device=self.device) < prob
 
 
 def _join(*states: Tensor | None) -> Tensor | None:

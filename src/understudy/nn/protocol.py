@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.check import Config
+from understudy.core.check import Config, In
 from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup, size_of
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
@@ -58,11 +58,11 @@ class PolicyConfig(Config):
     """One trunk (encoders, memory, hidden layers) for actor and critic; both then see the actor's groups."""
     memory: Literal["none", "lstm", "gru"] = "none"
     """Recurrent memory in front of the hidden layers."""
-    memory_size: int = 128
+    memory_size: Annotated[int, In(1)] = 128
     """Width of the memory."""
-    memory_layers: int = 1
+    memory_layers: Annotated[int, In(1)] = 1
     """Depth of the memory."""
-    memory_changes: float = 0.0
+    memory_changes: Annotated[float, In(0.0)] = 0.0
     """Gain of the changes since the last step (velocities, for example) that the memory reads too; 0: none."""
     critic_memory: bool = True
     """Whether a separate critic has a memory where the actor has one; a critic that sees everything needs none."""
