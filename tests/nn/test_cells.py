@@ -112,7 +112,7 @@ def test_recorded_recurrent_trunk_with_other_kinds_than_at_recording() -> None:
         features = trunk.encoders[0](x)
         assert trunk.memory is not None
         latent, _ = trunk.memory.sequence(
-            features, trunk.memory.initial_state(x.shape[1]), torch.zeros(x.shape[:2], dtype=torch.bool)
+            features, torch.zeros(x.shape[1], trunk.state_size), torch.zeros(x.shape[:2], dtype=torch.bool)
         )
         expected = (latent, *torch.autograd.grad(latent.square().sum(), weights))
         for found, wanted in zip(recorded({"x": x}).values(), expected):

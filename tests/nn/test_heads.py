@@ -197,7 +197,7 @@ BAD: dict[str, tuple[Any, Callable[[], DistributionConfig], str]] = {
     "unknown kind": (BOX, lambda: DistributionConfig(kind="normal"), "policy.distribution.kind must be one of"),  # type: ignore[arg-type]
     "kind against space": (spaces.Discrete(2), lambda: DistributionConfig(kind="beta"), "does not fit"),
     "categorical on a Box": (BOX, lambda: DistributionConfig(kind="categorical"), "does not fit"),
-    "space": (spaces.Text(4), DistributionConfig, "supported are Box, Discrete, MultiDiscrete, MultiBinary"),
+    "space": (spaces.Text(4), DistributionConfig, "no action distribution covers a Text"),
     "tuple space": (spaces.Tuple([BOX]), DistributionConfig, "no action distribution covers"),
     "integer Box": (spaces.Box(0, 3, (2,), np.int64), DistributionConfig, "floating"),
     "empty Box": (spaces.Box(0, 1, (0,)), DistributionConfig, "not empty"),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from understudy.nn.memory import Changes, Memory
+from understudy.nn.protocol import PolicyConfig
 
 T, B, F, H = 6, 4, 5, 3
 
@@ -129,26 +130,23 @@ def test_memory_sizes(kind: Any, layers: int, size: int) -> None:
     memory = Memory(kind, F, H, layers)
     assert memory.state_size == size
     assert memory.out_features == H
-    assert memory.initial_state(2).tolist() == [[0.0] * size] * 2
     bound = 1.0 / math.sqrt(H)
     assert all(0.5 * bound < p.abs().max() <= bound for p in memory.parameters())
-    y, state = memory.step(torch.zeros(1, F), memory.initial_state(1), torch.zeros(1, dtype=torch.bool))
+    y, state = memory.step(torch.zeros(1, F), torch.zeros(1, size), torch.zeros(1, dtype=torch.bool))
     assert (y.shape, state.shape) == ((1, H), (1, size))
 
 
 def test_memory_refuses_what_does_not_fit() -> None:
     memory = Memory("gru", F, H)
-    state, is_first = memory.initial_state(B), torch.zeros(B, dtype=torch.bool)
+    state, is_first = torch.zeros(B, memory.state_size), torch.zeros(B, dtype=torch.bool)
     with pytest.raises(ValueError, match="disagree"):
         memory.step(torch.zeros(B, F), state, is_first.unsqueeze(-1))
     with pytest.raises(ValueError, match="disagree"):
         memory.step(torch.zeros(B, F), state[:1], is_first)
     with pytest.raises(ValueError, match="disagree"):
         memory.sequence(torch.zeros(T, B, F), state, is_first)
-    with pytest.raises(ValueError, match="unknown memory"):
-        Memory("rnn", F, H)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="positive"):
-        Memory("gru", F, 0)
+    with pytest.raises(ValueError, match="memory_size must be at least 1"):
+        PolicyConfig(memory="gru", memory_size=0)
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
@@ -188,5 +186,5 @@ def test_changes_by_hand() -> None:
 def test_a_change_from_what_was_not_finite_ends_with_the_episode() -> None:
     out, state = Changes(1, gain=1.0)(torch.ones(1, 1), torch.tensor([[math.nan, 1.0]]), torch.tensor([True]))
     assert (out.tolist(), state.tolist()) == ([[1.0, 0.0]], [[1.0, 1.0]])
-    with pytest.raises(ValueError, match="positive gain"):
-        Changes(1, gain=-1.0)
+    with pytest.raises(ValueError, match="memory_changes must be at least 0"):
+        PolicyConfig(memory_changes=-1.0)

@@ -20,20 +20,20 @@ from understudy.nn.networks import (
     EncoderConfig,
     OneHotEncoder,
     VectorEncoder,
-    activation,
+    make_activation,
     make_encoder,
 )
 
 
 def test_activations_by_name() -> None:
     assert set(ACTIVATIONS) >= {"elu", "relu", "tanh", "gelu", "silu", "leaky_relu", "selu", "sigmoid", "softplus"}
-    assert activation("elu")(torch.tensor(-1.0)).item() == pytest.approx(math.exp(-1.0) - 1.0)
-    assert activation("identity")(torch.tensor(-1.0)).item() == -1.0
-    assert activation("relu") is not activation("relu")
+    assert make_activation("elu")(torch.tensor(-1.0)).item() == pytest.approx(math.exp(-1.0) - 1.0)
+    assert make_activation("identity")(torch.tensor(-1.0)).item() == -1.0
+    assert make_activation("relu") is not make_activation("relu")
     with pytest.raises(ValueError, match="did you mean relu"):
-        activation("ReLU")
+        make_activation("ReLU")
     with pytest.raises(ValueError, match="known: elu"):
-        activation("zzz")
+        make_activation("zzz")
 
 
 def test_mlp_by_hand() -> None:

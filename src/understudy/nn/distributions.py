@@ -26,7 +26,6 @@ AnyDistribution = TypeVar("AnyDistribution", bound="Distribution")
 class Distribution(ABC):
     """A distribution over actions with leading shape `[...]`; do not change its tensors after construction."""
 
-    __slots__ = ("batch_shape",)
     batch_shape: torch.Size  # [...]
     closed_form_entropy: ClassVar[bool] = True
     """False where `entropy` is an estimate from random numbers."""
@@ -70,8 +69,6 @@ class DiagGaussian(Distribution):
 
     log p(a) = -1/2 sum_d ((a_d - mean_d) / std_d)^2 - sum_d log std_d - D/2 log(2 pi).
     """
-
-    __slots__ = ("_log_std_sum", "log_std", "mean")
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         if log_std.shape != mean.shape and log_std.shape != mean.shape[-1:]:
@@ -141,7 +138,6 @@ class TanhGaussian(Distribution):
     Actions are kept one float epsilon inside the interval, where atanh and the density are finite.
     """
 
-    __slots__ = ("base", "log_std", "mean")
     closed_form_entropy: ClassVar[bool] = False
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
@@ -202,8 +198,6 @@ class Beta(Distribution):
 
     log p(a) = sum_d (alpha-1) log x + (beta-1) log(1-x) - log B(alpha, beta) - log(high - low), x = (a-low)/(high-low).
     """
-
-    __slots__ = ("alpha", "beta", "high", "log_range", "low")
 
     def __init__(self, alpha: Tensor, beta: Tensor, low: float = -1.0, high: float = 1.0) -> None:
         if alpha.shape != beta.shape:
@@ -267,128 +261,108 @@ class Beta(Distribution):
         return self.low + (self.high - self.low) * inside(x, 0.0, 1.0)
 
 
-class Categorical(Distribution):
-    """One of A classes from unnormalised logits `[..., A]`; actions are int64 `[...]`.
-
-    Mask a class with a large negative *finite* logit (`torch.finfo(dtype).min`): the entropy of minus infinity is NaN.
-    """
-
-    __slots__ = ("_log_p", "logits")
+class _Logits(Distribution):
+    """Discrete actions, of which the logits are all that there is to know."""
 
     def __init__(self, logits: Tensor) -> None:
         self.batch_shape = logits.shape[:-1]
         self.logits = logits
-        self._log_p: Tensor | None = None
 
     @property
     def params(self) -> Tensor:
-        """The logits `[..., A]`."""
+        """The logits."""
         return self.logits
+
+
+class _Classes(_Logits):
+    """Blocks of classes from unnormalised logits; what one block and several have in common."""
+
+    _log_p: Tensor | None = None
 
     @property
     def log_p(self) -> Tensor:
-        """Normalised log-probabilities `[..., A]`."""
+        """Log-probabilities, of the shape of the logits, normalised block by block."""
         if self._log_p is None:  # log_prob and entropy share it
-            self._log_p = self.logits.log_softmax(-1)
+            self._log_p = self._normalized()
         return self._log_p
 
-    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """argmax(logits + noise), int64 `[...]`; `noise` is Gumbel `[..., A]`."""
-        if noise is None:
-            noise = gumbel_noise(self.logits.shape, like=self.logits, generator=generator)
-        return (self.logits + noise).argmax(-1)
+    @abstractmethod
+    def _normalized(self) -> Tensor: ...
 
-    def mode(self) -> Tensor:
-        """The likeliest class, int64 `[...]`."""
-        return self.logits.argmax(-1)
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability `[...]` of action int64 `[...]`; raises ValueError if the shapes differ."""
-        _check_action(action, self.logits.shape[:-1], self)
-        return self.log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-
-    def entropy(self) -> Tensor:
-        """-sum_a p log p, `[...]`."""
-        return -(self.log_p.exp() * self.log_p).sum(-1)
-
-    def kl(self, other: Categorical) -> Tensor:
-        """KL(self || other) = sum_a p (log p - log p'), `[...]`."""
-        _check_same(self, other, self.logits.shape, other.logits.shape)
-        return (self.log_p.exp() * (self.log_p - other.log_p)).sum(-1)
-
-
-class MultiCategorical(Distribution):
-    """K independent categoricals, nvec[k] classes each, from logits `[..., sum(nvec)]`; actions int64 `[..., K]`.
-
-    `offsets` (int64 `[K]`, where each block of logits starts) may be passed to save making it here.
-    """
-
-    __slots__ = ("_log_p", "_offsets", "logits", "nvec")
-
-    def __init__(self, logits: Tensor, nvec: Sequence[int], offsets: Tensor | None = None) -> None:
-        self.nvec = tuple(int(n) for n in nvec)
-        if logits.shape[-1] != sum(self.nvec):
-            raise ValueError(f"logits {tuple(logits.shape)} must end in sum(nvec) = {sum(self.nvec)}")
-        self.batch_shape = logits.shape[:-1]
-        self.logits = logits
-        self._offsets = block_offsets(self.nvec, logits.device) if offsets is None else offsets
-        self._log_p: Tensor | None = None
-
-    @property
-    def params(self) -> Tensor:
-        """The logits `[..., sum(nvec)]`."""
-        return self.logits
-
-    @property
-    def log_p(self) -> Tensor:
-        """Log-probabilities `[..., sum(nvec)]`, normalised block by block."""
-        if self._log_p is None:
-            self._log_p = torch.cat([block.log_softmax(-1) for block in self.logits.split(self.nvec, -1)], -1)
-        return self._log_p
+    @abstractmethod
+    def _argmax(self, scores: Tensor) -> Tensor: ...
 
     def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """argmax(logits + noise) in each block, int64 `[..., K]`; `noise` is Gumbel `[..., sum(nvec)]`."""
+        """argmax(logits + noise) in each block; `noise` is Gumbel, of the shape of the logits."""
         if noise is None:
             noise = gumbel_noise(self.logits.shape, like=self.logits, generator=generator)
         return self._argmax(self.logits + noise)
 
     def mode(self) -> Tensor:
-        """The likeliest class of each block, int64 `[..., K]`."""
+        """The likeliest class of each block."""
         return self._argmax(self.logits)
+
+    def entropy(self) -> Tensor:
+        """-sum_a p log p over all blocks, `[...]`."""
+        return -(self.log_p.exp() * self.log_p).sum(-1)
+
+    def kl(self, other: _Classes) -> Tensor:
+        """KL(self || other) = sum_a p (log p - log p') over all blocks, `[...]`."""
+        _check_same(self, other, self.logits.shape, other.logits.shape)
+        return (self.log_p.exp() * (self.log_p - other.log_p)).sum(-1)
+
+
+class Categorical(_Classes):
+    """One of A classes from unnormalised logits `[..., A]`; actions are int64 `[...]`.
+
+    Mask a class with a large negative *finite* logit (`torch.finfo(dtype).min`): the entropy of minus infinity is NaN.
+    """
+
+    def _normalized(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+    def _argmax(self, scores: Tensor) -> Tensor:
+        return scores.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability `[...]` of action int64 `[...]`; raises ValueError if the shapes differ."""
+        _check_action(action, self.batch_shape, self)
+        return self.log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+
+class MultiCategorical(_Classes):
+    """K independent categoricals, nvec[k] classes each, from logits `[..., sum(nvec)]`; actions int64 `[..., K]`.
+
+    `offsets` (int64 `[K]`, where each block of logits starts) may be passed to save making it here.
+    """
+
+    def __init__(self, logits: Tensor, nvec: Sequence[int], offsets: Tensor | None = None) -> None:
+        super().__init__(logits)
+        self.nvec = tuple(int(n) for n in nvec)
+        if logits.shape[-1] != sum(self.nvec):
+            raise ValueError(f"logits {tuple(logits.shape)} must end in sum(nvec) = {sum(self.nvec)}")
+        self._offsets = block_offsets(self.nvec, logits.device) if offsets is None else offsets
+
+    def _normalized(self) -> Tensor:
+        return torch.cat([block.log_softmax(-1) for block in self.logits.split(self.nvec, -1)], -1)
+
+    def _argmax(self, scores: Tensor) -> Tensor:
+        return torch.stack([block.argmax(-1) for block in scores.split(self.nvec, -1)], -1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability `[...]` of action int64 `[..., K]`, summed; raises ValueError if the shapes differ."""
         _check_action(action, (*self.batch_shape, len(self.nvec)), self)
         return self.log_p.gather(-1, action + self._offsets).sum(-1)
 
-    def entropy(self) -> Tensor:
-        """Sum of the blocks' entropies, `[...]`."""
-        return -(self.log_p.exp() * self.log_p).sum(-1)
-
-    def kl(self, other: MultiCategorical) -> Tensor:
-        """KL(self || other), summed over the blocks, `[...]`."""
-        _check_same(self, other, self.logits.shape, other.logits.shape)
-        if self.nvec != other.nvec:
+    def kl(self, other: _Classes) -> Tensor:
+        """KL(self || other), summed over the blocks, `[...]`; raises ValueError if these differ."""
+        if isinstance(other, MultiCategorical) and self.nvec != other.nvec:
             raise ValueError(f"KL between different blocks: nvec {self.nvec} and {other.nvec} must be equal")
-        return (self.log_p.exp() * (self.log_p - other.log_p)).sum(-1)
-
-    def _argmax(self, scores: Tensor) -> Tensor:
-        return torch.stack([block.argmax(-1) for block in scores.split(self.nvec, -1)], -1)
+        return super().kl(other)
 
 
-class Bernoulli(Distribution):
+class Bernoulli(_Logits):
     """K independent bits from logits `[..., K]`; actions are int64 0/1 `[..., K]`."""
-
-    __slots__ = ("logits",)
-
-    def __init__(self, logits: Tensor) -> None:
-        self.batch_shape = logits.shape[:-1]
-        self.logits = logits
-
-    @property
-    def params(self) -> Tensor:
-        """The logits `[..., K]`."""
-        return self.logits
 
     def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """logits + noise > 0, int64 `[..., K]`; `noise` is logistic `[..., K]`."""

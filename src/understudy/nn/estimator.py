@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.core.check import Config, In
 from understudy.core.spaces import Key, is_vector
-from understudy.nn.networks import MLP, EncoderConfig
-from understudy.nn.trunk import Precision, Trunk
+from understudy.nn.networks import MLP
+from understudy.nn.trunk import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +30,11 @@ class EstimatorHeadConfig(Config):
     """Hidden activation."""
     memory: Literal["none", "lstm", "gru", "actor"] = "none"
     """Own memory, or "actor": on the output of the actor's, which it shapes; then nothing is replaced."""
-    memory_size: int = 64
+    memory_size: Annotated[int, In(1)] = 64
     """Width of an own memory."""
-    memory_layers: int = 1
+    memory_layers: Annotated[int, In(1)] = 1
     """Depth of an own memory."""
-    memory_changes: float = 0.0
+    memory_changes: Annotated[float, In(0.0)] = 0.0
     """Gain of the changes since the last step that an own memory reads beside its inputs; 0: none."""
     replace_prob: Annotated[float, In(0.0, 1.0)] = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
@@ -60,19 +59,17 @@ class EstimatorHeadConfig(Config):
 class EstimatorHead(nn.Module):
     """Predicts target components `[..., D]`, in the units in which the networks see them (normalised or raw).
 
-    `feature_size`: width of the actor's memory, for an estimator that reads it. Raises ValueError for a target that is
-    no vector.
+    `trunk` reads its inputs; None: it reads the actor's memory, `feature_size` wide. Raises ValueError for a target
+    that is no vector.
     """
 
     def __init__(
         self,
         name: str,
         config: EstimatorHeadConfig,
-        inputs: Mapping[Key, spaces.Space[Any]],
+        trunk: Trunk | None,
         targets: Mapping[Key, spaces.Space[Any]],
         *,
-        encoder: EncoderConfig,
-        precision: Precision,
         feature_size: int,
     ) -> None:
         super().__init__()
@@ -82,48 +79,16 @@ class EstimatorHead(nn.Module):
         self.name, self.config = name, config
         self.targets = tuple(targets)
         self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
-        self.trunk: Trunk | None = None
-        self.mlp: MLP | None = None
-        if config.memory == "actor":
-            self.mlp = MLP(feature_size, config.hidden_sizes, activation=config.activation)
-            features = self.mlp.out_features
-        else:
-            self.trunk = Trunk(
-                inputs,
-                config.hidden_sizes,
-                encoder=encoder,
-                activation=config.activation,
-                init="orthogonal",
-                memory=config.memory,
-                memory_size=config.memory_size,
-                memory_layers=config.memory_layers,
-                memory_changes=config.memory_changes,
-                precision=precision,
-            )
-            features = self.trunk.out_features
+        self.trunk = trunk
+        self.feeds_actor = trunk is not None  # else nobody sees the estimate
+        self.mixes = self.feeds_actor and config.replace_prob < 1.0  # the actor sees the truth at some training steps
+        self.keys: tuple[Key, ...] = () if trunk is None else trunk.keys  # components that it reads
+        self.state_size = 0 if trunk is None else trunk.state_size  # of its own memory
+        self.mlp = MLP(feature_size, config.hidden_sizes, activation=config.activation) if trunk is None else None
+        features = cast("Trunk | MLP", trunk or self.mlp).out_features
         self.linear = nn.Linear(features, sum(self.sizes))
         nn.init.orthogonal_(self.linear.weight, gain=0.01)  # the first estimates are the mean
         nn.init.zeros_(self.linear.bias)
-
-    @property
-    def feeds_actor(self) -> bool:
-        """Whether the actor sees the estimate."""
-        return self.trunk is not None
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the actor sees the truth at some training steps."""
-        return self.feeds_actor and self.config.replace_prob < 1.0
-
-    @property
-    def keys(self) -> tuple[Key, ...]:
-        """The components that it reads."""
-        return () if self.trunk is None else self.trunk.keys
-
-    @property
-    def state_size(self) -> int:
-        """Size of its own memory's state."""
-        return 0 if self.trunk is None else self.trunk.state_size
 
     def forward(
         self, inputs: Mapping[Key, Tensor], state: Tensor | None, is_first: Tensor | None, latents: dict[str, Tensor]
@@ -143,11 +108,3 @@ class EstimatorHead(nn.Module):
     def split(self, estimate: Tensor) -> dict[Key, Tensor]:
         """The estimate `[..., D]` by target."""
         return dict(zip(self.targets, estimate.split(self.sizes, dim=-1)))
-
-
-def draw_replacements(
-    heads: list[EstimatorHead], leading: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Where the actor is to see estimates, `[*leading, E]` bool: with each head's `replace_prob`."""
-    prob = torch.tensor([head.config.replace_prob for head in heads], device=device)
-    return torch.rand(*leading, len(heads), generator=generator, device=device) < prob

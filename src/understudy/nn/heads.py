@@ -6,18 +6,18 @@ environments turns them into what `env.step` takes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.core.check import Config
+from understudy.core.check import Config, In
+from understudy.core.spaces import check_action_space, classes_of, is_real, kind_of, size_of
 from understudy.nn.distributions import (
     Bernoulli,
     Beta,
@@ -28,18 +28,25 @@ from understudy.nn.distributions import (
     TanhGaussian,
     block_offsets,
 )
-from understudy.nn.networks import activation
+from understudy.nn.networks import make_activation
 from understudy.nn.noise import beta_noise, gumbel_noise, logistic_noise, standard_normal
 
 Kind = Literal["auto", "gaussian", "tanh_gaussian", "beta", "categorical", "multi_categorical", "bernoulli"]
 ActionSpace = spaces.Space[Any]
 
-KINDS_OF_SPACE: dict[type[ActionSpace], tuple[Kind, ...]] = {  # the first one is what "auto" takes
-    spaces.Box: ("gaussian", "tanh_gaussian", "beta"),
-    spaces.Discrete: ("categorical",),
-    spaces.MultiDiscrete: ("multi_categorical",),
-    spaces.MultiBinary: ("bernoulli",),
+KINDS_OF_SPACE: dict[str | None, tuple[Kind, ...]] = {  # the first one is what "auto" takes
+    "box": ("gaussian", "tanh_gaussian", "beta"),
+    "discrete": ("categorical",),
+    "multi_discrete": ("multi_categorical",),
+    "multi_binary": ("bernoulli",),
 }
+CONTINUOUS: dict[str, type[DiagGaussian] | type[TanhGaussian] | type[Beta]] = {
+    "gaussian": DiagGaussian,
+    "tanh_gaussian": TanhGaussian,
+    "beta": Beta,
+}
+GAUSSIANS = ("gaussian", "tanh_gaussian")
+STD_OPTIONS = ("state_dependent_std", "learn_std", "min_std", "max_std", "mean_activation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class DistributionConfig(Config):
 
     kind: Kind = "auto"
     """Family; auto: Box gaussian, Discrete categorical, MultiDiscrete multi_categorical, MultiBinary bernoulli."""
-    init_std: float = 1.0
+    init_std: Annotated[float, In(0.0, without=(0.0,))] = 1.0
     """Initial standard deviation (before the tanh for tanh_gaussian; ignored by families without one)."""
     state_dependent_std: bool = False
     """The network outputs the standard deviation too, instead of one learned number per action."""
@@ -68,8 +75,6 @@ class DistributionConfig(Config):
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is built."""
         super().__post_init__()
-        if not self.init_std > 0.0:
-            raise ValueError(f"init_std must be positive, got {self.init_std}")
         if self.state_dependent_std and not self.learn_std:
             raise ValueError("state_dependent_std=True is learned: drop it, or drop learn_std=False")
         for low in _numbers(self.min_std):
@@ -80,84 +85,44 @@ class DistributionConfig(Config):
                 raise ValueError(f"max_std must not be below init_std = {self.init_std}, got {self.max_std}")
 
 
-class ActionFamily(nn.Module, ABC):
+class ActionFamily(nn.Module):
     """A family of distributions over one environment's raw actions; it has no weights.
 
     All that PPO and the parts ask about a policy's distribution: how to store it, how to restore it, which noise it
-    takes. A policy without a layer of ours uses one as its `head`.
+    takes. A policy without a layer of ours uses one as its `head`. `nvec`: the classes of categorical families.
     """
 
     action_shape: torch.Size  # of one environment's raw action: [D], [K], or [] for a single discrete choice
     num_params: int  # P of `Distribution.params`
-    action_dtype: torch.dtype = torch.float32
-    bounded: bool = False  # True if raw actions lie in [-1, 1] by construction
+    bounded: bool  # True if raw actions lie in [-1, 1] by construction
     like: Tensor  # empty: device and dtype of the noise
+    offsets: Tensor  # [K] int64
 
-    def __init__(self, kind: Kind, action_shape: Sequence[int], num_params: int) -> None:
+    def __init__(self, kind: Kind, action_shape: Sequence[int], num_params: int, nvec: Sequence[int] = ()) -> None:
         super().__init__()
         self.kind, self.action_shape, self.num_params = kind, torch.Size(action_shape), num_params
+        self.nvec = tuple(nvec)
+        self.action_dtype = torch.float32 if kind in CONTINUOUS else torch.int64
+        self.bounded = kind in ("tanh_gaussian", "beta")
         self.register_buffer("like", torch.empty(0), persistent=False)
-
-    @abstractmethod
-    def from_params(self, params: Tensor) -> Distribution:
-        """The distribution whose `params` `[..., P]` were stored."""
-
-    @abstractmethod
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Noise `[*leading, ...]` for `Distribution.sample`; one index into the leading shape is one sample's noise."""
-
-
-class _Gaussians(ActionFamily):
-    """`DiagGaussian` or `TanhGaussian`; params: mean, then log_std (both before the tanh)."""
-
-    def __init__(self, kind: Kind, size: int) -> None:
-        super().__init__(kind, [size], 2 * size)
-        self.bounded = kind == "tanh_gaussian"
-        self.make: type[DiagGaussian] | type[TanhGaussian] = TanhGaussian if self.bounded else DiagGaussian
-
-    def from_params(self, params: Tensor) -> DiagGaussian | TanhGaussian:
-        return self.make(*params.chunk(2, dim=-1))
-
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        return standard_normal((*leading, *self.action_shape), like=self.like, generator=generator)
-
-
-class _Betas(ActionFamily):
-    """`Beta` over `[-1, 1]^D`; params: alpha, then beta."""
-
-    bounded = True
-
-    def __init__(self, kind: Kind, size: int) -> None:
-        super().__init__(kind, [size], 2 * size)
-
-    def from_params(self, params: Tensor) -> Beta:
-        alpha, beta = params.chunk(2, dim=-1)
-        return Beta(alpha, beta)
-
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        return beta_noise((*leading, *self.action_shape), like=self.like, generator=generator)
-
-
-class _Choices(ActionFamily):
-    """`Categorical`, `MultiCategorical` or `Bernoulli`; params: the logits. Classes are drawn with Gumbel noise."""
-
-    action_dtype = torch.int64
-    offsets: Tensor
-
-    def __init__(self, kind: Kind, nvec: Sequence[int]) -> None:
-        shape = {"categorical": [], "multi_categorical": [len(nvec)], "bernoulli": [sum(nvec)]}[kind]
-        super().__init__(kind, shape, sum(nvec))
-        self.nvec = tuple(int(n) for n in nvec)
         self.register_buffer("offsets", block_offsets(self.nvec), persistent=False)
 
-    def from_params(self, params: Tensor) -> Categorical | MultiCategorical | Bernoulli:
+    def from_params(self, params: Tensor) -> Distribution:
+        """The distribution whose `params` `[..., P]` were stored."""
+        if self.kind in CONTINUOUS:
+            first, second = params.chunk(2, dim=-1)
+            return CONTINUOUS[self.kind](first, second)
         if self.kind == "multi_categorical":
             return MultiCategorical(params, self.nvec, self.offsets)
         return Categorical(params) if self.kind == "categorical" else Bernoulli(params)
 
     def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor:
-        draw = logistic_noise if self.kind == "bernoulli" else gumbel_noise
-        return draw((*leading, self.num_params), like=self.like, generator=generator)
+        """Noise `[*leading, ...]` for `Distribution.sample`; one index into the leading shape is one sample's noise."""
+        draw = {"beta": beta_noise, "bernoulli": logistic_noise}.get(self.kind, gumbel_noise)
+        if self.kind in GAUSSIANS:
+            draw = standard_normal
+        size = self.action_shape if self.kind in CONTINUOUS else (self.num_params,)
+        return draw((*leading, *size), like=self.like, generator=generator)
 
 
 class ActionHead(ActionFamily):
@@ -168,38 +133,24 @@ class ActionHead(ActionFamily):
     """
 
     def __init__(self, in_features: int, family: ActionFamily, config: DistributionConfig) -> None:
-        super().__init__(family.kind, family.action_shape, family.num_params)
-        self.family, self.action_dtype, self.bounded = family, family.action_dtype, family.bounded
-        size, gaussian = family.num_params, isinstance(family, _Gaussians)
+        super().__init__(family.kind, family.action_shape, family.num_params, family.nvec)
+        size, gaussian = family.num_params, family.kind in GAUSSIANS
         wide = not gaussian or config.state_dependent_std
         self.linear = nn.Linear(in_features, size if wide else size // 2)
         nn.init.orthogonal_(self.linear.weight, config.head_gain)
         nn.init.zeros_(self.linear.bias)
-        self.std: _SharedStd | _StateStd | None = None
-        self.mean_activation: nn.Module | None = None
-        if gaussian:
-            self.std = (_StateStd if wide else _SharedStd)(size // 2, config)
-            if wide:
-                nn.init.constant_(self.linear.bias[size // 2 :], math.log(config.init_std))
-            if config.mean_activation is not None:
-                self.mean_activation = activation(config.mean_activation)
+        self.std = _Std(size // 2, config) if gaussian else None
+        if gaussian and wide:
+            nn.init.constant_(self.linear.bias[size // 2 :], math.log(config.init_std))
+        self.mean_activation = make_activation(config.mean_activation or "identity")
 
     def forward(self, latent: Tensor) -> Distribution:
         """The distribution at latent `[..., H]`."""
         out = self.linear(latent)
         if self.std is not None:
-            assert isinstance(self.family, _Gaussians)
             mean, log_std = self.std(out)
-            return self.family.make(mean if self.mean_activation is None else self.mean_activation(mean), log_std)
-        return self.family.from_params(1.0 + nn.functional.softplus(out) if self.kind == "beta" else out)
-
-    def from_params(self, params: Tensor) -> Distribution:
-        """The distribution whose `params` `[..., P]` were stored."""
-        return self.family.from_params(params)
-
-    def noise(self, *leading: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """The family's noise."""
-        return self.family.noise(*leading, generator=generator)
+            return CONTINUOUS[self.kind](self.mean_activation(mean), log_std)
+        return self.from_params(1.0 + nn.functional.softplus(out) if self.kind == "beta" else out)
 
 
 def make_head(action_space: ActionSpace, in_features: int, config: DistributionConfig | None = None) -> ActionHead:
@@ -211,96 +162,53 @@ def make_head(action_space: ActionSpace, in_features: int, config: DistributionC
 def make_family(action_space: ActionSpace, config: DistributionConfig | None = None) -> ActionFamily:
     """The family for an action space; raises ValueError where space, kind and options do not fit together."""
     config = config or DistributionConfig()
-    kinds = next((kinds for space, kinds in KINDS_OF_SPACE.items() if isinstance(action_space, space)), None)
-    if kinds is None:
-        known = ", ".join(space.__name__ for space in KINDS_OF_SPACE)
-        raise ValueError(f"no action distribution covers {action_space}: supported are {known}")
+    kinds = KINDS_OF_SPACE[kind_of(check_action_space(action_space))]
     kind = kinds[0] if config.kind == "auto" else config.kind
     if kind not in kinds:
         raise ValueError(f"distribution kind {kind!r} does not fit {action_space}: use 'auto' or one of {kinds}")
-    _check_std_options(kind, action_space, config)
-    if isinstance(action_space, spaces.Box):
-        size = _box_size(action_space, config)
-        return _Betas(kind, size) if kind == "beta" else _Gaussians(kind, size)
-    if isinstance(action_space, spaces.Discrete):
-        return _Choices(kind, [int(action_space.n)])
-    if isinstance(action_space, spaces.MultiDiscrete):
-        return _Choices(kind, action_space.nvec.flatten().tolist())
-    return _Choices(kind, [1] * math.prod(action_space.shape or ()))
-
-
-def _box_size(space: spaces.Box, config: DistributionConfig) -> int:
-    size = math.prod(space.shape)
-    if size == 0 or not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"no action distribution covers {space}: a Box of actions is floating and not empty")
-    for name, value in (("min_std", config.min_std), ("max_std", config.max_std)):
-        if len(_numbers(value)) not in (0, 1, size):
-            raise ValueError(f"{name} has {len(_numbers(value))} entries, but the action has {size}: give 1 or {size}")
-    return size
-
-
-def _check_std_options(kind: Kind, space: ActionSpace, config: DistributionConfig) -> None:
-    if kind in ("gaussian", "tanh_gaussian"):
-        return
-    options = {
-        "state_dependent_std": config.state_dependent_std,
-        "learn_std": not config.learn_std,
-        "min_std": config.min_std is not None,
-        "max_std": config.max_std is not None,
-        "mean_activation": config.mean_activation is not None,
-    }
-    given = [name for name, changed in options.items() if changed]
-    if given:
+    size, classes = size_of(action_space), classes_of(action_space)
+    changed = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    given = [name for name in STD_OPTIONS if name in changed]
+    if given and kind not in GAUSSIANS:
         raise ValueError(
-            f"{', '.join(given)} would have no effect: {kind!r} (for {space}) is no Gaussian; leave it out"
+            f"{', '.join(given)} would have no effect: {kind!r} (for {action_space}) is no Gaussian; leave it out"
         )
+    if kind in CONTINUOUS:
+        if size == 0 or not is_real(action_space):
+            raise ValueError(f"no action distribution covers {action_space}: a Box of actions is floating, not empty")
+        for name, value in (("min_std", config.min_std), ("max_std", config.max_std)):
+            if (count := len(_numbers(value))) not in (0, 1, size):
+                raise ValueError(f"{name} has {count} entries, but the action has {size}: give 1 or {size}")
+        return ActionFamily(kind, [size], 2 * size)
+    nvec = [1] * size if classes is None else classes.counts
+    return ActionFamily(kind, [] if kind == "categorical" else [size], sum(nvec), nvec)
 
 
-class _SharedStd(nn.Module):
-    """Mean from the linear layer `[..., D]`, one log_std `[D]` for all states."""
+class _Std(nn.Module):
+    """Mean and log_std from the linear layer: its halves `[..., 2D]`, or its output and one log_std `[D]` for all.
 
-    log_std: Tensor
+    log_std is kept between floor and ceiling where they are given.
+    """
 
-    def __init__(self, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        log_std = torch.full((size,), math.log(config.init_std))
-        if config.learn_std:
-            self.log_std = nn.Parameter(log_std)
-        else:
-            self.register_buffer("log_std", log_std)
-        self.bound = _StdBound(size, config)
-
-    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        return out, self.bound(self.log_std)
-
-
-class _StateStd(nn.Module):
-    """Mean and log_std `[..., D]` from the halves of the linear layer `[..., 2D]`."""
-
-    def __init__(self, size: int, config: DistributionConfig) -> None:
-        super().__init__()
-        self.bound = _StdBound(size, config)
-
-    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = out.chunk(2, dim=-1)
-        return mean, self.bound(log_std)
-
-
-class _StdBound(nn.Module):
-    """Keeps log_std between floor and ceiling; does nothing where neither is given."""
-
+    log_std: Tensor | None
     low: Tensor
     high: Tensor
 
     def __init__(self, size: int, config: DistributionConfig) -> None:
         super().__init__()
-        self.active = config.min_std is not None or config.max_std is not None
+        log_std = None if config.state_dependent_std else torch.full((size,), math.log(config.init_std))
+        if config.learn_std and log_std is not None:
+            self.log_std = nn.Parameter(log_std)
+        else:
+            self.register_buffer("log_std", log_std)
+        self.bounded = config.min_std is not None or config.max_std is not None
         low, high = _numbers(config.min_std) or (0.0,), _numbers(config.max_std) or (math.inf,)
         self.register_buffer("low", torch.tensor(low).log().expand(size).clone(), persistent=False)
         self.register_buffer("high", torch.tensor(high).log().expand(size).clone(), persistent=False)
 
-    def forward(self, log_std: Tensor) -> Tensor:
-        return bound_log_std(log_std, self.low, self.high) if self.active else log_std
+    def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = out.chunk(2, dim=-1) if self.log_std is None else (out, self.log_std)
+        return mean, bound_log_std(log_std, self.low, self.high) if self.bounded else log_std
 
 
 class _Bounded(torch.autograd.Function):

@@ -26,10 +26,6 @@ class Memory(nn.Module):
 
     def __init__(self, kind: Literal["lstm", "gru"], in_features: int, hidden_size: int, layers: int = 1) -> None:
         super().__init__()
-        if kind not in ("lstm", "gru"):
-            raise ValueError(f"unknown memory {kind!r}: choose 'lstm' or 'gru'")
-        if min(in_features, hidden_size, layers) < 1:
-            raise ValueError(f"sizes must be positive, got in {in_features}, hidden {hidden_size}, layers {layers}")
         self.kind, self.hidden_size, self.layers = kind, hidden_size, layers
         self.out_features = hidden_size
         self.state_size = layers * hidden_size * (2 if kind == "lstm" else 1)
@@ -45,17 +41,13 @@ class Memory(nn.Module):
             ):
                 self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
 
-    def initial_state(self, batch: int) -> Tensor:
-        """Zeros `[batch, S]`."""
-        return self.get_parameter("weight_hh_l0").new_zeros(batch, self.state_size)
-
     def step(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         """One step: x `[B, F]`, state `[B, S]`, is_first `[B]` bool to (y `[B, H]`, new state `[B, S]`)."""
         _check(x.shape[:-1], state.shape[:-1], is_first.shape)
         parts = state.masked_fill(is_first.unsqueeze(-1), 0.0).split(self.hidden_size, dim=-1)
         ended = []
         for i in range(self.layers):
-            ended.append(self._cell(i, self._inputs(i, x), parts[i :: self.layers]))
+            ended.append(self._cell(i, F.linear(x, *self.input_weights(i)), parts[i :: self.layers]))
             x = ended[-1][0]
         return x, _pack(ended)
 
@@ -72,7 +64,7 @@ class Memory(nn.Module):
         ended: list[tuple[Tensor, ...]] = []
         for i in range(self.layers):
             layer = parts[i :: self.layers]
-            inputs = projected if projected is not None and i == 0 else self._inputs(i, x)
+            inputs = projected if projected is not None and i == 0 else F.linear(x, *self.input_weights(i))
             weight = self.get_parameter(f"weight_hh_l{i}")
             if self.kind == "lstm":
                 x, c = _LSTMSequence.apply(inputs, layer[0], layer[1], weight, restart)
@@ -82,10 +74,6 @@ class Memory(nn.Module):
                 x = _GRUSequence.apply(inputs, layer[0], weight, bias, restart)
                 ended.append((x[-1],))
         return x, _pack(ended)
-
-    def _inputs(self, i: int, x: Tensor) -> Tensor:
-        """The input products of layer i for any number of steps at once, `[..., gates]`."""
-        return F.linear(x, *self.input_weights(i))
 
     def input_weights(self, i: int = 0) -> tuple[Tensor, Tensor]:
         """Weight `[gates, F]` and bias `[gates]` that layer i applies to its inputs."""
@@ -113,8 +101,6 @@ class Changes(nn.Module):
 
     def __init__(self, features: int, gain: float) -> None:
         super().__init__()
-        if not gain > 0.0:
-            raise ValueError(f"memory_changes is a positive gain, or 0 for none, got {gain}")
         self.gain, self.out_features, self.state_size = gain, 2 * features, features + 1
 
     def forward(self, x: Tensor, state: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def activation(name: str) -> nn.Module:
+def make_activation(name: str) -> nn.Module:
     """A new activation module by name; raises ValueError with the nearest names if it is unknown."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; {nearest(name.lower(), ACTIVATIONS)}")
@@ -65,12 +65,12 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         size = in_features
         for hidden in hidden_sizes:
-            layers += [_init(nn.Linear(size, hidden), init, gain), _activation(activation)]
+            layers += [_init(nn.Linear(size, hidden), init, gain), make_activation(activation)]
             size = hidden
         if out_features is not None:
             layers.append(_init(nn.Linear(size, out_features), init, out_gain))
             if activate_last:
-                layers.append(_activation(activation))
+                layers.append(make_activation(activation))
             size = out_features
         self.layers = nn.Sequential(*layers)
         self.out_features = size
@@ -137,14 +137,13 @@ class CNN(Encoder):
         super().__init__()
         config = config or CNNConfig()
         self.shape = tuple(shape)
-        self.channels_last = _channels_last(self.shape, config.channel_axis)
-        channels, height, width = _channels_first(self.shape, self.channels_last)
+        self.channels_last, (channels, height, width) = _image(self.shape, config.channel_axis)
         layers: list[nn.Module] = []
         rows = zip(config.channels, config.kernel_sizes, config.strides, config.paddings)
         for i, (out_channels, kernel, stride, padding) in enumerate(rows):
             step = 1 if config.max_pool else stride
             conv = nn.Conv2d(channels, out_channels, kernel, step, padding)
-            layers += [_init(conv, "orthogonal", math.sqrt(2.0)), activation(config.activation)]
+            layers += [_init(conv, "orthogonal", math.sqrt(2.0)), make_activation(config.activation)]
             height, width = ((x + 2 * padding - kernel) // step + 1 for x in (height, width))
             if config.max_pool and stride > 1:
                 layers.append(nn.MaxPool2d(stride))
@@ -211,11 +210,7 @@ class VectorEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *shape]` to `[..., out_features]`."""
-        if self.ndim == 0:
-            x = x.unsqueeze(-1)
-        elif self.ndim > 1:
-            x = x.flatten(-self.ndim)
-        return self.mlp(_float(x, self.scale_bytes))
+        return self.mlp(_float(_entries(x, self.ndim), self.scale_bytes))
 
 
 class OneHotEncoder(Encoder):
@@ -237,10 +232,9 @@ class OneHotEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *K]` to `[..., sum(nvec)]`."""
-        if self.ndim == 0:
-            x = x.unsqueeze(-1)  # one entry: compared with all columns by broadcasting
-        else:
-            x = (x if self.ndim == 1 else x.flatten(-self.ndim)).index_select(-1, self.owner)
+        x = _entries(x, self.ndim)
+        if self.ndim:  # one entry is compared with all columns by broadcasting
+            x = x.index_select(-1, self.owner)
         return (x == self.value).to(torch.get_default_dtype())
 
 
@@ -251,7 +245,7 @@ class EmbeddingEncoder(Encoder):
     Raises ValueError if entries that are to share a table differ in their range.
     """
 
-    offset: Tensor  # [K] int64, or 0-D for Discrete: what turns a value into a row of the tables
+    offset: Tensor  # [K] int64: what turns a value into a row of the tables
     kinds: Tensor | None  # [prod of the ranges in a cell, P] int64: rows of the tables
     radix: Tensor  # [P] float32: what one more in an entry of a cell adds to the number of its kind
     start: Tensor  # [P] int64: the lowest values of a cell's entries
@@ -269,7 +263,7 @@ class EmbeddingEncoder(Encoder):
                 "leave it off for this observation"
             )
         offset = torch.tensor([sum(nvec[: k % period]) - start[k] for k in range(len(nvec))])
-        self.register_buffer("offset", offset if ndim else offset.squeeze(0), persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
         self.embedding = nn.Embedding(sum(nvec[:period]), size)
         self.out_features = len(nvec) * size
         # the rows of the tables that every kind of cell consists of, kinds in lexicographic order
@@ -283,9 +277,7 @@ class EmbeddingEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *K]` to `[..., K * size]`."""
-        if self.ndim == 0:
-            return self.embedding(x + self.offset)
-        return self.embedding((x if self.ndim == 1 else x.flatten(-self.ndim)) + self.offset).flatten(-2)
+        return self.embedding(_entries(x, self.ndim) + self.offset).flatten(-2)
 
     def projected(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor | None:
         """The linear layer on a grid by the kinds of its cells (`nn/cells.py`), in large batches on a CPU."""
@@ -324,8 +316,7 @@ class InteractionEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *K]` to `[..., J]`."""
-        x = x.unsqueeze(-1) if self.ndim == 0 else x.flatten(-self.ndim)
-        return self.table[((x - self.start) * self.radix).sum(-1)]
+        return self.table[((_entries(x, self.ndim) - self.start) * self.radix).sum(-1)]
 
 
 def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) -> Encoder:
@@ -338,26 +329,17 @@ def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) 
         if len(shape) in (2, 3):
             return CNN(shape, config.cnn)
         raise ValueError(f"no encoder covers {space}: an image has 2 or 3 dimensions; kind='vector' flattens any Box")
-    classes = classes_of(space)
-    if classes is not None:
-        return _integer_encoder(*classes, shape_of(space), config)
+    if (classes := classes_of(space)) is not None:
+        shape = shape_of(space)
+        if config.interactions:
+            return InteractionEncoder(*classes, len(shape))
+        if config.embedding_size is None:
+            return OneHotEncoder(*classes, len(shape))
+        period = shape[-1] if config.share_embeddings and len(shape) > 1 else None
+        return EmbeddingEncoder(*classes, len(shape), config.embedding_size, period)
     if kind_of(space) == "multi_binary":
         return VectorEncoder(shape_of(space), config, scale_bytes=False)
     raise ValueError(f"no encoder covers {space}: supported are Box, Discrete, MultiDiscrete, MultiBinary")
-
-
-def _integer_encoder(nvec: list[int], start: list[int], shape: Sequence[int], config: EncoderConfig) -> Encoder:
-    if config.interactions:
-        return InteractionEncoder(nvec, start, len(shape))
-    if config.embedding_size is None:
-        return OneHotEncoder(nvec, start, len(shape))
-    period = shape[-1] if config.share_embeddings and len(shape) > 1 else None
-    return EmbeddingEncoder(nvec, start, len(shape), config.embedding_size, period)
-
-
-def _activation(name: str) -> nn.Module:
-    """`activation` where a parameter of that name hides it."""
-    return activation(name)
 
 
 def _init(layer: nn.Linear | nn.Conv2d, init: Init, gain: float) -> nn.Module:
@@ -370,6 +352,11 @@ def _init(layer: nn.Linear | nn.Conv2d, init: Init, gain: float) -> nn.Module:
     return layer
 
 
+def _entries(x: Tensor, ndim: int) -> Tensor:
+    """A component `[..., *shape]` of so many dimensions as one row of entries, `[..., K]`."""
+    return x.unsqueeze(-1) if ndim == 0 else x if ndim == 1 else x.flatten(-ndim)
+
+
 def _float(x: Tensor, scale_bytes: bool = True) -> Tensor:
     """Float as it is, uint8 scaled to [0, 1], other integers cast."""
     if x.is_floating_point():
@@ -378,18 +365,13 @@ def _float(x: Tensor, scale_bytes: bool = True) -> Tensor:
     return as_float * (1.0 / 255.0) if scale_bytes and x.dtype == torch.uint8 else as_float
 
 
-def _channels_last(shape: tuple[int, ...], axis: str) -> bool:
-    if len(shape) not in (2, 3):
-        raise ValueError(f"an image is [H, W], [H, W, C] or [C, H, W], got shape {shape}")
-    if len(shape) == 2 or axis != "auto":
-        return axis == "last"
-    if shape[0] == shape[2]:
-        raise ValueError(f"cannot tell channels from pixels in {shape}: set channel_axis to 'first' or 'last'")
-    return shape[2] < shape[0]
-
-
-def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, int, int]:
+def _image(shape: tuple[int, ...], axis: str) -> tuple[bool, tuple[int, ...]]:
+    """Whether an image has its channels last, and its channels, height and width."""
     if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    channels, height, width = (shape[2], *shape[:2]) if channels_last else shape
-    return channels, height, width
+        return False, (1, *shape)
+    if len(shape) != 3:
+        raise ValueError(f"an image is [H, W], [H, W, C] or [C, H, W], got shape {shape}")
+    if axis == "auto" and shape[0] == shape[2]:
+        raise ValueError(f"cannot tell channels from pixels in {shape}: set channel_axis to 'first' or 'last'")
+    last = shape[2] < shape[0] if axis == "auto" else axis == "last"
+    return last, (shape[2], *shape[:2]) if last else shape

@@ -8,55 +8,64 @@ import torch
 from torch import Tensor, distributed, nn
 
 
-class RunningMeanStd(nn.Module):
-    """Mean and (population) variance of everything seen, per entry of `shape`; `()` for scalars such as returns."""
+class _Statistics(nn.Module):
+    """Mean and (population) variance of everything seen, per entry of `shape`."""
 
     mean: Tensor  # [*shape] float64, 0 before the first update
     var: Tensor  # [*shape] float64, 1 before the first update
     count: Tensor  # 0-D float64, rows seen
 
-    def __init__(self, shape: Sequence[int] = (), eps: float = 1e-8) -> None:
+    def __init__(self, shape: Sequence[int], eps: float) -> None:
         super().__init__()
         self.eps = eps
-        _register_statistics(self, shape)
+        self.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
+        self.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, valid: Tensor | None = None) -> None:
+        """Absorb `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out. No host sync.
+
+        Exact, whatever the split into batches (Chan, Golub & LeVeque 1979):
+        delta = mean_b - mean,   n = count + n_b
+        mean += delta n_b / n,   M2 = var count + M2_b + delta^2 count n_b / n,   var = M2 / n
+        """
+        mean, var, count = self.mean, self.var, self.count
+        batch_count, batch_mean, batch_m2 = _moments(x, valid, mean.shape)
+        total = (count + batch_count).clamp(min=1.0)
+        delta = batch_mean - mean
+        m2 = var * count + batch_m2 + delta * delta * (count * batch_count / total)
+        var.copy_(torch.where(count + batch_count > 0.0, m2 / total, var))
+        mean.add_(delta * (batch_count / total))
+        count.add_(batch_count)
+
+
+class RunningMeanStd(_Statistics):
+    """Statistics of rewards and returns: `()`, scalars, unless a shape is given."""
+
+    def __init__(self, shape: Sequence[int] = (), eps: float = 1e-8) -> None:
+        super().__init__(shape, eps)
 
     @property
     def std(self) -> Tensor:
         """`sqrt(var + eps)`, float32 `[*shape]`."""
         return (self.var + self.eps).sqrt().float()
 
-    @torch.no_grad()
-    def update(self, x: Tensor, valid: Tensor | None = None) -> None:
-        """Absorb `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out. No host sync."""
-        _absorb(self, x, valid)
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """`(x - mean) / std`, without moving the statistics."""
-        return (x - self.mean.float()) / self.std
-
-    def denormalize(self, x: Tensor) -> Tensor:
-        """`x * std + mean`."""
-        return x * self.std + self.mean.float()
-
-
-class ObservationNormalizer(nn.Module):
+class ObservationNormalizer(_Statistics):
     """`clip((x - mean) / sqrt(var + eps), -clip, clip)` of vectors `[..., D]`; only `update` moves the statistics.
 
     `forward` is one fused affine map and a clamp; before the first update it is the identity up to the clamp.
     """
 
-    mean: Tensor  # [D] float64
-    var: Tensor  # [D] float64
-    count: Tensor  # 0-D float64, rows seen
     shift: Tensor  # [D] float32, -mean / std
     scale: Tensor  # [D] float32, 1 / std
 
     def __init__(self, size: int, clip: float = 10.0, eps: float = 1e-8) -> None:
-        super().__init__()
+        super().__init__((size,), eps)
         if clip <= 0.0 or eps <= 0.0:
             raise ValueError(f"clip and eps must be positive, got clip={clip}, eps={eps}")
-        self.size, self.clip, self.eps = size, clip, eps
-        _register_statistics(self, (size,))
+        self.size, self.clip = size, clip
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
 
@@ -67,33 +76,11 @@ class ObservationNormalizer(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
         """Absorb `x` `[..., D]`; rows where `valid` `[...]` is False are left out. No host sync."""
-        _absorb(self, x, valid)
+        super().update(x, valid)
         scale = (self.var + self.eps).rsqrt()
         seen = self.count > 0.0  # all rows invalid so far: stay the identity
         self.scale.copy_(torch.where(seen, scale, 1.0))
         self.shift.copy_(torch.where(seen, -self.mean * scale, 0.0))
-
-
-def _register_statistics(module: nn.Module, shape: Sequence[int]) -> None:
-    module.register_buffer("mean", torch.zeros(tuple(shape), dtype=torch.float64))
-    module.register_buffer("var", torch.ones(tuple(shape), dtype=torch.float64))
-    module.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-
-def _absorb(statistics: RunningMeanStd | ObservationNormalizer, x: Tensor, valid: Tensor | None) -> None:
-    """Merge a batch into mean, var, count (Chan, Golub & LeVeque 1979): exact, whatever the split into batches.
-
-    delta = mean_b - mean,   n = count + n_b
-    mean += delta n_b / n,   M2 = var count + M2_b + delta^2 count n_b / n,   var = M2 / n
-    """
-    mean, var, count = statistics.mean, statistics.var, statistics.count
-    batch_count, batch_mean, batch_m2 = _moments(x, valid, mean.shape)
-    total = (count + batch_count).clamp(min=1.0)
-    delta = batch_mean - mean
-    m2 = var * count + batch_m2 + delta * delta * (count * batch_count / total)
-    var.copy_(torch.where(count + batch_count > 0.0, m2 / total, var))
-    mean.add_(delta * (batch_count / total))
-    count.add_(batch_count)
 
 
 def _moments(x: Tensor, valid: Tensor | None, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:

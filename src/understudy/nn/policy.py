@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 
 from understudy.core.registry import load_object
 from understudy.core.spaces import Key
-from understudy.nn.distributions import Distribution
-from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig, draw_replacements
+from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig
 from understudy.nn.heads import ActionHead
 from understudy.nn.protocol import (
     REPLACED,
@@ -28,7 +28,7 @@ from understudy.nn.protocol import (
     PolicyOutput,
     check_policy,
 )
-from understudy.nn.trunk import MemoryKind, Trunk
+from understudy.nn.trunk import Trunk
 
 MakeTrunk = Callable[[int], nn.Module]
 """From the number of features to a network with `out_features`."""
@@ -81,13 +81,26 @@ class ActorCritic(Policy):
             if not estimator.on_actor_memory:  # the actor sees the estimate instead of the truth; it may be new to it
                 actor_inputs |= self.components(estimator.targets)
         critic_inputs = actor_inputs if config.shared_trunk else self.components(self.critic_groups)
-        make, make_critic = _own_trunks(config, trunk, critic_trunk)
-        self.actor = self._trunk(actor_inputs, config.hidden_sizes, config.memory, make)
+        make = _own_trunk(trunk, config.trunk, config.trunk_kwargs)
+        make_critic = _own_trunk(critic_trunk, config.critic_trunk, config.critic_trunk_kwargs)
+        if critic_trunk is None and config.critic_trunk is None:
+            make_critic = _own_trunk(copy.deepcopy(trunk)) if isinstance(trunk, nn.Module) else make
+        make_trunk = functools.partial(
+            Trunk,
+            encoder=config.encoder,
+            activation=config.activation,
+            init=config.init,
+            memory_size=config.memory_size,
+            memory_layers=config.memory_layers,
+            memory_changes=config.memory_changes,
+            precision=config.precision,
+        )
+        self.actor = make_trunk(actor_inputs, config.hidden_sizes, memory=config.memory, own=make)
         self.critic: Trunk | None = None
         if not config.shared_trunk:
             hidden = config.hidden_sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
             memory = config.memory if config.critic_memory else "none"
-            self.critic = self._trunk(critic_inputs, hidden, memory, make_critic)
+            self.critic = make_trunk(critic_inputs, hidden, memory=memory, own=make_critic)
         self.head = head = self.make_head(self.actor.out_features)
         head.linear = self.actor.reader(head.linear)
         critic = self.critic or self.actor
@@ -96,7 +109,7 @@ class ActorCritic(Policy):
             nn.init.orthogonal_(self.value_head.weight, gain=1.0)
             nn.init.zeros_(self.value_head.bias)
         for name, estimator in config.estimators.items():
-            self.estimators[name] = self._estimator(name, estimator, config.actor_groups)
+            self.estimators[name] = self._estimator(name, estimator, make_trunk)
         self._heads = cast("list[EstimatorHead]", list(self.estimators.values()))
         self._name_inputs(critic_inputs)
         targets = [key for head in self._heads for key in head.targets]
@@ -109,48 +122,30 @@ class ActorCritic(Policy):
         if make is not None or make_critic is not None:
             check_policy(self)
 
-    def _trunk(
-        self,
-        components: dict[Key, spaces.Space[Any]],
-        hidden_sizes: tuple[int, ...],
-        memory: MemoryKind,
-        own: MakeTrunk | None,
-    ) -> Trunk:
-        c = self.config
-        return Trunk(
-            components,
-            hidden_sizes,
-            encoder=c.encoder,
-            activation=c.activation,
-            init=c.init,
-            memory=memory,
-            memory_size=c.memory_size,
-            memory_layers=c.memory_layers,
-            memory_changes=c.memory_changes,
-            precision=c.precision,
-            own=own,
-        )
-
-    def _estimator(self, name: str, config: EstimatorHeadConfig, actor_groups: tuple[str, ...]) -> EstimatorHead:
+    def _estimator(self, name: str, config: EstimatorHeadConfig, make: Callable[..., Trunk]) -> EstimatorHead:
         if config.on_actor_memory and self.actor.memory is None:
             raise ValueError(f"estimator {name!r} is on the actor's memory, but policy.memory is 'none'")
         if "/" in name or "." in name or not name:
             raise ValueError(f"an estimator cannot be called {name!r}: use a plain name")
         targets = self.components(config.targets)
-        inputs = self.components(config.inputs or actor_groups)
+        inputs = self.components(config.inputs or self.config.actor_groups)
         if not config.inputs:  # the actor's groups may hold the very thing that cannot be measured
             inputs = {key: space for key, space in inputs.items() if key not in targets}
         if known := sorted("/".join(key) for key in inputs if key in targets):
             raise ValueError(f"estimator {name!r} is to predict {known} from itself: take it out of inputs")
-        return EstimatorHead(
-            name,
-            config,
-            inputs,
-            targets,
-            encoder=self.config.encoder,
-            precision=self.config.precision,
-            feature_size=self.config.memory_size,
-        )
+        trunk = None
+        if not config.on_actor_memory:
+            trunk = make(
+                inputs,
+                config.hidden_sizes,
+                activation=config.activation,
+                init="orthogonal",
+                memory=config.memory,
+                memory_size=config.memory_size,
+                memory_layers=config.memory_layers,
+                memory_changes=config.memory_changes,
+            )
+        return EstimatorHead(name, config, trunk, targets, feature_size=self.config.memory_size)
 
     def _name_inputs(self, critic_inputs: dict[Key, spaces.Space[Any]]) -> None:
         """As `name_inputs`, with estimators in front of the actor."""
@@ -192,10 +187,6 @@ class ActorCritic(Policy):
         latents["actor"], latents["critic"] = actor, critic
         value = self.value_head(critic).squeeze(-1)
         return PolicyOutput(self.head(actor), value, new_state, latents)
-
-    def distribution(self, obs: TensorDictBase) -> Distribution:
-        """The action distribution of a feed-forward policy, without running the critic."""
-        return self.head(self.actor_latent(obs, None, None)[0])
 
     def run_actor(self, obs: TensorDictBase, state: Tensor | None = None, is_first: Tensor | None = None) -> Actor:
         """Distribution, next state (the critic's share as it was) and the actor's latents; the critic does not run.
@@ -269,7 +260,8 @@ class ActorCritic(Policy):
 
     def draw_replacements(self, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Where the actor is to see estimates, `[*leading, E]` bool, for the key `REPLACED` of a rollout."""
-        return draw_replacements(self._heads, leading, generator, self.device)
+        prob = torch.tensor([head.config.replace_prob for head in self._heads], device=self.device)
+        return torch.rand(*leading, len(prob), generator=generator, device=self.device) < prob
 
 
 def _join(*states: Tensor | None) -> Tensor | None:
@@ -278,26 +270,15 @@ def _join(*states: Tensor | None) -> Tensor | None:
     return None if not there else there[0] if len(there) == 1 else torch.cat(there, dim=-1)
 
 
-def _own_trunks(
-    config: PolicyConfig, trunk: nn.Module | MakeTrunk | None, critic_trunk: nn.Module | MakeTrunk | None
-) -> tuple[MakeTrunk | None, MakeTrunk | None]:
-    """How to make the own networks of actor and critic; None stands for the library's layers."""
-    make = _maker(trunk) if trunk is not None else _named(config.trunk, config.trunk_kwargs)
-    if critic_trunk is not None:
-        return make, _maker(critic_trunk)
-    if config.critic_trunk is not None:
-        return make, _named(config.critic_trunk, config.critic_trunk_kwargs)
-    return make, _maker(copy.deepcopy(trunk)) if isinstance(trunk, nn.Module) else make
-
-
-def _maker(trunk: nn.Module | MakeTrunk) -> MakeTrunk:
-    return (lambda _: trunk) if isinstance(trunk, nn.Module) else trunk
-
-
-def _named(reference: str | None, options: Mapping[str, Option]) -> MakeTrunk | None:
-    if reference is None or reference == "mlp":
-        return None
-    return lambda features: cast(nn.Module, _make(reference, options, features))
+def _own_trunk(
+    given: nn.Module | MakeTrunk | None, reference: str | None = None, options: Mapping[str, Option] | None = None
+) -> MakeTrunk | None:
+    """How to make a network given as an object or by name; None stands for the library's layers."""
+    if isinstance(given, nn.Module):
+        return lambda _: given
+    if given is not None or reference is None or reference == "mlp":
+        return given
+    return lambda features: cast(nn.Module, _make(reference, options or {}, features))
 
 
 def _make(reference: str, options: Mapping[str, Option], *args: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.check import Config
-from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup
+from understudy.core.check import Config, In
+from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup, size_of
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
-from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family
+from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
 from understudy.nn.networks import EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.recurrence import Step, check_recurrence, unroll
+from understudy.nn.recurrence import Step, unroll
 
 Observations = TensorDictBase | Mapping[Key, Tensor]
 """Raw observations: a TensorDict, or the components by key (all that an exported policy has)."""
@@ -58,11 +58,11 @@ class PolicyConfig(Config):
     """One trunk (encoders, memory, hidden layers) for actor and critic; both then see the actor's groups."""
     memory: Literal["none", "lstm", "gru"] = "none"
     """Recurrent memory in front of the hidden layers."""
-    memory_size: int = 128
+    memory_size: Annotated[int, In(1)] = 128
     """Width of the memory."""
-    memory_layers: int = 1
+    memory_layers: Annotated[int, In(1)] = 1
     """Depth of the memory."""
-    memory_changes: float = 0.0
+    memory_changes: Annotated[float, In(0.0)] = 0.0
     """Gain of the changes since the last step (velocities, for example) that the memory reads too; 0: none."""
     critic_memory: bool = True
     """Whether a separate critic has a memory where the actor has one; a critic that sees everything needs none."""
@@ -164,7 +164,7 @@ class Policy(nn.Module, ABC):
         for key in dict.fromkeys(keys) if self.config.normalize_observations else ():
             space = self.component(key)
             if is_vector(space):
-                size = int(np.prod(space.shape or ()))
+                size = size_of(space)
                 self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=self.config.observation_clip)
 
     # ------------------------------------------------------------------ what PPO runs
@@ -247,9 +247,7 @@ class Policy(nn.Module, ABC):
 
     def make_head(self, in_features: int) -> ActionHead:
         """A last layer for the actor: latents `[..., in_features]` to the distribution that the config asks for."""
-        return ActionHead(
-            in_features, make_family(self.action_space, self.config.distribution), self.config.distribution
-        )
+        return make_head(self.action_space, in_features, self.config.distribution)
 
     def observe(self, obs: Any, keys: Iterable[Key] | None = None) -> dict[str, Tensor]:
         """Components as the networks see them (normalised) by name: "policy", or "policy/height"; None: the actor's."""
@@ -382,15 +380,34 @@ def _check_one_step(policy: Policy) -> None:
 
 
 def _check_sequence(policy: Policy) -> None:
-    generator = torch.Generator().manual_seed(0)
+    """Three steps of two environments, of which the second starts an episode at the second step."""
+    generator, who = torch.Generator().manual_seed(0), f"the policy {type(policy).__name__}"
     rows = policy.blank_observation(6, policy.input_keys)
     for key in list(rows.keys(True, True)):
         if rows[key].is_floating_point():
             rows[key] = rows[key] + torch.randn(rows[key].shape, generator=generator).to(rows.device)
+    obs = rows.view(3, 2)
+    is_first = torch.tensor([[False, False], [False, True], [False, False]], device=policy.device)
 
-    def run(obs: Any, state: Tensor, is_first: Tensor) -> tuple[Tensor, Any]:
+    def run(obs: Any, state: Any, is_first: Tensor) -> tuple[Tensor, Any]:
         out = policy(obs, state, is_first)
         return torch.cat((out.distribution.params, out.value.unsqueeze(-1)), dim=-1), out.state
 
-    who = f"the policy {type(policy).__name__}"
-    check_recurrence(who, run, rows.view(3, 2), policy.state_size, policy.device)
+    zeros = torch.zeros(2, policy.state_size, device=policy.device)
+    whole, last = run(obs, zeros, is_first)
+    state, fresh = zeros, zeros
+    for t in range(3):
+        y, state = run(obs[t], state, is_first[t])
+        if state.shape != zeros.shape or whole.shape[:2] != (3, 2) or y.shape != whole.shape[1:]:
+            raise ValueError(
+                f"{who} gives {tuple(y.shape)} and a state {tuple(state.shape)} for a step of two environments, "
+                f"{tuple(whole.shape)} for three steps of them; the state must be {tuple(zeros.shape)}"
+            )
+        if not torch.allclose(y, whole[t], atol=1e-4):
+            raise ValueError(f"{who} gives other results for a sequence [T, B] than for its steps: see `us.nn.unroll`")
+        if t:
+            y, fresh = run(obs[t], fresh, torch.zeros_like(is_first[t]))
+    if not torch.allclose(state, last, atol=1e-4):
+        raise ValueError(f"{who} ends a sequence [T, B] in another state than its steps: see `us.nn.unroll`")
+    if not torch.allclose(y[1], whole[-1, 1], atol=1e-4):
+        raise ValueError(f"{who} remembers what came before is_first: clear the state there, see `us.nn.unroll`")

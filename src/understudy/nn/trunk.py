@@ -67,26 +67,24 @@ class Trunk(nn.Module):
         self.memory: Memory | None = None
         self.changes: Changes | None = None
         self.own: nn.Module | None = None
-        self.recurrent_own = False
+        self.state_size = 0
         if own is not None:
             if memory != "none" or self.active_columns:
                 raise ValueError("an own trunk has its own memory and reads plain features: set policy.memory='none'")
             self.own = own(features)
             if not isinstance(self.own, nn.Module) or not isinstance(self.own, _Sized):
                 raise ValueError(f"a trunk is an nn.Module with out_features, got {type(self.own).__name__}")
-            self.recurrent_own = isinstance(self.own, _Recurrent) and self.own.state_size > 0
             self.out_features = int(self.own.out_features)
-            self.state_size = int(cast(_Recurrent, self.own).state_size) if self.recurrent_own else 0
+            self.state_size = int(self.own.state_size) if isinstance(self.own, _Recurrent) else 0
             return
         if memory != "none":
             if memory_changes:
                 self.changes = Changes(features, memory_changes)
-                features = self.changes.out_features
+                features, self.state_size = self.changes.out_features, self.changes.state_size
             self.memory = Memory(memory, features, memory_size, memory_layers)
-            features = memory_size
+            features, self.state_size = memory_size, self.state_size + self.memory.state_size
         self.mlp = MLP(features, hidden_sizes, activation=activation, init=init)
         self.out_features = self.mlp.out_features
-        self.state_size = sum(module.state_size for module in (self.changes, self.memory) if module is not None)
 
     def reader(self, linear: nn.Linear) -> nn.Linear:
         """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.
@@ -123,52 +121,39 @@ class Trunk(nn.Module):
         side: str,
         latents: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        encoded = []
-        for key, encoder in zip(self.keys, self.encoders):
-            latent = encoder(inputs[key])
-            latents[f"{side}/{'/'.join(key)}"] = latent
-            encoded.append(latent)
+        encoded = [encoder(inputs[key]) for key, encoder in zip(self.keys, self.encoders)]
+        latents.update((f"{side}/{'/'.join(key)}", latent) for key, latent in zip(self.keys, encoded))
         x = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=-1)
+        if self.memory is not None:
+            x = x.to(self.memory.get_parameter("weight_hh_l0").dtype)
+        if self.state_size:  # what was left out: an episode's start, and none later on
+            state = x.new_zeros(x.shape[-2], self.state_size) if state is None else state
+            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device) if is_first is None else is_first
         if self.own is not None:
-            if not self.recurrent_own:
-                return self.own(x), None
-            state, is_first = self._start(x, state, is_first)
-            latent, state = self.own(x, state, is_first)
-            return latent, state
-        if self.memory is None:
+            return self.own(x, state, is_first) if self.state_size else (self.own(x), None)
+        if self.memory is None or state is None or is_first is None:
             return self.mlp(x), None
         # a recurrence adds up its rounding, and its hand-written backward knows one type: no autocast in it
-        exact = torch.autocast(x.device.type, enabled=False) if self.precision != "float32" else nullcontext()
-        with exact:
-            x = x.to(self.memory.get_parameter("weight_hh_l0").dtype)
-            x, new_state = self._remember(self.memory, inputs, x, state, is_first)
+        with torch.autocast(x.device.type, enabled=False) if self.precision != "float32" else nullcontext():
+            x, state = self._remember(self.memory, inputs, x, state, is_first)
         latents[f"{side}/memory"] = x
-        return self.mlp(x), new_state
+        return self.mlp(x), state
 
     def _remember(
-        self, memory: Memory, inputs: Mapping[Key, Tensor], x: Tensor, state: Tensor | None, is_first: Tensor | None
+        self, memory: Memory, inputs: Mapping[Key, Tensor], x: Tensor, state: Tensor, is_first: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The memory's output for encodings x, and the state after it."""
-        state, is_first = self._start(x, state, is_first)
         own, projected = state[:, -memory.state_size :], None
         if self.changes is not None:
             x, before = self.changes(x, state[:, : self.changes.state_size], is_first)
+        elif x.ndim == 3 and len(self.encoders) == 1:
+            encoder = cast(Encoder, self.encoders[0])
+            projected = encoder.projected(inputs[self.keys[0]], *memory.input_weights())
         if x.ndim == 3:
-            first = self.encoders[0]
-            if len(self.encoders) == 1 and isinstance(first, Encoder) and self.changes is None:
-                projected = first.projected(inputs[self.keys[0]], *memory.input_weights())
             x, own = memory.sequence(x, own, is_first, projected)
         else:
             x, own = memory.step(x, own, is_first)
         return x, own if self.changes is None else torch.cat((before, own), dim=-1)
-
-    def _start(self, x: Tensor, state: Tensor | None, is_first: Tensor | None) -> tuple[Tensor, Tensor]:
-        """State and is_first where they were left out: an episode's start, and none."""
-        if state is None:
-            state = x.new_zeros(x.shape[-2], self.state_size)
-        if is_first is None:
-            is_first = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
-        return state, is_first
 
 
 def _check_linear(encoders: Sequence[Encoder], hidden: Sequence[int], memory: str, precision: str) -> None:
