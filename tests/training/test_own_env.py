@@ -294,3 +294,25 @@ def test_a_vector_environment_that_resets_in_the_next_step(tmp_path: Path) -> No
     assert us.evaluate(run, env=env, episodes=4) == run.evaluation
     longer = us.resume(run.path, env=env, total_steps=3 * STEPS * 10)
     assert longer.env_steps == 3 * STEPS * 10
+
+
+def test_an_environment_that_fails_costs_no_more_than_the_iteration(tmp_path: Path) -> None:
+    class Failing(OnlyOne):
+        steps = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.steps += 1
+            if self.steps == STEPS + 2:
+                raise ZeroDivisionError("the simulator divided by nothing")
+            return super().step(action)
+
+    with pytest.raises(ZeroDivisionError) as error:
+        us.train(config(tmp_path), env=Failing())
+    assert any("Continue with: understudy train --resume" in note for note in error.value.__notes__)
+    assert us.resume(tmp_path / "run", env=OnlyOne()).stopped_by is None
+
+
+@pytest.mark.parametrize("wrong", [us.ActorCritic, torch.nn.Linear(4, 2)])
+def test_what_is_no_policy_is_refused(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="policy must be an us.Policy object"):
+        us.train(config(tmp_path), env=OnlyOne(), policy=wrong)

@@ -85,7 +85,8 @@ def _texts(plain: Any, where: str, key: str = "") -> Iterator[tuple[str, str, st
     """Place, key and value of every text in plain data that is not mere data."""
     if isinstance(plain, Mapping):
         for name, inner in plain.items():
-            if not str(name).endswith(_DATA):
+            # a part may have any name
+            if not str(name).endswith(_DATA) or (isinstance(inner, Mapping) and PART_TAG in inner):
                 yield from _texts(inner, _below(where, name), str(name))
     elif isinstance(plain, list | tuple):
         for inner in plain:

@@ -53,7 +53,6 @@ from understudy.training.dagger import Dagger, first_round
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining, find_cloning_part
 from understudy.training.signals import StopSignals
-from understudy.types import CheckpointError, NonFiniteError, WorkerError
 
 EPOCHS_PER_CHECKPOINT = 10
 """Epochs of offline training between checkpoints."""
@@ -79,8 +78,8 @@ def train(
 
     SIGINT and SIGTERM end the training after the running iteration with a checkpoint; `Run.stopped_by` then names the
     signal, or the reason of a logger. Raises ValueError for a configuration that cannot work and CheckpointError for a
-    policy to start from that does not fit (before any work), ImportError for a missing extra, WorkerError,
-    NonFiniteError and errors of loggers (after writing a checkpoint), CheckpointError if a checkpoint cannot be
+    policy to start from that does not fit (before any work), ImportError for a missing extra, and whatever an
+    environment, a network or a logger raises (after writing a checkpoint), CheckpointError if a checkpoint cannot be
     written.
     """
     listening = _listening(config, loggers)
@@ -229,7 +228,7 @@ class _Training:
             ppo.reset_envs()  # DAgger and evaluations have played in it
         while ppo.env_steps < config.total_steps and self.stopped_by is None:
             before = ppo.env_steps
-            with self._rescued(WorkerError, NonFiniteError):
+            with self._rescued():
                 metrics = ppo.iterate()
             finished = ppo.env_steps >= config.total_steps
             due = _crossed(config.evaluation.interval, before, ppo.env_steps)
@@ -240,7 +239,7 @@ class _Training:
     def _report(self, step: int, metrics: dict[str, float], *, due: bool, last: bool) -> None:
         """Evaluate where that is due, and log the row; conclude if it is the last one, or a logger says that it is."""
         self.latest = None
-        with self._rescued(Exception):
+        with self._rescued():
             if (due or last) and self.stop.received is None:
                 metrics |= self._evaluate()
             self.loggers.log(step, {**metrics, "time/elapsed": time.monotonic() - self.start})
@@ -308,11 +307,11 @@ class _Training:
         )
 
     @contextmanager
-    def _rescued(self, *kinds: type[Exception]) -> Iterator[None]:
-        """Where it fails, write a checkpoint beside the older ones, which are all kept, and say so in the error."""
+    def _rescued(self) -> Iterator[None]:
+        """Where anything fails, write a checkpoint beside the older ones, which are all kept, and say so in the error."""
         try:
             yield
-        except kinds as error:
+        except Exception as error:
             error.add_note(self._rescue())
             raise
 
@@ -325,8 +324,10 @@ class _Training:
             # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps
             if not path.exists() or not self.collecting:
                 self._save(path)
-        except CheckpointError as failure:
-            return str(failure)
+        except (
+            Exception
+        ) as failure:  # a broken environment may refuse to give its state: the first error is the one to see
+            return f"No checkpoint could be written ({failure}); the older ones are intact."
         return f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
 
 
@@ -393,6 +394,14 @@ def _build(config: TrainConfig, env: VecEnv, policy: Policy | None) -> PPO:
 
 def _fitting(policy: Policy, env: VecEnv) -> Policy:
     """`policy` itself. Raises ValueError unless it keeps the protocol and was made for the environment's spaces."""
+    if not isinstance(policy, Policy):
+        kind = policy.__name__ if isinstance(policy, type) else type(policy).__name__
+        hint = (
+            f"build one: {kind}(observation_space, action_space, ...)"
+            if isinstance(policy, type)
+            else "inherit us.Policy"
+        )
+        raise ValueError(f"policy must be an us.Policy object, got {policy!r:.80}; {hint}")
     for name, its, theirs in (
         ("observations", policy.observation_space, env.observation_space),
         ("actions", policy.action_space, env.action_space),
