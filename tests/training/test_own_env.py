@@ -314,5 +314,22 @@ def test_an_environment_that_fails_costs_no_more_than_the_iteration(tmp_path: Pa
 
 @pytest.mark.parametrize("wrong", [us.ActorCritic, torch.nn.Linear(4, 2)])
 def test_what_is_no_policy_is_refused(wrong: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="policy must be an us.Policy object"):
+    with pytest.raises(ValueError, match=r"policy must be an us\.Policy object"):
         us.train(config(tmp_path), env=OnlyOne(), policy=wrong)
+
+
+def test_float64_observations_are_scored_as_they_are_trained_on(tmp_path: Path) -> None:
+    class Precise(OnlyOne):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            return step._replace(obs=step.obs.double(), final_obs=step.final_obs.double())
+
+    precise = us.train(config(tmp_path / "a"), env=Precise())
+    assert precise.evaluation == us.train(config(tmp_path / "b"), env=OnlyOne()).evaluation
+
+
+def test_an_expert_that_nobody_asks_and_loggers_that_are_no_list_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nobody would ask the expert"):
+        us.train(config(tmp_path), env=OnlyOne(), expert=lambda obs, is_first: obs["policy"][:, :2])
+    with pytest.raises(ValueError, match="loggers must be a list"):
+        us.train(config(tmp_path), env=OnlyOne(), loggers=3)

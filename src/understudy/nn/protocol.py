@@ -297,6 +297,8 @@ class Policy(nn.Module, ABC):
         start of an episode. Only the actor runs: what only the critic sees may be missing.
         """
         if isinstance(obs, TensorDictBase):
+            if any(x.dtype == torch.float64 for x in obs.values(True, True)):  # a rollout converts while it copies
+                obs = obs.apply(lambda x: x.float() if x.dtype == torch.float64 else x)
             state = self.initial_state(obs.shape[0]) if state is None else state
             distribution, state, _ = self.run_actor(obs, state)
             raw = distribution.mode() if deterministic else distribution.sample()

@@ -226,6 +226,8 @@ class Loggers:
 
     def __init__(self, config: TrainConfig, own: Iterable[Any] = ()) -> None:
         chosen = config.logging
+        if not isinstance(own, Iterable):
+            raise ValueError(f"loggers must be a list of loggers, got one {type(own).__name__}: write loggers=[...]")
         self.stopped_by: str | None = None
         switches = {"wandb": chosen.wandb, "mlflow": chosen.mlflow, "metrics": True}
         switches |= {"tensorboard": chosen.tensorboard, "console": chosen.console}

@@ -85,8 +85,11 @@ def train(
     listening = _listening(config, loggers)
     path = choose_run_path(config)
     config, own = _with_own_env(config, env)
-    if config.offline is not None and config.offline.dagger is not None:
+    asks = config.offline is not None and config.offline.dagger is not None
+    if asks:
         config = first_round(config, path, expert, own)
+    elif expert is not None:
+        raise ValueError("nobody would ask the expert: set offline.dagger (us.recipes.dagger does), or drop expert=")
     with _building(config, own, policy) as (built, ppo):  # before the folder: what fails leaves none behind
         if config.start_from is not None:
             weights = load(config.start_from, allow=config.allowed).state_dict()
@@ -308,7 +311,7 @@ class _Training:
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Where anything fails, write a checkpoint beside the older ones, which are all kept, and say so in the error."""
+        """Where anything fails, write a checkpoint beside the older ones (all kept), and say so in the error."""
         try:
             yield
         except Exception as error:
@@ -324,9 +327,7 @@ class _Training:
             # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps
             if not path.exists() or not self.collecting:
                 self._save(path)
-        except (
-            Exception
-        ) as failure:  # a broken environment may refuse to give its state: the first error is the one to see
+        except Exception as failure:  # a broken environment may not give its state either
             return f"No checkpoint could be written ({failure}); the older ones are intact."
         return f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
 
