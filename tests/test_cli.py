@@ -109,7 +109,7 @@ def test_resume(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "ppo", "--total-steps"], "Missing value"),
         (["train", "ppo", "--env.num-envs", "0"], "num_envs"),
         (["train", "ppo", "--env.id", "CartPol-v1"], "did you mean"),
-        (["train", "ppo", "--ppo.clip-epsilon", "liner:1:0"], "did you mean 'linear'"),
+        (["train", "ppo", "--ppo.clip-epsilon", "liner:1:0"], "did you mean linear"),
         (["train", "ppo", "--ppo.minibatches", "3"], "does not divide"),
         (["train", "ppo", "--with", "gale"], "--with gale: unknown part 'gale'; did you mean gail"),
         (["train", "ppo", "--with", "x=os:system"], "'os:system' is not the config of a part"),
