@@ -76,14 +76,16 @@ class _Traced:
     def __init__(self, function: BatchFunction, mode: CaptureMode, out: Batch) -> None:
         self.function, self.mode, self.out = function, mode, out
         self.programs: dict[Any, tuple[Program, tuple[Any, ...]]] = {}
+        self.last: tuple[Any, Any] = (None, None)
 
     def __call__(self, batch: Batch) -> dict[Any, Tensor]:
         tensors = tuple(batch.values())
         key = (tuple(batch), tuple([x.shape for x in tensors]))
-        prepared = self.programs.get(key)
-        if prepared is None:
-            prepared = self.programs[key] = self._prepare(batch)
-        program, names = prepared
+        if key != self.last[0]:  # names are mostly the same objects: comparing costs less than hashing
+            if key not in self.programs:
+                self.programs[key] = self._prepare(batch)
+            self.last = key, self.programs[key]
+        program, names = self.last[1]
         with torch.inference_mode():
             return dict(zip(names, program(*tensors)))
 

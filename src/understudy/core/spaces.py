@@ -52,6 +52,11 @@ def is_box(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box)
 
 
+def is_discrete(space: spaces.Space[Any]) -> bool:
+    """Whether the space is a Discrete."""
+    return isinstance(space, spaces.Discrete)
+
+
 def is_real(space: spaces.Space[Any]) -> bool:
     """Whether the space is a Box of floating numbers."""
     return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)

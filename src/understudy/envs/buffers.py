@@ -12,7 +12,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.spaces import Key, array_dtype, kind_of
+from understudy.core.spaces import Key, array_dtype, is_discrete
 from understudy.envs.base import Step
 from understudy.envs.observations import Leaf
 
@@ -150,6 +150,6 @@ def action_array(action: Tensor, space: spaces.Space[Any], shape: tuple[int, ...
     """
     if action.shape != shape:
         raise ValueError(f"step takes actions of shape {shape}, got {tuple(action.shape)}")
-    if kind_of(space) == "discrete":
+    if is_discrete(space):
         return action.tolist()
     return np.array(action.numpy(force=True), dtype=space.dtype)

@@ -70,8 +70,11 @@ class Collector:
         # taken once: indexing a TensorDict or a tensor at every step costs more than the copy itself
         leaves: Any = self.data.items(True, True)
         self._rows: dict[Any, tuple[Tensor, ...]] = {name: x.unbind(0) for name, x in leaves if name != "state"}
+        self._obs_rows = [(key, self._rows["obs", *key]) for key in self.keys]
         acts_on = policy.input_keys if policy.recurrent else policy.actor_keys
-        self._acts_on = [{("obs", *key): self._rows["obs", *key][t] for key in acts_on} for t in range(num_steps)]
+        self._acts_on: list[dict[Any, Tensor]] = [
+            {("obs", *key): self._rows["obs", *key][t] for key in acts_on} for t in range(num_steps)
+        ]
         if mode == "compile":
             mode = "trace"  # compiling a dozen operations takes minutes to win back
         self._act = capture(self._act_recurrent if policy.recurrent else self._act_feed_forward, mode)
@@ -166,7 +169,7 @@ class Collector:
             executed = self._rows["executed_action"][t]
             executed.copy_(self._choose(t, None if noise_rows is None else noise_rows[t]))
             step = self.env.step(executed)
-            if t == 0 or not step.reward.shape == step.terminated.shape == step.truncated.shape == self.is_first.shape:
+            if t == 0 or not step.reward.numel() == step.terminated.numel() == step.truncated.numel() == N:
                 check_step(self.env, step)  # names what is wrong
             self._store(t, step)
         first = data["terminated"] | data["truncated"] | ~data["valid"]
@@ -178,13 +181,14 @@ class Collector:
     def _choose(self, t: int, noise: Tensor | None) -> Tensor:
         """Copy the observation into row t, choose the action, let labels and overrides speak."""
         assert self.obs is not None
-        rows = self._rows
-        for key in self.keys:
-            row, x = rows["obs", *key][t], self.obs.get(key)
+        rows, batch = self._rows, self._acts_on[t]
+        for key, steps in self._obs_rows:
+            row, x = steps[t], self.obs.get(key)
             if x is None or x.shape != row.shape:  # a copy would broadcast
                 check_observation(self.env, self.obs)
             row.copy_(x)
-        batch: dict[Any, Tensor] = self._acts_on[t] if noise is None else {**self._acts_on[t], "noise": noise}
+        if noise is not None:
+            batch["noise"] = noise
         if self.state is not None:
             acted = self._act({**batch, "state": self.state, "is_first": self.is_first})
             rows["params"][t].copy_(acted["params"])
