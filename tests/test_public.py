@@ -17,7 +17,7 @@ from understudy import parts
 SOURCE = Path(understudy.__file__).parent
 FORKS = """
 import json, os, sys
-import gymnasium, numpy, orjson, tensordict, torch, torch._dynamo, torch.utils.tensorboard, tyro, yaml
+import gymnasium, numpy, tensordict, torch, torch._dynamo, torch.utils.tensorboard, tyro, yaml
 
 def attempt(code):
     read, write = os.pipe()
