@@ -173,3 +173,10 @@ def test_plain_data_of_other_types() -> None:
         from_plain(Odd, {"pair": [1]})
     with pytest.raises(ValueError, match="a config cannot hold a object"):
         to_plain({"x": object()})
+
+
+@pytest.mark.parametrize("name", ["kwargs", "my_kwargs", "run_dir", "wandb_project"])
+def test_a_part_needs_consent_whatever_its_name(name: str) -> None:
+    text = f"total_steps: 1\nenv: {{id: CartPole-v1}}\nparts: {{{name}: {{part: 'no_such_module_of_mine:Config'}}}}\n"
+    with pytest.raises(ValueError, match="--allow-import no_such_module_of_mine"):
+        from_yaml(text)
