@@ -35,6 +35,8 @@ from understudy.runs.codec import from_plain
 from understudy.runs.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
+SOURCE = Path(us.__file__).parents[1]
+"""Where the package lies: src, or site-packages where the tests run on an installed wheel."""
 PAGES = {
     page.name: page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
@@ -216,7 +218,7 @@ def test_public_names_need_no_other_import() -> None:
     assert len(names) > 30
     # one attribute chain per line: a module that only another name's import has loaded would hide a mistake
     code = "import understudy as us\n" + "\n".join(sorted(names, key=lambda n: ("parts" in n, "envs" in n, n)))
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -241,7 +243,7 @@ def test_links_lead_somewhere(name: str) -> None:
 def help_options(*command: str) -> set[str]:
     """The options in the help text of a command."""
     line = [sys.executable, "-m", "understudy", *command, "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "200"}
     run = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
     return set(re.findall(r"--[a-z][\w.-]*", run.stdout))
 

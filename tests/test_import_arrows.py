@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "understudy"
+import understudy
+
+SOURCE = Path(understudy.__file__).parent
 ALLOWED = {  # room -> rooms it may import from, besides itself
     "types": set(),
     "version": set(),

@@ -5,6 +5,6 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    __version__ = version("understudy")
+    __version__ = version("understudy-rl")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -155,9 +156,9 @@ def cartpole() -> tuple[ActorCritic, EnvConfig]:
 
 
 def test_missing_video_package_is_named_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     policy, config = cartpole()
-    with pytest.raises(ImportError, match=r"understudy\[video\]"):
+    with pytest.raises(ImportError, match=r"understudy-rl\[video\]"):
         evaluate(policy, env=config, episodes=1, video="never.mp4")
 
 

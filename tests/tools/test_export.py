@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match="unknown format 'onx'; did you mean 'onnx'"):
         export_policy(policy, tmp_path / "x", "onx")  # type: ignore[arg-type]
 
-    def missing(name: str) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(export.importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=r'pip install "understudy\[export\]"'):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r'needs onnxscript: pip install "understudy-rl\[export\]"'):
         export_policy(build(), tmp_path / "x")
     assert not list(tmp_path.iterdir())

@@ -176,7 +176,7 @@ def test_mlflow_keeps_one_run_over_a_resume(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(("logger", "extra"), [(WeightsAndBiases, "wandb"), (MLflow, "mlflow")])
 def test_a_missing_package_names_the_extra(logger: Any, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=rf"understudy\[{extra}\]"):
+    with pytest.raises(ImportError, match=rf"understudy-rl\[{extra}\]"):
         logger()
 
 

@@ -360,9 +360,9 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path) -> None:
 def test_missing_extras_are_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_building", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"understudy\[wandb\]"):
+    with pytest.raises(ImportError, match=r"understudy-rl\[wandb\]"):
         train(config(tmp_path, logging=LoggingConfig(wandb=True)))
-    with pytest.raises(ImportError, match=r"understudy\[video\]"):
+    with pytest.raises(ImportError, match=r"understudy-rl\[video\]"):
         train(config(tmp_path, evaluation=EvaluationConfig(video=True)))
     assert not (tmp_path / "run").exists()
 

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.check import nearest
+from understudy.core.extras import require
 from understudy.core.spaces import bounds_of, check_action_space, children, is_real, shape_of
 from understudy.envs.base import Step
 from understudy.envs.buffers import StepBuffers, action_array, write_batch
@@ -177,8 +178,7 @@ def has_envpool() -> bool:
 
 def import_envpool() -> ModuleType:
     """The package, or ImportError that says how to get it."""
-    if not has_envpool():
-        raise ImportError('this environment needs EnvPool: pip install "understudy-rl[envpool]"')
+    require("this environment", "envpool", extra="envpool")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("envpool")

@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from understudy.core.check import Config, In, fit, nearest
+from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
 from understudy.envs.check import check_vec_env
@@ -222,7 +223,7 @@ def list_envs() -> list[EnvEntry]:
     entries = [EnvEntry(id, "own" if id in OWN_TASKS else "registered", _summary(id)) for id in ENVS]
     count = len(gym.registry)
     entries.append(EnvEntry("CartPole-v1, Hopper-v5, ...", "gymnasium", f"{count} ids: gymnasium.pprint_registry()"))
-    summary = 'not installed: pip install "understudy-rl[envpool]"'
+    summary = f"not installed: {install('envpool')}"
     if has_envpool():
         summary = f"{len(import_envpool().list_all_envs())} ids: envpool.list_all_envs()"
     entries.append(EnvEntry("Pong-v5, Go1JoystickFlatTerrain-v1, ...", "envpool", summary))
@@ -243,7 +244,7 @@ def gymnasium_maker(
         try:
             return gym.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            extra = 'pip install "understudy-rl[mujoco]"' if "mujoco" in str(error).lower() else "install it"
+            extra = install("mujoco") if "mujoco" in str(error).lower() else "install it"
             raise ImportError(f"{env_id} needs a package that is missing ({extra}): {error}") from error
         except TypeError as error:
             raise ValueError(f"{env_id} refuses the options {dict(env_kwargs)}: {error}") from error

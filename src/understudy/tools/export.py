@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import warnings
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from understudy.core.check import check_choice
+from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
@@ -129,8 +129,10 @@ def read_safetensors(path: Path | str, *, allow: Collection[str] = (), policy: P
 
 
 def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
-    onnx, runtime = _import("onnx"), _import("onnxruntime")
-    _import("onnxscript")
+    require("exporting to ONNX", "onnx", "onnxruntime", "onnxscript", extra="export")
+    import onnx
+    import onnxruntime
+
     deployed = DeployedPolicy(policy)
     rows = [f"obs/{'/'.join(key)}" for key in deployed.keys]
     state_in, state_out = (["state_in"], ["state_out"]) if deployed.state_size else ([], [])
@@ -153,9 +155,9 @@ def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {METADATA: metadata})
     onnx.save(model, str(path))
-    options = runtime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def act(inputs: list[Tensor]) -> list[Tensor]:
         feed = dict(zip([*rows, *state_in], (x.numpy() for x in inputs)))
@@ -181,13 +183,6 @@ def _write_safetensors(policy: Policy, path: Path, metadata: str) -> Act:
         return lambda inputs: list(DeployedPolicy(policy)(*inputs))
     loaded = DeployedPolicy(read_safetensors(path, allow=policy.built_from.modules))
     return lambda inputs: list(loaded(*inputs))
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f'exporting to ONNX needs {name}: pip install "understudy[export]"') from error
 
 
 @contextmanager

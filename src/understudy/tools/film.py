@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import sys
@@ -17,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
@@ -42,9 +42,7 @@ class Drawable(Protocol):
 
 def check_video_packages() -> None:
     """Raise ImportError that names the extra if a package for writing MP4 files is missing."""
-    missing = [name for name in ("imageio", "imageio_ffmpeg") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"filming needs {' and '.join(missing)}: pip install 'understudy[video]'")
+    require("filming", "imageio", "imageio_ffmpeg", extra="video")
 
 
 def film(policy: Policy, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:

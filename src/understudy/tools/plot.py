@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from understudy.core.extras import require
 from understudy.runs.metrics import STEP, read_metrics
 
 
@@ -44,11 +45,10 @@ def plot_learning_curves(
     evaluations; `levels` (label -> value) are dotted horizontals. Raises ImportError that names the extra, ValueError
     if no run has the metric.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure  # not pyplot: it picks a window system and keeps global state
-    except ImportError as error:
-        raise ImportError("drawing learning curves needs: pip install 'understudy[plot]'") from error
+    require("drawing learning curves", "matplotlib", extra="plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: it picks a window system and keeps global state
+
     figure = Figure(figsize=(7.0, 5.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar, runtime_checkable
 
 from understudy.core.check import nearest
+from understudy.core.extras import require
 from understudy.core.registry import Registry
 from understudy.core.schedules import Condition
 from understudy.runs.codec import to_plain
@@ -155,7 +155,7 @@ class WeightsAndBiases(Logger):
     """Weights & Biases. Raises ImportError that names the extra where it is not installed."""
 
     def __init__(self) -> None:
-        _require("wandb", "Weights & Biases")
+        require("logging to Weights & Biases", "wandb", extra="wandb")
 
     def start(self, phase: Phase) -> None:
         """Start or continue the run that is called as the folder."""
@@ -180,7 +180,7 @@ class MLflow(Logger):
     """MLflow, at the place that its own settings name. Raises ImportError that names the extra if it is missing."""
 
     def __init__(self) -> None:
-        _require("mlflow", "MLflow")
+        require("logging to MLflow", "mlflow", extra="mlflow")
 
     def start(self, phase: Phase) -> None:
         """Start a run that is called as the folder, or continue the one that the folder remembers."""
@@ -307,8 +307,3 @@ def _blaming(logger: Logger, call: Callable[..., T], *arguments: Any) -> T:
     except Exception as error:
         error.add_note(f"Raised by the logger {logger.function if isinstance(logger, FunctionLogger) else logger!r}.")
         raise
-
-
-def _require(package: str, what: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ImportError(f"logging to {what} needs: pip install 'understudy[{package}]'")

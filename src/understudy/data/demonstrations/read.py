@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from understudy.core.extras import require
+
 Place = tuple[str, ...]
 """Where an observation lies in a file: `()` for a plain array, `("policy", "joints")` under nested names."""
 
@@ -237,10 +239,9 @@ _JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
 
 @contextmanager
 def _open_hdf5(path: Path) -> Iterator[Recording]:
-    try:
-        import h5py  # an extra
-    except ImportError as error:
-        raise ImportError("reading HDF5 demonstrations needs: pip install 'understudy[demos]'") from error
+    require("reading HDF5 demonstrations", "h5py", extra="demos")
+    import h5py
+
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.core.spaces import Key
 from understudy.data.demonstrations.read import minari_root
@@ -71,12 +72,7 @@ def write_npz(path: Path, episodes: Sequence[Episode], metadata: Mapping[str, An
 
 def check_minari_id(dataset_id: str) -> None:
     """Raise ImportError without Minari, ValueError for a malformed or existing id."""
-    try:
-        import minari  # noqa: F401  (an extra)
-    except ImportError as error:
-        raise ImportError(
-            "writing a Minari dataset needs: pip install 'understudy[demos]'; or write an .npz: --output PATH.npz"
-        ) from error
+    require("writing a Minari dataset (rather than a file: --output PATH.npz)", "minari", extra="demos")
     if not _ID.fullmatch(dataset_id):
         raise ValueError(
             f"{dataset_id!r} is not a Minari id: pass one such as hopper/expert-v0 (a version at the end), or a path "

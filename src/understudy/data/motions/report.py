@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from understudy.core.extras import require
 from understudy.data.motions.files import MotionClip
 
 _JUMP = 10.0  # times the field's usual change between frames
@@ -69,11 +70,10 @@ def draw_clips(clips: Sequence[MotionClip], output: Path, max_fields: int = 48) 
 
     Raises ImportError, naming the extra, without matplotlib.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing motions needs: pip install 'understudy[plot]'") from error
+    require("drawing motions", "matplotlib", extra="plot")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     names = list(dict.fromkeys(name for clip in clips for name in clip.fields))[:max_fields]
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
