@@ -271,6 +271,7 @@ def inspect_motions(
     /,
     *,
     text_fields: tuple[str, ...] = (),
+    quaternion_order: Literal["wxyz", "xyzw"] = "wxyz",
     picture: Path | None = None,
 ) -> None:
     """Describe a motion file (fields, length, ranges, gaps), and draw it.
@@ -278,12 +279,13 @@ def inspect_motions(
     Args:
         file: Motion file: .npz or JSON text.
         text_fields: Names of the columns of text that has none.
+        quaternion_order: Of Isaac Lab's .npz: xyzw since January 2026.
         picture: PNG to write; None: FILE.png.
     """
     from understudy.data.motions.files import read_motions
     from understudy.data.motions.report import describe, draw_clips
 
-    clips = read_motions(file, text_fields)
+    clips = read_motions(file, text_fields, quaternion_order)
     print(describe(clips))
     print(f"picture: {draw_clips(clips, picture or file.with_suffix('.png'))}")
 
@@ -295,6 +297,7 @@ def convert_motions(
     /,
     *,
     text_fields: tuple[str, ...] = (),
+    quaternion_order: Literal["wxyz", "xyzw"] = "wxyz",
 ) -> None:
     """Read a motion file, write it as our .npz.
 
@@ -305,12 +308,13 @@ def convert_motions(
         file: Pickle, joblib file, JSON text or .npz.
         output: The .npz to write.
         text_fields: Names of the columns of text that has none.
+        quaternion_order: Of Isaac Lab's .npz: xyzw since January 2026.
     """
     from understudy.data.motions.files import is_pickle, read_motions, write_motions
     from understudy.data.motions.pickled import read_pickled_motions
 
     pickled = is_pickle(file)
-    clips = read_pickled_motions(file) if pickled else read_motions(file, text_fields)
+    clips = read_pickled_motions(file) if pickled else read_motions(file, text_fields, quaternion_order)
     write_motions(output, clips)
     kind = "pickle (data only, nothing of it was run)" if pickled else "motion file"
     print(f"read {len(clips)} clips from the {kind} {file}")

@@ -4,7 +4,9 @@ import base64
 import json
 import math
 import pickle
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,16 +91,22 @@ def test_our_own_file_round_trips(tmp_path: Path) -> None:
     assert (second.weight, second.loop, second.frames.tolist()) == (3.0, "clamp", [[1.0], [2.0]])
 
 
-def test_isaac_lab_arrays_become_named_fields(tmp_path: Path) -> None:
+def isaac_lab(path: Path, **changes: Any) -> tuple[Path, dict[str, Any]]:
+    """A file as Isaac Lab writes it; a change to None leaves the array out."""
     F, D, B = 3, 2, 2
     rng = np.random.default_rng(0)
-    arrays = {name: rng.normal(size=(F, D)) for name in ("dof_positions", "dof_velocities")}
+    arrays: dict[str, Any] = {name: rng.normal(size=(F, D)) for name in ("dof_positions", "dof_velocities")}
     bodies = ("body_positions", "body_linear_velocities", "body_angular_velocities")
     arrays |= {name: rng.normal(size=(F, B, 3)) for name in bodies}
     q = rng.normal(size=(F, B, 4))
     arrays["body_rotations"] = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    path = tmp_path / "m.npz"
-    np.savez(path, fps=50, dof_names=["hip", "knee"], body_names=["pelvis", "foot"], **arrays)
+    arrays |= {"fps": 50, "dof_names": ["hip", "knee"], "body_names": ["pelvis", "foot"], **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path, arrays
+
+
+def test_isaac_lab_arrays_become_named_fields(tmp_path: Path) -> None:
+    path, arrays = isaac_lab(tmp_path / "m.npz")
     (m,) = read_motions(path)
     table = FieldTable("m", m.fields, m.frames, m.frame_time)
     assert m.frame_time == 0.02
@@ -108,6 +116,94 @@ def test_isaac_lab_arrays_become_named_fields(tmp_path: Path) -> None:
     np.testing.assert_allclose(table["root_vel_y_w"], arrays["body_linear_velocities"][:, 0, 1])
     np.testing.assert_allclose(table["foot_ang_vel_x_w"], arrays["body_angular_velocities"][:, 1, 0])
     np.testing.assert_allclose(np.abs(table["root_rot_w"]), np.abs(arrays["body_rotations"][:, 0, 0]))
+
+
+def test_names_as_bytes_and_a_number_in_an_array_are_read(tmp_path: Path) -> None:
+    names = {"dof_names": np.array([b"hip", b"knee"]), "body_names": np.array(["pelvis", "foot"], "S")}
+    (m,) = read_motions(isaac_lab(tmp_path / "m.npz", fps=np.array([25.0]), **names)[0])
+    assert (m.frame_time, m.fields[:2]) == (0.04, ("hip_dof_pos", "knee_dof_pos"))
+    assert "pelvis_pos_x_w" in m.fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dof_velocities": None}, "of Isaac Lab's format it lacks dof_velocities; it has: "),
+        ({"fps": np.array([50.0, 60.0])}, r"fps is of type float64 and shape \(2,\); it must be one number"),
+        ({"fps": "fast"}, "fps is of type <U4"),
+        ({"fps": 0.0}, "fps is 0.0; it must be positive"),
+        ({"dof_names": "hip"}, "dof_names is of type <U3 and shape .*must be a list of names"),
+        (
+            {"dof_names": ["hip"]},
+            r"dof_positions is of type float64 and shape \(3, 2\), expected floats of shape \(3, 1\)",
+        ),
+        ({"body_names": np.array([], "U1")}, "body_names names no body"),
+        ({"body_rotations": np.zeros((3, 2, 3))}, r"body_rotations .*expected floats of shape \(3, 2, 4\)"),
+        ({"body_positions": np.zeros((2, 2, 3))}, r"body_positions .*expected floats of shape \(3, 2, 3\)"),
+        ({"dof_positions": np.array([["a", "b"]] * 3)}, "dof_positions is of type <U1"),
+        ({"dof_positions": np.full((3, 2), 1e300)}, "frame 0, field 'hip_dof_pos' is 1e.300"),
+    ],
+)
+def test_bad_arrays_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path, _ = isaac_lab(tmp_path / "m.npz", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_motions(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.8, 2.5])
+def test_the_order_of_quaternions_is_an_option_and_the_wrong_one_a_doubt(
+    tmp_path: Path, yaw: float, caplog: Any
+) -> None:
+    """A root at `yaw` turns by 0.5 rad/s and walks ahead at 2 m/s; Isaac Lab wrote x, y, z, w."""
+    F, t = 6, np.arange(6) / 50.0
+    heading = yaw + 0.5 * t
+    q = np.stack((0 * t, 0 * t, np.sin(heading / 2), np.cos(heading / 2)), axis=1)[:, None]
+    ahead = 2.0 * np.stack((np.cos(heading), np.sin(heading), 0 * t), axis=1)[:, None]
+    turning = np.tile([0.0, 0.0, 0.5], (F, 1, 1))
+    path, _ = isaac_lab(
+        tmp_path / "m.npz",
+        body_names=["pelvis"],
+        dof_positions=np.zeros((F, 2)),
+        dof_velocities=np.zeros((F, 2)),
+        body_rotations=q,
+        body_positions=np.zeros((F, 1, 3)),
+        body_linear_velocities=ahead,
+        body_angular_velocities=turning,
+    )
+    (right,) = read_motions(path, quaternion_order="xyzw")
+    velocity = ["root_vel_x_b", "root_vel_y_b"]
+    table = FieldTable("m", right.fields, right.frames, right.frame_time)
+    np.testing.assert_allclose(table.select(velocity), [[2.0, 0.0]] * F, atol=1e-12)
+    assert caplog.text == ""
+    read_motions(path)
+    assert "written as x, y, z, w" in caplog.text
+    library = MotionLibrary.load(MotionsConfig(files=(str(path),), quaternion_order="xyzw"), velocity, 0.02)
+    np.testing.assert_allclose(library.frames, [[2.0, 0.0]] * F, atol=1e-6)
+
+
+def test_a_root_on_its_head_throughout_is_a_doubt(tmp_path: Path, caplog: Any) -> None:
+    fields = tuple(f"root_rot_{axis}" for axis in "wxyz")
+    over = clip([[1.0, 0, 0, 0], [0.0, 1.0, 0, 0]], fields)  # a somersault
+    read_motions(write_motions(tmp_path / "over.npz", [over]))
+    assert caplog.text == ""
+    read_motions(write_motions(tmp_path / "head.npz", [clip([[0.0, 1.0, 0, 0], [0.1**0.5, 0.9**0.5, 0, 0]], fields)]))
+    assert "the root is upside down in every frame" in caplog.text
+
+
+def test_writing_stops_before_the_old_file_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_motions(tmp_path / "m.npz", [clip([[1.0], [2.0]])])
+    old = path.read_bytes()
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_motions(path, [clip([[3.0], [4.0]])])
+    assert path.read_bytes() == old
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.npz"]
 
 
 def test_a_pickle_is_only_read_when_told_to(tmp_path: Path) -> None:
@@ -124,6 +220,80 @@ def test_a_pickle_is_only_read_when_told_to(tmp_path: Path) -> None:
 class Trap:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (exec, ("raise SystemExit('executed')",))
+
+
+DTYPE = np.dtype(np.float64).__reduce__()[0]
+
+
+class Called:
+    """Pickled as a call of `function`, and a state after it."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.call if self.call[2] is not None else self.call[:2]
+
+
+RECONSTRUCT, SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]  # type: ignore[misc]
+WHOLE = (3, "<", None, None, None, -1, -1, 0)
+POINTER = (3, "|", None, ("x",), {"x": (np.dtype("O"), 0)}, 8, 8, 27)  # a field of objects: bytes become pointers
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        Called(DTYPE, "V8", False, True, state=POINTER),
+        Called(DTYPE, "f8", False, True, state=POINTER),
+        Called(DTYPE, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 63)),
+        Called(DTYPE, "f8", False, True, state=(3, "<", (np.dtype("f8"), (2**40,)), None, None, -1, -1, 0)),
+        Called(np.ndarray, (2**40,)),
+        Called(np.ndarray, (4,), Called(DTYPE, "O8", False, True), b"A" * 32),
+        Called(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2**40, 2), np.dtype("f8"), False, b"x" * 16)),
+        Called(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (-1, -2), np.dtype("f8"), False, b"x" * 16)),
+        Called(
+            RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2,), Called(DTYPE, "O8", False, True), False, b"x" * 16)
+        ),
+        Called(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2,), np.dtype("f8"), False, ["x"])),
+        Called(SCALAR, Called(DTYPE, "f8", False, True, state=WHOLE), b"short"),
+        Called(bytes, 5),
+        np.array([{"a": 1}], dtype=object),
+    ],
+    ids=str,
+)
+def test_a_crafted_array_never_reaches_numpy(tmp_path: Path, frames: Any) -> None:
+    path = tmp_path / "trap.pkl"
+    for protocol in (2, 4, 5):
+        path.write_bytes(pickle.dumps({"walk": header(Frames=frames)}, protocol))
+        with pytest.raises(ValueError, match=str(path)):
+            read_pickled_motions(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpys_own_pickles_are_read_whatever_their_protocol(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "walk.pkl"
+    for frames in (np.arange(6.0).reshape(3, 2), np.arange(6.0).astype(">f4").reshape(2, 3).T[:3] * 0 + [[0, 1]]):
+        data = header(Frames=frames, FrameDuration=np.float64(0.02), Fields=np.array(["a", "b"]))
+        path.write_bytes(pickle.dumps({"walk": data}, protocol))
+        (walk,) = read_pickled_motions(path)
+        np.testing.assert_array_equal(walk.frames, frames)
+        assert (walk.frame_time, walk.fields) == (0.02, ("a", "b"))
+
+
+def test_a_small_pickle_cannot_ask_for_much(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pkl"
+    frames: list[Any] = [0.0]
+    for _ in range(40):
+        frames = [frames, frames]  # 2^40 numbers in a few hundred bytes
+    path.write_bytes(pickle.dumps({"walk": header(Frames=frames)}))
+    with pytest.raises(ValueError, match="values that hold each other"):
+        read_pickled_motions(path)
+    path.write_bytes(zlib.compress(bytes(1 << 29), 1))
+    with pytest.raises(ValueError, match="means to exhaust memory"):
+        read_pickled_motions(path)
+    path.write_bytes(zlib.compress(pickle.dumps({"walk": header()}))[:-20])
+    with pytest.raises(ValueError, match=r"bomb.pkl .*end too early"):
+        read_pickled_motions(path)
 
 
 def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
@@ -150,6 +320,17 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
         ({"MotionWeight": -1.0}, "weight must be at least 0"),
         ({"FrameDuraton": 1}, "unknown entry 'FrameDuraton'; did you mean FrameDuration"),
         ({"Fields": ["root_rot_w", "root_rot_x"]}, "lacks root_rot_y, root_rot_z"),
+        ({"Fields": 3}, "Fields must be a list of values, got 3"),
+        ({"Fields": [1, 2]}, "Fields must in each entry be text"),
+        ({"MotionWeight": None}, "clip 'walk': MotionWeight must be a number, got None"),
+        ({"FrameDuration": "0.02"}, "FrameDuration must be a number"),
+        ({"FrameDuration": [0.02]}, "FrameDuration must be a number"),
+        ({"LoopMode": 1}, "LoopMode must be text, got 1"),
+        ({"EnableCycleOffsetPosition": "false"}, "EnableCycleOffsetPosition must be true or false"),
+        ({"Frames": None}, "not a table of numbers but of object"),
+        ({"Frames": [["0.0", "1.0"], ["0.0", "1.0"]]}, "not a table of numbers but of <U3"),
+        ({"Frames": {"a": 1}}, "not a table of numbers"),
+        ({"Frames": [[0.0, 1.0], [1e300, 2.0]]}, "frame 1, field 'a_dof_pos' is 1e"),
     ],
 )
 def test_bad_text_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -161,12 +342,14 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no file"):
         read_motions(tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_text("Frames: 1")
-    with pytest.raises(ValueError, match=r"neither an \.npz nor JSON text"):
+    with pytest.raises(
+        ValueError, match=r"bad.txt is damaged or of another format .*expected an .npz of clips or JSON text"
+    ):
         read_motions(tmp_path / "bad.txt")
     with pytest.raises(ValueError, match="'a' is not a clip but of type int"):
         read_motions(write(tmp_path / "odd.txt", {"a": 1}))
     np.savez(tmp_path / "odd.npz", fps=50)
-    with pytest.raises(ValueError, match="it has: fps"):
+    with pytest.raises(ValueError, match=r"lacks dof_names, body_names, .*it has: fps"):
         read_motions(tmp_path / "odd.npz")
 
 
@@ -211,6 +394,36 @@ def test_missing_velocities_are_finite_differences() -> None:
     np.testing.assert_allclose(table.select(["root_ang_vel_z_b", "root_ang_vel_z_w"]), 0.0, atol=1e-12)
     with pytest.raises(ValueError, match="no field 'kne_dof_vel' and nothing to derive it from; did you mean knee"):
         table["kne_dof_vel"]
+
+
+def test_rates_of_a_clip_that_wraps_go_on_across_the_seam() -> None:
+    t = np.linspace(0.0, 1.0, 9)  # one period in 8 steps of 0.125 s; the last frame is the first of the next
+    wave = np.stack((np.cos(2 * np.pi * t), np.sin(2 * np.pi * t), 3.0 * t), axis=1)
+    wave = np.concatenate((wave, np.zeros((9, 2))), axis=1)
+    fields = ("a_dof_pos", "b_dof_pos", "root_pos_x", "root_pos_y", "root_pos_z")
+    table = FieldTable("c", fields, wave, 0.125, wraps=True)
+    # cosine: (cos 45 - cos -45) / 0.25 = 0; sine: 2 sin 45 / 0.25; a root that each cycle moves by 3 m: 3 m/s
+    np.testing.assert_allclose(table["a_dof_vel"][[0, -1]], 0.0, atol=1e-12)
+    np.testing.assert_allclose(table["b_dof_vel"][[0, -1]], math.sqrt(2.0) / 0.25)
+    np.testing.assert_allclose(table["root_vel_x_w"], 3.0)
+    clamped = FieldTable("c", fields, wave, 0.125)
+    assert abs(clamped["a_dof_vel"][0]) > 0.4
+    np.testing.assert_array_equal(clamped["a_dof_vel"][1:-1], table["a_dof_vel"][1:-1])
+    library = MotionLibrary([clip(wave[:, :1], frame_time=0.125, loop="wrap")], ("a_dof_vel",), 0.125, window=10)
+    np.testing.assert_allclose(library.frames[[0, 8, 16], 0], 0.0, atol=1e-6)
+
+
+def test_a_cycle_that_turns_the_root_turns_the_differences_across_the_seam() -> None:
+    """A quarter of a circle of 1 m radius in each cycle, at one speed: the rates are the same in every frame."""
+    angle = np.linspace(0.0, np.pi / 2, 5)
+    zero = 0 * angle
+    yaw = angle + np.pi / 2  # it looks along its way
+    columns = (np.cos(angle), np.sin(angle), zero, np.cos(yaw / 2), zero, zero, np.sin(yaw / 2))
+    fields = ("root_pos_x", "root_pos_y", "root_pos_z", *(f"root_rot_{a}" for a in "wxyz"))
+    table = FieldTable("c", fields, np.stack(columns, axis=1), 0.1, wraps=True, turns=True)
+    speed = math.sin(np.pi / 8) / 0.1  # (sin 22.5 - sin -22.5) / 0.2 along the tangent
+    seen = table.select(["root_vel_x_b", "root_vel_y_b", "root_ang_vel_z_b", "root_ang_vel_x_b"])
+    np.testing.assert_allclose(seen, [[speed, 0.0, np.pi / 8 / 0.1, 0.0]] * 5, atol=1e-12)
 
 
 def test_links_are_seen_from_the_root() -> None:
@@ -340,8 +553,18 @@ def test_bad_libraries_are_refused() -> None:
         MotionLibrary([motion], ("a_dof_pos",), 0.1, window=3)
     with pytest.raises(ValueError, match="did you mean a_dof_pos"):
         MotionLibrary([motion], ("a_dof_pso",), 0.1)
-    with pytest.raises(ValueError, match="all clips are 0"):
+    with pytest.raises(ValueError, match="add up to 0: it must be positive"):
         MotionLibrary([clip([[0.0], [1.0]], weight=0.0)], ("a_dof_pos",), 0.1)
+
+
+def test_a_grid_cannot_blow_a_clip_up() -> None:
+    for seconds in (1e6, 1e300):
+        with pytest.raises(ValueError, match=r"a grid of 0.02 s over the clips .* claims .* GiB"):
+            MotionLibrary([clip(np.zeros((2, 1)), frame_time=seconds)], ("a_dof_pos",), 0.02)
+    with pytest.raises(ValueError, match="'a_dof_vel' is beyond float32 on the grid"):
+        MotionLibrary([clip([[0.0], [1e30], [0.0]], frame_time=1e-12)], ("a_dof_vel",), 1e-12)
+    with pytest.raises(ValueError, match="add up to inf"):
+        MotionLibrary([clip([[0.0], [1.0]], weight=1e308)] * 2, ("a_dof_pos",), 0.1)
 
 
 # ------------------------------------------------------------------------------------------------------- mirror

@@ -67,14 +67,21 @@ def slerp(a: Array, b: Array, share: Array) -> Array:
     return q / np.linalg.norm(q, axis=-1, keepdims=True)
 
 
-def angular_velocity(q: Array, frame_time: float) -> Array:
+def angular_velocity(q: Array, frame_time: float, turn: Array | None = None) -> Array:
     """World angular velocity `[F, 3]` (rad/s) of unit quaternions `[F, 4]`: central differences, one-sided at the ends.
 
-    w_i = 2 log(q_(i+1) q_(i-1)^-1) / (2 dt), log(cos a, sin a n) = a n on the shorter arc.
+    w_i = 2 log(q_(i+1) q_(i-1)^-1) / (2 dt), log(cos a, sin a n) = a n on the shorter arc. In a motion that goes round,
+    whose last frame is the first of the next cycle, `turn` `[4]` is the rotation of a cycle, and no end is one-sided.
     """
     before, after = np.arange(len(q)) - 1, np.arange(len(q)) + 1
     before[0], after[-1] = 0, len(q) - 1
     step = multiply(q[after], conjugate(q[before]))
+    if turn is not None:
+        back = conjugate(turn)
+        first, last = step[0].copy(), step[-1].copy()
+        step[0] = multiply(first, multiply(multiply(back, last), turn))
+        step[-1] = multiply(multiply(multiply(turn, first), back), last)
+        before[0], after[-1] = -1, len(q)
     step = np.where(step[:, :1] < 0.0, -step, step)
     length = np.linalg.norm(step[:, 1:], axis=-1)
     # 2 a / sin(a) tends to 2 where nothing turns
@@ -104,12 +111,24 @@ class FieldTable:
 
     Joint velocities come from joint angles, linear velocities from positions, angular velocities from quaternions; the
     root's quaternion turns vectors between world and root frame. For links other than the root, `<link>_vel_x_b` is the
-    rate of the position in the root frame.
+    rate of the position in the root frame. In a clip that `wraps` the last frame is the first of the next cycle, which
+    `turns` the root where each cycle does, and differences go on across the seam.
     """
 
-    def __init__(self, clip: str, fields: Sequence[str], frames: Array, frame_time: float) -> None:
-        self.clip, self.fields, self.frame_time = clip, tuple(fields), frame_time
+    def __init__(
+        self,
+        clip: str,
+        fields: Sequence[str],
+        frames: Array,
+        frame_time: float,
+        *,
+        wraps: bool = False,
+        turns: bool = False,
+    ) -> None:
+        self.clip, self.fields, self.frame_time, self.wraps = clip, tuple(fields), frame_time, wraps
         self.columns: dict[str, Array] = {name: frames[:, i] for i, name in enumerate(fields)}
+        q = self._quaternion("root") if turns else None
+        self.turn = np.array([1.0, 0.0, 0.0, 0.0]) if q is None else multiply(q[-1], conjugate(q[0]))  # of a cycle
 
     def select(self, names: Sequence[str]) -> Array:
         """Columns `[F, len(names)]`. Raises ValueError, with the nearest names, for one that cannot be derived."""
@@ -162,9 +181,9 @@ class FieldTable:
     def _rate_in_world(self, link: str, kind: str) -> Array | None:
         if kind == "ang_vel":
             q = self._quaternion(link)
-            return None if q is None else angular_velocity(q, self.frame_time)
+            return None if q is None else angular_velocity(q, self.frame_time, self.turn if self.wraps else None)
         position = self._vector(link, "pos", None if link == "root" else "w")
-        return None if position is None else self._rate(position)
+        return None if position is None else self._rate(position, self.turn)
 
     def _position_in_root(self, link: str) -> Array | None:
         position, root = self._vector(link, "pos", "w"), self._vector("root", "pos", None)
@@ -180,8 +199,13 @@ class FieldTable:
         names = [f"{link}_rot_{axis}" for axis in "wxyz"]
         return np.stack([self.columns[n] for n in names], axis=-1) if names[0] in self.columns else None
 
-    def _rate(self, x: Array) -> Array:
+    def _rate(self, x: Array, turn: Array | None = None) -> Array:
+        """Central differences of `x` `[F, ...]`; `turn` `[4]` is what a cycle adds to the axes of its vectors."""
         rate: Array = np.gradient(x, self.frame_time, axis=0, edge_order=2 if len(x) > 2 else 1)
+        if self.wraps:
+            first, last = x[1] - x[0], x[-1] - x[-2]
+            before, after = (last, first) if turn is None else (rotate(conjugate(turn), last), rotate(turn, first))
+            rate[0], rate[-1] = (before + first) / (2 * self.frame_time), (last + after) / (2 * self.frame_time)
         return rate
 
 

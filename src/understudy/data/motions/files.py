@@ -13,25 +13,38 @@ Ours (`.npz`, written by `write_motions`): `format` is "understudy-motion-1", `n
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from understudy.core.check import Config, In, nearest
-from understudy.data.motions.fields import Array, quaternion_columns
+from understudy.core.borders import parsing
+from understudy.core.check import Config, In, fit, nearest
+from understudy.data.motions.fields import Array, angular_velocity, quaternion_columns
+from understudy.data.npz import open_npz, save_npz
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "understudy-motion-1"
 Loop = Literal["clamp", "wrap"]
+QuaternionOrder = Literal["wxyz", "xyzw"]
 
 _UNIT_TOLERANCE = 1e-2  # allows for the rounding of text files
-_KEYS = {
-    "Frames", "Fields", "FrameDuration", "LoopMode", "MotionWeight", "EnableCycleOffsetPosition",
-    "EnableCycleOffsetRotation",
-}  # fmt: skip
+LARGEST = float(np.finfo(np.float32).max)  # libraries hold float32
+
+_HEADER: dict[str, tuple[str, Any]] = {  # entry of a text file -> field of MotionClip, its type
+    "Fields": ("fields", list[str]),
+    "FrameDuration": ("frame_time", float),
+    "LoopMode": ("loop", str),
+    "MotionWeight": ("weight", float),
+    "EnableCycleOffsetPosition": ("cycle_offset_position", bool),
+    "EnableCycleOffsetRotation": ("cycle_offset_rotation", bool),
+}
+_KEYS = {"Frames", *_HEADER}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,12 +79,12 @@ class MotionClip(Config):
             raise ValueError(f"{where} has frames of shape {frames.shape} for {len(self.fields)} named fields")
         if len(frames) < 2:
             raise ValueError(f"{where} has {len(frames)} frames; a motion needs at least 2")
-        bad = np.argwhere(~np.isfinite(frames))
+        bad = np.argwhere(~(np.abs(frames) <= LARGEST))
         if len(bad):
             frame, column = bad[0]
             raise ValueError(
                 f"{where}, frame {frame}, field {self.fields[column]!r} is {frames[frame, column]}, and {len(bad) - 1} "
-                "more numbers are not finite: fix the file, or cut these frames"
+                "more numbers are not finite as float32: fix the file, or cut these frames"
             )
         self._make_quaternions_unit()
 
@@ -98,35 +111,56 @@ class MotionClip(Config):
         return (len(self.frames) - 1) * self.frame_time
 
 
-def read_motions(path: str | Path, text_fields: Sequence[str] = ()) -> list[MotionClip]:
+def read_motions(
+    path: str | Path, text_fields: Sequence[str] = (), quaternion_order: QuaternionOrder = "wxyz"
+) -> list[MotionClip]:
     """The clips of a file, whose contents, not its name, decide the format.
 
     Formats: ours; Isaac Lab's `.npz`; AMP_for_hardware's JSON text (one clip); JSON text of a dictionary of such clips
     (st_gym's refmotion). `text_fields` names the columns of text without names (AMP_for_hardware: the layout differs
-    from fork to fork). Raises ValueError for a faulty file and for a pickle.
+    from fork to fork), `quaternion_order` is that of files whose quaternions have no names (Isaac Lab writes xyzw since
+    January 2026). Logs a warning where another order looks right. Raises ValueError for a faulty file and for a pickle.
     """
     path = Path(path)
-    try:
-        if is_pickle(path):
-            raise ValueError(
-                "it is a pickle, which can run code and is never loaded here. Convert it once: "
-                f"understudy motions convert {path} {path.with_suffix('.npz')}"
-            )
-        return _read_npz(path) if zipfile.is_zipfile(path) else _read_text(path, text_fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    if is_pickle(path):
+        raise ValueError(
+            f"{path}: it is a pickle, which can run code and is never loaded here. Convert it once: "
+            f"understudy motions convert {path} {path.with_suffix('.npz')}"
+        )
+    if zipfile.is_zipfile(path):
+        with open_npz(path, growth=4) as arrays:  # float16 as float64
+            return clips_from(path, lambda: _clips_of_arrays(arrays, path.stem, quaternion_order))
+    with parsing(path, "expected an .npz of clips or JSON text"):
+        data = json.loads(path.read_bytes())
+    return clips_from(path, lambda: clips_of_dictionary(data, path.stem, text_fields))
+
+
+def clips_from(path: Path, read: Callable[[], list[MotionClip]]) -> list[MotionClip]:
+    """The clips that `read` makes of what `path` holds; ValueError, naming the file, for whatever it stumbles over."""
+    with parsing(path, "write the clips as `understudy.data.motions.files` lays them out"):
+        try:
+            clips = read()
+        except ValueError as error:
+            raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+    for clip in clips:
+        if doubt := _doubt(clip):
+            logger.warning("%s, clip %r: %s", path, clip.name, doubt)
+    return clips
 
 
 def is_pickle(path: Path) -> bool:
     """True for the first byte of a pickle (protocol 2 on) or of joblib's compressed ones; ValueError without a file."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    with path.open("rb") as file:
+    with parsing(path, "make it readable"), path.open("rb") as file:
         return file.read(1) in (b"\x80", b"x")
 
 
 def write_motions(path: str | Path, clips: Sequence[MotionClip]) -> Path:
-    """Write clips as our `.npz` (float32, uncompressed) and return its path. Raises ValueError for no clips."""
+    """Write clips as our `.npz` (float32, uncompressed) and return its path; a file that exists is replaced whole.
+
+    Raises ValueError for no clips.
+    """
     if not clips:
         raise ValueError("no clips to write: pass at least one")
     columns: dict[str, Any] = {"format": FORMAT, "names": np.array([clip.name for clip in clips])}
@@ -138,10 +172,11 @@ def write_motions(path: str | Path, clips: Sequence[MotionClip]) -> Path:
         columns[f"{i}/cycle_offset"] = np.array([clip.cycle_offset_position, clip.cycle_offset_rotation])
         columns[f"{i}/weight"] = clip.weight
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # given a name, np.savez would add a suffix
-        np.savez(file, **columns)
+    save_npz(path, columns)
     return path
+
+
+# ---------------------------------------------------------------------------------------------------- text
 
 
 def clips_of_dictionary(data: Any, name: str, text_fields: Sequence[str] = ()) -> list[MotionClip]:
@@ -160,84 +195,163 @@ def clips_of_dictionary(data: Any, name: str, text_fields: Sequence[str] = ()) -
     return clips
 
 
-def _read_text(path: Path, text_fields: Sequence[str]) -> list[MotionClip]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"it is not a motion file: neither an .npz nor JSON text ({error})") from error
-    return clips_of_dictionary(data, path.stem, text_fields)
-
-
 def _clip_of_header(header: Mapping[str, Any], name: str, text_fields: Sequence[str]) -> MotionClip:
-    unknown = sorted(set(header) - _KEYS)
+    where = f"clip {name!r}"
+    unknown = sorted(set(map(str, header)) - _KEYS)
     if unknown:
-        raise ValueError(f"clip {name!r} has an unknown entry {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
+        raise ValueError(f"{where} has an unknown entry {unknown[0]!r}; {nearest(unknown[0], _KEYS)}")
     missing = {"Frames", "FrameDuration"} - set(header)
     if missing:
-        raise ValueError(f"clip {name!r} lacks {', '.join(sorted(missing))}")
-    fields = header.get("Fields", text_fields)
-    if not len(fields):
-        raise ValueError(f"clip {name!r} lacks names of its columns (Fields): name them with text_fields")
+        raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
+    given = {ours: fit(kind, header[key], f"{where}: {key}") for key, (ours, kind) in _HEADER.items() if key in header}
+    given["fields"] = tuple(given.get("fields", text_fields))
+    if not given["fields"]:
+        raise ValueError(f"{where} lacks names of its columns (Fields): name them with text_fields")
+    given["loop"] = given.get("loop", "clamp").lower()
     try:
-        frames = np.array(header["Frames"], dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"clip {name!r}: Frames is not a table of numbers ({error})") from error
+        frames = np.array(header["Frames"])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{where}: Frames is not a table of numbers ({error})") from error
+    if frames.dtype.kind not in "iuf":
+        raise ValueError(f"{where}: Frames is not a table of numbers but of {frames.dtype}")
+    return MotionClip(name=name, frames=frames, **given)
+
+
+# ---------------------------------------------------------------------------------------------------- .npz
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def _clips_of_ours(arrays: Arrays, name: str, order: QuaternionOrder) -> list[MotionClip]:
+    form, names = str(_one(arrays, "format", "US")), _words(arrays, "names")
+    if form != FORMAT:
+        raise ValueError(f"its format is {form!r}; this version reads {FORMAT!r}")
+    return [_clip_of_ours(arrays, i, clip) for i, clip in enumerate(names)]
+
+
+def _clip_of_ours(arrays: Arrays, i: int, name: str) -> MotionClip:
+    moves, turns = _column(arrays, f"{i}/cycle_offset", (2,), "b")
     return MotionClip(
         name=name,
-        fields=tuple(str(field) for field in fields),
-        frames=frames,
-        frame_time=float(header["FrameDuration"]),
-        loop=cast("Loop", str(header.get("LoopMode", "clamp")).lower()),
-        cycle_offset_position=bool(header.get("EnableCycleOffsetPosition", False)),
-        cycle_offset_rotation=bool(header.get("EnableCycleOffsetRotation", False)),
-        weight=float(header.get("MotionWeight", 1.0)),
+        fields=_words(arrays, f"{i}/fields"),
+        frames=_column(arrays, f"{i}/frames", (-1, -1)),
+        frame_time=float(_one(arrays, f"{i}/frame_time")),
+        loop=str(_one(arrays, f"{i}/loop", "US")),  # type: ignore[arg-type]  # checked there
+        cycle_offset_position=bool(moves),
+        cycle_offset_rotation=bool(turns),
+        weight=float(_one(arrays, f"{i}/weight")),
     )
 
 
-def _read_npz(path: Path) -> list[MotionClip]:
-    with np.load(path, allow_pickle=False) as data:
-        if "format" in data.files:
-            if str(data["format"]) != FORMAT:
-                raise ValueError(f"its format is {str(data['format'])!r}; this version reads {FORMAT!r}")
-            return [_clip_of_ours(data, i, str(name)) for i, name in enumerate(data["names"])]
-        if {"fps", "dof_names"} <= set(data.files):
-            return [_clip_of_isaac_lab(data, path.stem)]
-        raise ValueError(
-            f"it lacks both our 'format' and Isaac Lab's 'fps' and 'dof_names'; it has: {', '.join(data.files)}"
-        )
-
-
-def _clip_of_ours(data: Mapping[str, Any], i: int, name: str) -> MotionClip:
-    moves, turns = (bool(x) for x in data[f"{i}/cycle_offset"])
-    return MotionClip(
-        name=name,
-        fields=tuple(str(field) for field in data[f"{i}/fields"]),
-        frames=data[f"{i}/frames"],
-        frame_time=float(data[f"{i}/frame_time"]),
-        loop=cast("Loop", str(data[f"{i}/loop"])),
-        cycle_offset_position=moves,
-        cycle_offset_rotation=turns,
-        weight=float(data[f"{i}/weight"]),
-    )
-
-
-def _clip_of_isaac_lab(data: Mapping[str, Any], name: str) -> MotionClip:
+def _clips_of_isaac_lab(arrays: Arrays, name: str, order: QuaternionOrder) -> list[MotionClip]:
     """Joints as <joint>_dof_*, bodies as <body>_*_w; the first body doubles as the root."""
-    joints = [str(joint) for joint in data["dof_names"]]
+    joints, bodies = _words(arrays, "dof_names"), _words(arrays, "body_names")
+    if not bodies:
+        raise ValueError("body_names names no body, and the first one is the root")
+    F, J, B = len(_column(arrays, "dof_positions", (-1, -1))), len(joints), len(bodies)
     fields = [f"{joint}_dof_pos" for joint in joints] + [f"{joint}_dof_vel" for joint in joints]
-    columns = [data["dof_positions"], data["dof_velocities"]]
-    bodies = [str(body) for body in data["body_names"]]
+    columns = [_column(arrays, name, (F, J)) for name in ("dof_positions", "dof_velocities")]
+    kinds = {"positions": 3, "rotations": 4, "linear_velocities": 3, "angular_velocities": 3}
+    of_bodies = {kind: _column(arrays, f"body_{kind}", (F, B, size)) for kind, size in kinds.items()}
+    if order == "xyzw":
+        of_bodies["rotations"] = np.roll(of_bodies["rotations"], 1, axis=-1)
     for i, body in [(0, "root"), *enumerate(bodies)]:
         position = "{}_pos_{}" if body == "root" else "{}_pos_{}_w"
         fields += [position.format(body, axis) for axis in "xyz"]
         fields += [f"{body}_rot_{axis}" for axis in "wxyz"]
         fields += [f"{body}_{kind}_{axis}_w" for kind in ("vel", "ang_vel") for axis in "xyz"]
-        columns += [
-            data[key][:, i]
-            for key in ("body_positions", "body_rotations", "body_linear_velocities", "body_angular_velocities")
-        ]
-    fps = float(data["fps"])
+        columns += [values[:, i] for values in of_bodies.values()]
+    fps = float(_one(arrays, "fps"))
     if not fps > 0.0:
         raise ValueError(f"fps is {fps}; it must be positive")
     frames = np.concatenate([np.asarray(x, dtype=np.float64) for x in columns], axis=1)
-    return MotionClip(name=name, fields=tuple(fields), frames=frames, frame_time=1.0 / fps)
+    return [MotionClip(name=name, fields=tuple(fields), frames=frames, frame_time=1.0 / fps)]
+
+
+class _Format(NamedTuple):
+    """A layout of `.npz`: the arrays that it must have, and how to make clips of them."""
+
+    name: str
+    arrays: tuple[str, ...]
+    read: Callable[[Arrays, str, QuaternionOrder], list[MotionClip]]
+
+
+_FORMATS = (
+    _Format("ours", ("format", "names"), _clips_of_ours),
+    _Format(
+        "Isaac Lab's",
+        (
+            "fps", "dof_names", "body_names", "dof_positions", "dof_velocities", "body_positions", "body_rotations",
+            "body_linear_velocities", "body_angular_velocities",
+        ),
+        _clips_of_isaac_lab,
+    ),
+)  # fmt: skip
+
+
+def _clips_of_arrays(arrays: Arrays, name: str, order: QuaternionOrder) -> list[MotionClip]:
+    """The clips of the format that the names of the arrays tell."""
+    form = max(_FORMATS, key=lambda form: len(arrays.keys() & set(form.arrays)) / len(form.arrays))
+    missing = [array for array in form.arrays if array not in arrays]
+    if missing:
+        known = " or ".join(f"{form.name} ({', '.join(form.arrays)})" for form in _FORMATS)
+        raise ValueError(
+            f"as a file of {form.name} format it lacks {', '.join(missing)}; it has: {', '.join(arrays) or 'nothing'}. "
+            f"Formats that are read: {known}"
+        )
+    return form.read(arrays, name, order)
+
+
+def _column(arrays: Arrays, name: str, shape: tuple[int, ...], kinds: str = "f") -> np.ndarray:
+    """An array of numbers; -1 in `shape` stands for any size."""
+    array = arrays.get(name)
+    if array is None:
+        raise ValueError(f"it lacks the array {name!r}")
+    fits = array.ndim == len(shape) and all(want in (-1, size) for want, size in zip(shape, array.shape))
+    if array.dtype.kind not in kinds or not fits:
+        wanted = f"{'floats' if 'f' in kinds else 'flags'} of shape {shape}".replace("-1", "any")
+        raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, expected {wanted}")
+    return array
+
+
+def _one(arrays: Arrays, name: str, kinds: str = "iuf") -> Any:
+    """The one value of an array, a number or text."""
+    array = arrays.get(name)
+    if array is None or array.size != 1 or array.dtype.kind not in kinds:
+        found = "is missing" if array is None else f"is of type {array.dtype} and shape {array.shape}"
+        raise ValueError(f"{name} {found}; it must be one {'number' if 'f' in kinds else 'text'}")
+    return _text(array)[0] if "U" in kinds else array.item()
+
+
+def _words(arrays: Arrays, name: str) -> tuple[str, ...]:
+    array = arrays.get(name)
+    if array is None or array.ndim != 1 or array.dtype.kind not in "US":
+        found = "is missing" if array is None else f"is of type {array.dtype} and shape {array.shape}"
+        raise ValueError(f"{name} {found}; it must be a list of names")
+    return _text(array)
+
+
+def _text(array: np.ndarray) -> tuple[str, ...]:
+    texts = array.flatten().tolist()
+    return tuple(text.decode() if isinstance(text, bytes) else text for text in texts)
+
+
+# ---------------------------------------------------------------------------------------------------- doubts
+
+
+def _doubt(clip: MotionClip) -> str:
+    """A sentence where the root's quaternion looks as if it had another order; empty where it does not."""
+    names = [f"root_rot_{axis}" for axis in "wxyz"]
+    if not set(names) <= set(clip.fields):
+        return ""
+    help = "were its quaternions written as x, y, z, w (Isaac Lab since January 2026)? Then read it with xyzw order"
+    q = clip.frames[:, [clip.fields.index(name) for name in names]]
+    if (np.square(q[:, 1:3]).sum(1) > 0.5).all():  # the root's z axis points below the horizon
+        return f"the root is upside down in every frame; {help}"
+    rates = [f"root_ang_vel_{axis}_w" for axis in "xyz"]
+    if set(rates) <= set(clip.fields):
+        told = clip.frames[:, [clip.fields.index(name) for name in rates]]
+        own, other = (np.abs(angular_velocity(x, clip.frame_time) - told).mean() for x in (q, np.roll(q, 1, axis=1)))
+        if other < 0.5 * own:
+            return f"the root turns otherwise than its angular velocities say; {help}"
+    return ""

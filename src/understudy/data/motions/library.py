@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from understudy.core.borders import check_unpacked
 from understudy.core.check import Config, In, nearest
 from understudy.data.motions.fields import (
     Array,
@@ -20,7 +21,7 @@ from understudy.data.motions.fields import (
     quaternion_columns,
     slerp,
 )
-from understudy.data.motions.files import MotionClip, read_motions
+from understudy.data.motions.files import LARGEST, MotionClip, QuaternionOrder, read_motions
 
 _GRID_EDGE = 1e-6  # steps of slack, so that rounding cannot take the last frame from a clip of exactly n steps
 
@@ -33,6 +34,8 @@ class MotionsConfig(Config):
     """Motion files: our .npz, Isaac Lab's, AMP_for_hardware's JSON text, refmotion dictionaries as JSON."""
     text_fields: tuple[str, ...] = ()
     """Names of the columns of JSON text without names."""
+    quaternion_order: QuaternionOrder = "wxyz"
+    """Of files whose quaternions have no names: Isaac Lab writes xyzw since January 2026."""
     weights: dict[str, Annotated[float, In(0.0)]] = field(default_factory=dict)
     """Weights by clip, in place of the files'."""
     frame_begin: Annotated[int, In(0)] = 0
@@ -71,7 +74,7 @@ class MotionLibrary:
         """Resample `fields` of `clips` to a grid of `frame_time` s for windows of up to `window` frames.
 
         Raises ValueError for no clips, no or duplicate fields, fields that a clip lacks, a frame time that is not
-        positive, weights that are all 0, and a clip shorter than the window.
+        positive, weights that are all 0, a clip shorter than the window, and clips that the grid would blow up.
         """
         if not clips:
             raise ValueError("a motion library needs at least one clip: name motion files")
@@ -81,11 +84,17 @@ class MotionLibrary:
             raise ValueError(f"frame_time must be positive and window at least 1, got {frame_time} s and {window}")
         self.fields, self.frame_time, self.window = tuple(fields), frame_time, window
         self.names = tuple(clip.name for clip in clips)
-        tables = [_resample(clip, self.fields, frame_time, window) for clip in clips]
+        counts = [_grid(clip, self.fields, frame_time, window) for clip in clips]
+        check_unpacked(
+            f"a grid of {frame_time:.4g} s over the clips ({', '.join(self.names[:3])}, ...)",
+            sum(clip.frames.nbytes for clip in clips),
+            16 * len(fields) * sum(counts),  # interpolation holds several tables
+        )
+        tables = [_resample(clip, self.fields, frame_time, count) for clip, count in zip(clips, counts)]
         lengths = np.array([len(table) for table in tables])
         weights = np.array([clip.weight for clip in clips])
-        if weights.sum() <= 0.0:
-            raise ValueError("the weights of all clips are 0: at least one must be positive")
+        if not 0.0 < (total := sum(clip.weight for clip in clips)) < np.inf:
+            raise ValueError(f"the weights of all clips add up to {total:g}: it must be positive and finite")
         self.frames = torch.from_numpy(np.concatenate(tables).astype(np.float32))  # [R, D]
         self.offsets = torch.from_numpy(np.cumsum([0, *lengths[:-1]]))  # [C], first row of each clip
         self.starts = torch.from_numpy(lengths - window + 1)  # [C], windows in each clip
@@ -101,7 +110,9 @@ class MotionLibrary:
         device: torch.device | str = "cpu",
     ) -> MotionLibrary:
         """Read the files of a configuration. Raises ValueError like `read_motions` and the constructor."""
-        clips = [clip for file in config.files for clip in read_motions(file, config.text_fields)]
+        clips = [
+            clip for file in config.files for clip in read_motions(file, config.text_fields, config.quaternion_order)
+        ]
         unknown = sorted(set(config.weights) - {clip.name for clip in clips})
         if unknown:
             known = [clip.name for clip in clips]
@@ -164,29 +175,44 @@ def _cut(clip: MotionClip, config: MotionsConfig) -> MotionClip:
     return replace(clip, frames=frames, loop="clamp")
 
 
-def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, window: int) -> Array:
-    """The clip's frames `[K, D]` at times 0, dt, 2 dt, ...: at least as many as the window."""
-    table = FieldTable(clip.name, clip.fields, clip.frames, clip.frame_time)
-    frames = table.select(fields)
+def _wraps(clip: MotionClip, fields: Sequence[str]) -> bool:
     # adding offsets cannot continue a cycle that turns the root: its windows stay inside
-    wraps = clip.loop == "wrap" and not (clip.cycle_offset_rotation and depends_on_heading(fields))
-    steps = clip.duration / frame_time
-    if wraps:
-        count = int(np.ceil(steps - _GRID_EDGE)) + window - 1
-    else:
-        count = int(np.floor(steps + _GRID_EDGE)) + 1
+    return clip.loop == "wrap" and not (clip.cycle_offset_rotation and depends_on_heading(fields))
+
+
+def _grid(clip: MotionClip, fields: Sequence[str], frame_time: float, window: int) -> int:
+    """How many frames of the grid the clip takes: at least as many as the window."""
+    steps = min(clip.duration / frame_time, 1e15)
+    if _wraps(clip, fields):
+        return int(np.ceil(steps - _GRID_EDGE)) + window - 1
+    count = int(np.floor(steps + _GRID_EDGE)) + 1
     if count < window:
         raise ValueError(
             f"clip {clip.name!r} lasts {clip.duration:.4g} s, which is {count} frames of {frame_time:.4g} s: "
             f"shorter than the window of {window} frames"
         )
-    cycle, place = _places(clip, frame_time, count, wraps)
+    return count
+
+
+def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, count: int) -> Array:
+    """The clip's frames `[count, D]` at times 0, dt, 2 dt, ..."""
+    wraps = clip.loop == "wrap"
+    table = FieldTable(
+        clip.name, clip.fields, clip.frames, clip.frame_time, wraps=wraps, turns=wraps and clip.cycle_offset_rotation
+    )
+    frames = table.select(fields)
+    cycle, place = _places(clip, frame_time, count, _wraps(clip, fields))
     resampled = _interpolate(frames, place, list(quaternion_columns(fields).values()))
-    if wraps and clip.cycle_offset_position:
+    if _wraps(clip, fields) and clip.cycle_offset_position:
         for axis in "xy":  # a cycle ends at the height of its start
             if (name := f"root_pos_{axis}") in fields:
                 column = list(fields).index(name)
                 resampled[:, column] += cycle * (frames[-1, column] - frames[0, column])
+    bad = np.argwhere(~(np.abs(resampled) <= LARGEST))
+    if len(bad):
+        raise ValueError(
+            f"clip {clip.name!r}: {fields[bad[0, 1]]!r} is beyond float32 on the grid: check its frame time"
+        )
     return resampled
 
 
