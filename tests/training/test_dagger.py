@@ -29,6 +29,7 @@ from understudy.runs.config import (
     from_yaml,
     to_yaml,
 )
+from understudy.runs.folder import RunFolder
 from understudy.tasks.point_mass import PointMass
 from understudy.training.dagger import Dagger, Mixture
 from understudy.training.loop import resume, train
@@ -96,7 +97,8 @@ def test_rounds_are_kept_on_the_disk_with_the_experts_labels(configure: Any) -> 
 
 def test_beta_follows_its_schedule_over_the_rounds(configure: Any, tmp_path: Path) -> None:
     beta = Schedule(kind="linear", start=1.0, end=0.0, length=4, unit="iterations")
-    dagger = Dagger(configure(dagger={"beta": beta, "steps_per_round": 1}), tmp_path, PointMass(2), steer)
+    folder = RunFolder(tmp_path)
+    dagger = Dagger(configure(dagger={"beta": beta, "steps_per_round": 1}), folder, PointMass(2), steer)
     policy = torch.nn.Module()
     policy.initial_state = lambda n: None  # type: ignore[assignment]
     policy.act = lambda obs, state, deterministic: (torch.zeros(2, 2), None)  # type: ignore[assignment]
@@ -157,8 +159,8 @@ def test_what_cannot_work_is_said(configure: Any, tmp_path: Path) -> None:
         train(configure(dagger={"expert": "labels"}))
     with pytest.raises(ValueError, match=r"leave parts\.bc\.demonstrations out"):
         train(dataclasses.replace(configure(), parts={"bc": BehaviorCloningConfig(demonstrations="x")}), expert=steer)
-    with pytest.raises(ValueError, match="a probability lies in"):
-        train(configure(dagger={"beta": 1.5}), expert=steer)
+    with pytest.raises(ValueError, match=r"offline\.dagger\.beta must lie in \[0, 1\]"):
+        configure(dagger={"beta": 1.5})
     config = find_recipe("dagger")()
     assert from_yaml(to_yaml(config)) == config
 

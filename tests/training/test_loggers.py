@@ -121,12 +121,20 @@ def test_wandb_gets_config_and_finite_metrics(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, __spec__=True))
     sink = WeightsAndBiases()
-    sink.start(phase(tmp_path / "my-run", seed=7))
-    sink.log(5, {"a": 1.0, "b": math.inf})
-    sink.close()
-    assert calls[0]["config"]["seed"] == 7
-    assert (calls[0]["project"], calls[0]["id"], calls[0]["resume"]) == ("understudy", "my-run", "allow")
-    assert calls[1:] == [(5, {"a": 1.0}), "finish"]
+    for folder in ("a/module:Run", "a/module:Run", "b/module:Run"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        sink.start(phase(tmp_path / folder, seed=7))
+        sink.log(5, {"a": 1.0, "b": math.inf})
+        sink.close()
+    starts = calls[::3]
+    assert starts[0]["config"]["seed"] == 7
+    assert [start[name] for start in starts for name in ("project", "name", "resume")] == [
+        *("understudy", "module:Run", "allow") * 3
+    ]
+    first, again, other = (start["id"] for start in starts)
+    assert first == again != other  # kept in the run, unique, and valid: letters and digits
+    assert first.isalnum()
+    assert calls[1:3] == [(5, {"a": 1.0}), "finish"]
 
 
 class FakeMLflow(ModuleType):

@@ -268,20 +268,21 @@ def test_a_signal_writes_a_checkpoint_and_training_goes_on_later(
 
 def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice(ppo: PPO) -> None:
-        waits = signal.getsignal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        while signal.getsignal(signal.SIGINT) == waits:
-            time.sleep(0.001)  # two that are pending at once would count as one
-        signal.raise_signal(signal.SIGINT)
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)  # two that are pending at once would count as one
 
     act_during(monkeypatch, 2, twice)
     # a shell's background jobs ignore SIGINT, and so would what they start
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             train(config(tmp_path))
     finally:
         signal.signal(signal.SIGINT, before)
+    assert "--resume" in caught.value.__notes__[0]
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").env_steps == 6 * STEPS
 
 
 def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:
@@ -358,7 +359,7 @@ def test_resume_refuses_what_is_not_its_own(tmp_path: Path) -> None:
 
 
 def test_missing_extras_are_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_building", None)
+    monkeypatch.setattr(loop, "building", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"understudy-rl\[wandb\]"):
         train(config(tmp_path, logging=LoggingConfig(wandb=True)))
@@ -379,7 +380,7 @@ def test_parts_start_from_weights_that_do_not_depend_on_other_parts(tmp_path: Pa
     part = RandomNetworkDistillationConfig()
     alone = config(tmp_path, parts={"b": part})
     beside = config(tmp_path, parts={"a": part, "b": part})
-    with loop._building(alone) as (_, first), loop._building(beside) as (_, second):
+    with loop.building(alone) as (_, first), loop.building(beside) as (_, second):
         assert same(first.parts["b"].state_dict(), second.parts["b"].state_dict())
         assert not same(second.parts["a"].state_dict(), second.parts["b"].state_dict())
         assert same(dict(first.policy.state_dict()), dict(second.policy.state_dict()))

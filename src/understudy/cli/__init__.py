@@ -23,21 +23,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         parse(words)()
         return 0
-    except SystemExit as stop:  # tyro leaves this way, its help or its message printed
+    except SystemExit as stop:  # tyro leaves this way, its help or its message printed; so does a second SIGTERM
+        _print_notes(stop)
         return stop.code if isinstance(stop.code, int) else USER_ERROR
     except BrokenPipeError:  # `understudy list envs | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (Python flushes stdout once more at exit)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
+        _print_notes(stop)
         return INTERRUPTED
     except Exception as error:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        notes = vars(error).get("__notes__", [])
-        print(f"understudy: error: {error}", *notes, sep="\n", file=sys.stderr)
+        print(f"understudy: error: {error}", file=sys.stderr)
+        _print_notes(error)
         return code
+
+
+def _print_notes(error: BaseException) -> None:
+    """What the training added about its checkpoint."""
+    for note in vars(error).get("__notes__", []):
+        print(note, file=sys.stderr)
 
 
 def _exit_code(error: Exception) -> int | None:

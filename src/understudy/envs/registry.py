@@ -152,6 +152,12 @@ def make_env(
     return with_groups(env, segments=segments)
 
 
+def backend_of(config: EnvConfig) -> str:
+    """Name of what steps the environment, for people."""
+    own = _find_maker(config.id) is not None
+    return "its own maker" if own else _choose(config.id, config.num_envs, config.backend, bool(config.kwargs))
+
+
 @runtime_checkable
 class _Batched(Protocol):
     """Mark of a simulator's own environment, which steps many copies but is no Gymnasium vector environment."""

@@ -84,7 +84,10 @@ def latest_checkpoint(folder: Path) -> Path:
     """The newest checkpoint of a folder. Raises CheckpointError if there is none."""
     found = step_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"there is no checkpoint in {folder}; train the run first")
+        raise CheckpointError(
+            f"there is no checkpoint in {folder}: its training ended before the first one; continue that with "
+            f"`understudy train --resume {folder.parent}`"
+        )
     return found[-1]
 
 

@@ -91,7 +91,9 @@ class DaggerConfig(Config):
     """Whole episodes of a round, at least."""
     steps_per_round: Annotated[int, In(1)] = 500
     """Steps of a round, at least."""
-    beta: Number = field(default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations"))
+    beta: Annotated[Number, In(0.0, 1.0)] = field(
+        default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations")
+    )
     """Probability that the expert's action is executed, a number or a schedule over the rounds (as iterations)."""
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-from collections.abc import Collection
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +18,11 @@ import yaml
 
 from understudy.core.files import write_atomic
 from understudy.nn.protocol import Policy
-from understudy.runs.checkpoint import latest_checkpoint, load_checkpoint
+from understudy.runs.checkpoint import latest_checkpoint, load_checkpoint, step_checkpoints
 from understudy.runs.codec import from_plain
 from understudy.runs.config import TrainConfig, from_yaml, to_yaml
 from understudy.runs.evaluation import EvaluationResult
+from understudy.runs.lock import locked
 from understudy.runs.metrics import read_metrics
 from understudy.runs.policies import check_consent, rebuild_policy
 from understudy.runs.provenance import provenance
@@ -26,6 +30,7 @@ from understudy.types import CheckpointError
 from understudy.version import __version__
 
 CHECKPOINT_KIND = "training"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,19 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of step_*.pt and best.pt."""
         return self.path / "checkpoints"
+
+    @property
+    def demonstrations(self) -> Path:
+        """Folder of round_*.npz, what DAgger collected."""
+        return self.path / "demonstrations"
 
     @property
     def evaluation(self) -> Path:
@@ -83,8 +98,32 @@ class RunFolder:
             raise ValueError(f"{self.path} is not a run: it has no config.yaml; give the folder that a training wrote")
 
     def write_config(self, config: TrainConfig) -> None:
-        """Store the config."""
+        """Store the config, in a folder that somebody may have deleted."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, to_yaml(config).encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other trainings out, and remove what one that was killed left half-written.
+
+        Raises ValueError, with host and process, if another training is in it, and if nothing can be written there.
+        """
+        with ExitStack() as stack:
+            with _writing(self.path):
+                stack.enter_context(locked(self.path, LOCK))
+            own = (self.config, self.provenance, self.metrics, self.evaluation, self.video)
+            patterns = [f".{file.name}.*.tmp" for file in own]
+            patterns += [f"{folder.name}/.*.tmp" for folder in (self.checkpoints, self.demonstrations)]
+            for leftover in itertools.chain.from_iterable(map(self.path.glob, patterns)):
+                shutil.rmtree(leftover, ignore_errors=True)
+            yield
+
+    def forget(self) -> None:
+        """Remove what a training without a checkpoint left."""
+        for file in (self.provenance, self.metrics):
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.tensorboard, self.demonstrations):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def record_start(self) -> None:
         """Append where and with what this start of the run happens."""
@@ -109,37 +148,70 @@ class Run:
         return read_metrics(RunFolder(self.path).metrics)
 
 
-def choose_run_path(config: TrainConfig) -> Path:
-    """Where a new run goes. Raises ValueError if that folder is not empty or can be seen to be out of reach."""
+@contextmanager
+def new_run(config: TrainConfig) -> Iterator[RunFolder]:
+    """The folder of a new run, locked, with its config in it.
+
+    A folder in which a training ended before its first checkpoint is used again. Where the block fails before
+    `record_start` (what cannot be built), nothing of it stays. Raises ValueError if the folder holds anything else, is
+    in use or cannot be written.
+    """
+    text = to_yaml(config)  # what cannot be stored leaves no folder behind
     if config.run_dir is None:
-        name = f"{config.recipe}-{config.env.id.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
-        path = _unused(Path("runs") / name)
+        path = _unused_folder(config)
+        made = [path]
     else:
         path = Path(config.run_dir)
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write run folder {path}: no permission in {existing}; choose another --run-dir")
-    if existing == path and any(path.iterdir()):
-        raise ValueError(
-            f"run folder {path} exists and is not empty: continue it with `understudy train --resume {path}`, "
-            "or choose another --run-dir"
-        )
-    return path
-
-
-def create_run_folder(path: Path, config: TrainConfig) -> RunFolder:
-    """Make a new run's folder and store config and provenance. Raises ValueError if it cannot be written."""
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        with _writing(path):
+            path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
-    to_yaml(config)  # what cannot be stored leaves no folder behind
+    if any(path.iterdir()) and not (path / LOCK).is_file():
+        raise _occupied(path)
+    with folder.locked():
+        if step_checkpoints(folder.checkpoints) or folder.evaluation.exists():
+            raise _occupied(path)
+        try:
+            folder.forget()
+            with _writing(path):
+                write_atomic(folder.config, text.encode())
+            yield folder
+        except BaseException:
+            if not folder.provenance.exists():
+                folder.forget()
+                for file in (folder.config, path / LOCK):
+                    file.unlink(missing_ok=True)
+                for empty in made:
+                    empty.rmdir()
+            raise
+
+
+def _unused_folder(config: TrainConfig) -> Path:
+    """Make a folder that is called by recipe, environment and time: valid on every file system, also without ":"."""
+    name = re.sub(r"[^\w.-]+", "-", f"{config.recipe}-{config.env.id}", flags=re.ASCII).strip("-.")[:150]
+    name = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        path = Path("runs") / f"{name}{suffix}"
+        with _writing(path), suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise ValueError(f"there are 1,000 runs called {name}: name yours with --run-dir")
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        folder.write_config(config)
-        folder.record_start()
+        yield
     except OSError as error:
-        raise ValueError(
-            f"cannot write run folder {path}: {error.strerror or error}; choose another --run-dir"
-        ) from error
-    return folder
+        reason = error.strerror or error
+        raise ValueError(f"cannot write run folder {path}: {reason}; choose another --run-dir") from error
+
+
+def _occupied(path: Path) -> ValueError:
+    return ValueError(
+        f"run folder {path} exists and is not empty: continue it with `understudy train --resume {path}`, "
+        "or choose another --run-dir"
+    )
 
 
 def load(
@@ -198,11 +270,3 @@ def _policy_of(checkpoint: dict[str, Any], source: str, allow: Collection[str], 
     if "policy" not in checkpoint:  # written before policies had a description of their own
         checkpoint = {**checkpoint, "policy": yaml.safe_load(checkpoint["config"])["policy"]}
     return rebuild_policy(checkpoint, checkpoint["state"]["policy"], source, allow=allow, policy=policy)
-
-
-def _unused(path: Path) -> Path:
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate

@@ -12,6 +12,9 @@ from understudy.core.files import write_atomic
 STEP = "step"
 """Key of the environment steps (all environments together) in every line."""
 
+EPOCH = "offline/epoch"
+"""Key in every line of offline training, whose `step` counts epochs."""
+
 
 def json_line(values: Mapping[str, object]) -> str:
     """One line of strict JSON; non-finite floats as null."""
@@ -37,9 +40,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def drop_after(path: Path, step: int) -> None:
-    """Remove the lines later than `step`: work after the checkpoint that a resumed run will do again."""
+def drop_after(path: Path, steps: int, epochs: float = math.inf) -> None:
+    """Remove the lines later than `steps` (of offline epochs: than `epochs`), which a resumed run writes again."""
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path) if row[STEP] <= step]
+    kept = [row for row in read_metrics(path) if row[STEP] <= (epochs if EPOCH in row else steps)]
     write_atomic(path, "".join(json_line(row) + "\n" for row in kept).encode())

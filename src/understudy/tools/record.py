@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -103,9 +104,15 @@ def _final(keys: Sequence[Key], moment: Moment, n: int) -> dict[Key, np.ndarray]
     step = moment.step
     source = step.final_obs if bool(step.terminated[n] | step.truncated[n]) else step.obs
     if source is None:
-        logger.warning("the environment gives no final observations: the last one is recorded twice")
+        _warn_of_final_observations()
         source = moment.obs
     return {key: source.get(key)[n].cpu().numpy().copy() for key in keys}
+
+
+@functools.cache
+def _warn_of_final_observations() -> None:
+    """Once: DAgger records again and again."""
+    logger.warning("the environment gives no final observations: the last one is recorded twice")
 
 
 # --------------------------------------------------------------------------------------------- the command

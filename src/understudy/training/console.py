@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -17,6 +18,9 @@ from understudy.training.loggers import Logger, Phase
 
 LINE_INTERVAL = 5.0
 """Seconds between lines where the output is not a terminal."""
+
+LINE_WIDTH = 120
+"""Characters of a line there, at most."""
 
 _HEADLINES = {
     "episode/return": "episode return",
@@ -33,36 +37,38 @@ _HIDDEN = ("reward/task",)  # the episode return says it better; the other rewar
 
 
 class Console(Logger):
-    """Shows steps, steps/s, time left, episode return, KL and what the parts report. Writes to stderr or `file`."""
+    """Shows progress, speed, time left, episode return, KL and what the parts report. Writes to stderr or `file`."""
 
     def __init__(self, *, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._live: Live | None = None
         self._console = rich.console.Console(file=file, stderr=file is None, highlight=False)
+        self._width = self._console.width if self._console.is_terminal else LINE_WIDTH
 
     def start(self, phase: Phase) -> None:
-        """Show an empty table where the output is a terminal."""
+        """Say where the run lies and what it trains on; show an empty table where the output is a terminal."""
         self._first = self._step = phase.first_step
-        self._total = phase.total_steps
+        self._total, self._unit = phase.total_steps, "epochs" if phase.kind == "offline" else "steps"
         self._start, self._last_line = self._clock(), -math.inf
         self._shown: dict[str, float] = {}
+        self.note(f"{phase.folder}: {phase.total_steps:,} {self._unit} on {phase.setting or phase.config.env.id}")
         if self._console.is_terminal:
             self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the state after `step` environment steps. A metric that is NaN keeps its last value."""
+        """Show the state after `step` environment steps or epochs. A metric that is NaN keeps its last value."""
         self._step = step
         self._shown.update((name, value) for name, value in metrics.items() if math.isfinite(value))
         if self._live is not None:
             self._live.update(self._table())
         elif self._clock() - self._last_line >= LINE_INTERVAL or step >= self._total:
             self._last_line = self._clock()
-            self._console.print(self._line(), soft_wrap=True)
+            self._print(self._line())
 
     def note(self, text: str) -> None:
         """Print one sentence, above the table where there is one."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._print(textwrap.fill(text, self._width, break_long_words=False, break_on_hyphens=False))
 
     def close(self) -> None:
         """Leave the last table on the screen and give the cursor back."""
@@ -70,12 +76,13 @@ class Console(Logger):
             self._live.stop()
             self._live = None
 
-    def _rate(self) -> float:
-        return (self._step - self._first) / max(self._clock() - self._start, 1e-9)
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
 
-    def _left(self) -> str:
-        rate = self._rate()
-        return duration(max(self._total - self._step, 0) / rate) if rate > 0 else "?"
+    def _progress(self) -> list[str]:
+        speed = (self._step - self._first) / max(self._clock() - self._start, 1e-9)
+        left = duration(max(self._total - self._step, 0) / speed) if speed > 0 else "?"
+        return [f"{speed:,.0f} {self._unit}/s" if speed >= 10 else f"{speed:.2g} {self._unit}/s", f"{left} left"]
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [(label, _number(self._shown[name])) for name, label in _HEADLINES.items() if name in self._shown]
@@ -83,12 +90,16 @@ class Console(Logger):
         return rows + [(name, _number(self._shown[name])) for name in sorted(parts)]
 
     def _line(self) -> str:
+        """Progress, and as many metrics as the line has room for."""
         share = 100 * min(self._step / self._total, 1.0)
-        parts = [f"{self._step:,} steps ({share:.0f} %)", f"{self._rate():,.0f} steps/s", f"{self._left()} left"]
-        return " | ".join(parts + [f"{label} {value}" for label, value in self._rows()])
+        line = " | ".join([f"{self._step:,} {self._unit} ({share:.0f} %)", *self._progress()])
+        for label, value in self._rows():
+            longer = f"{line} | {label} {value}"
+            line = longer if len(longer) <= self._width else line
+        return line
 
     def _table(self) -> Group:
-        head = f"{self._step:,} of {self._total:,} steps   {self._rate():,.0f} steps/s   {self._left()} left"
+        head = "   ".join([f"{self._step:,} of {self._total:,} {self._unit}", *self._progress()])
         table = Table.grid(padding=(0, 3))
         for label, value in self._rows():
             table.add_row(label, value)

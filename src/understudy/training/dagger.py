@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core import randomness
 from understudy.core.schedules import Scalar
-from understudy.core.spaces import component_keys
+from understudy.core.spaces import bounds_of, component_keys, is_real, shape_of, tensor_dtype
 from understudy.data.demonstrations.write import write_npz
 from understudy.envs.base import VecEnv
 from understudy.nn.protocol import Policy
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.shared.teacher_forcing import act_where_forced
 from understudy.runs.config import DaggerConfig, TrainConfig
-from understudy.runs.folder import load
+from understudy.runs.folder import RunFolder, load
 from understudy.tools.play import Actor, PolicyActor, opened
 from understudy.tools.record import record_episodes, scripted_expert
 
-DEMONSTRATIONS = "demonstrations"
-"""Folder in a run in which every round keeps its episodes."""
+logger = logging.getLogger(__name__)
 
 
 class Dagger:
@@ -35,10 +38,10 @@ class Dagger:
     0 is the expert's alone.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, env: VecEnv, expert: Actor | None = None) -> None:
+    def __init__(self, config: TrainConfig, folder: RunFolder, env: VecEnv, expert: Actor | None = None) -> None:
         assert config.offline is not None
         assert config.offline.dagger is not None
-        self.config, self.folder, self.env = config.offline.dagger, run / DEMONSTRATIONS, env
+        self.config, self.folder, self.env = config.offline.dagger, folder.demonstrations, env
         self.env_id, self.seed = config.env.id, config.seed
         self.expert = find_expert(self.config, env, config.allowed) if expert is None else expert
         self.beta = Scalar(self.config.beta)
@@ -46,25 +49,25 @@ class Dagger:
     def collect(self, number: int, learner: Policy | None) -> dict[str, float]:
         """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture."""
         self.beta.advance(number, number, self.config.rounds, self.config.rounds)
-        beta = float(self.beta())
-        if learner is None:
-            beta = 1.0
-        elif not 0.0 <= beta <= 1.0:
-            raise ValueError(f"offline.dagger.beta gave {beta} in round {number}: a probability lies in [0, 1]")
+        beta = 1.0 if learner is None else float(self.beta())
         device, seed = self.env.device, randomness.mix(self.seed, f"dagger/{number}") % 2**31
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)  # coins are thrown
-            actor = Mixture(self.expert, None if learner is None else PolicyActor(learner), beta)
+            actor = Mixture(self._ask, None if learner is None else PolicyActor(learner), beta)
             least, steps = self.config.episodes_per_round, self.config.steps_per_round
             episodes = record_episodes(self.env, actor, least, seed, label=actor.label, min_steps=steps)
         metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
-        write_npz(self.folder / f"round_{number:03d}.npz", episodes, metadata)
+        write_npz(_round_file(self.folder, number), episodes, metadata)
         return {
             "dagger/round": float(number),
             "dagger/beta": beta,
             "dagger/steps": float(sum(episode.length for episode in episodes)),
             "dagger/return": sum(episode.score for episode in episodes) / len(episodes),
         }
+
+    def _ask(self, obs: TensorDict, is_first: Tensor) -> Tensor:
+        """The expert's actions `[N, *A]`, which `expert_actions` checked."""
+        return expert_actions(self.expert(obs, is_first), self.env)
 
 
 class Mixture:
@@ -112,18 +115,65 @@ def find_expert(config: DaggerConfig, env: VecEnv, allow: Collection[str] = ()) 
     return PolicyActor(policy)
 
 
-def first_round(config: TrainConfig, run: Path, expert: Actor | None = None, own: VecEnv | None = None) -> TrainConfig:
-    """Collect round 0 into the run's folder, and let the cloning parts of the config learn from that folder.
+def expert_actions(answer: Any, env: VecEnv) -> Tensor:
+    """What an expert answered (a tensor, an array, a list) as actions `[N, *A]` that the environment can execute.
 
-    `own`: the environment to play in, instead of one built from the config.
+    Real actions are clipped to the space's bounds. Raises ValueError for another shape, NaN and infinity, and where
+    the space holds integers for fractions and for integers outside of it.
+    """
+    space, shape = env.action_space, (env.num_envs, *shape_of(env.action_space))
+    try:
+        actions = torch.as_tensor(answer if isinstance(answer, Tensor) else np.asarray(answer), device=env.device)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the expert must return actions {list(shape)}, got {answer!r:.80} ({error})") from error
+    if actions.shape != shape:
+        raise ValueError(f"the expert must return actions {list(shape)} of {space}, got the shape {[*actions.shape]}")
+    numbers = actions.double()
+    low, high = (torch.as_tensor(side, dtype=torch.float64, device=env.device) for side in bounds_of(space))
+    outside = (numbers < low) | (numbers > high)
+    wrong = ~torch.isfinite(numbers) | (False if is_real(space) else outside | (numbers != numbers.round()))
+    if bool(wrong.any()):
+        raise ValueError(f"the expert returned the action {numbers[wrong][0].item():g}, which is not in {space}")
+    if bool(outside.any()):
+        _say_once(f"the expert's actions exceed {space} (for example {numbers[outside][0].item():g}): they are clipped")
+        actions = numbers.clamp(low, high)
+    return actions.to(tensor_dtype(space))
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logger.warning("%s", text)
+
+
+def with_rounds(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """`config` with the run's own rounds as the demonstrations of its cloning parts: wherever the run lies now."""
+    parts = {k: dataclasses.replace(v, demonstrations=str(folder.demonstrations)) for k, v in _cloning(config).items()}
+    return dataclasses.replace(config, parts={**config.parts, **parts})
+
+
+def first_round(config: TrainConfig, folder: RunFolder, expert: Actor | None = None, own: VecEnv | None = None) -> None:
+    """Collect round 0. `own`: the environment to play in, instead of one built from the config.
+
     Raises ValueError if the config names demonstrations of its own, or as `find_expert`.
     """
-    cloning = {name: part for name, part in config.parts.items() if isinstance(part, BehaviorCloningConfig)}
-    for name, part in cloning.items():
+    for name, part in _cloning(config).items():
         if part.demonstrations:
             raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
     with opened(config.env if own is None else own, config.torch_device(), config.seed) as env:
-        Dagger(config, run, env, expert).collect(0, None)
-    folder = str(run / DEMONSTRATIONS)
-    parts = {**config.parts, **{k: dataclasses.replace(v, demonstrations=folder) for k, v in cloning.items()}}
-    return dataclasses.replace(config, parts=parts)
+        Dagger(config, folder, env, expert).collect(0, None)
+
+
+def drop_rounds(folder: RunFolder, after: int) -> None:
+    """Remove the rounds later than `after`, which a resumed run will collect again."""
+    number = after + 1
+    while (file := _round_file(folder.demonstrations, number)).exists():
+        file.unlink()
+        number += 1
+
+
+def _round_file(folder: Path, number: int) -> Path:
+    return folder / f"round_{number:03d}.npz"
+
+
+def _cloning(config: TrainConfig) -> dict[str, BehaviorCloningConfig]:
+    return {name: part for name, part in config.parts.items() if isinstance(part, BehaviorCloningConfig)}

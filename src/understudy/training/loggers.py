@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import platform
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, TextIO, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from understudy.core.check import nearest
 from understudy.core.extras import require
+from understudy.core.files import write_atomic
 from understudy.core.registry import Registry
 from understudy.core.schedules import Condition
 from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig
+from understudy.runs.folder import RunFolder
 from understudy.runs.metrics import STEP, json_line
 
 T = TypeVar("T")
@@ -25,7 +31,7 @@ Row = Mapping[str, float]
 
 
 class StopTraining(Exception):
-    """Raised by a logger's `log` to end the training: the reason goes into `Run.stopped_by`.
+    """Raised by a logger to end the training: the reason goes into `Run.stopped_by`.
 
     The other loggers still see the row. Then follow a checkpoint and an evaluation, as at any end; where the row lacks
     its numbers, they are in `Run.evaluation` and `evaluation.json` alone.
@@ -43,6 +49,8 @@ class Phase(NamedTuple):
     first_step: int
     """Where the phase starts: not 0 in a resumed run, which may log later steps a second time."""
     total_steps: int
+    setting: str = ""
+    """For people: device, copies and backend of the environment."""
 
 
 @runtime_checkable
@@ -110,12 +118,16 @@ class MetricsFile(Logger):
 
     def start(self, phase: Phase) -> None:
         """Open the file, to append."""
-        self.file: TextIO = (phase.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.path = RunFolder(phase.folder).metrics
+        self.file = self.path.open("ab", buffering=0)  # of bytes that a full disk refuses, none wait for `close`
 
     def log(self, step: int, metrics: Row) -> None:
-        """Append a line; NaN and infinities, which JSON does not have, become null."""
-        self.file.write(json_line({STEP: step, **metrics}) + "\n")
-        self.file.flush()
+        """Append a line; NaN and infinities, which JSON does not have, become null. Raises OSError with the path."""
+        line = (json_line({STEP: step, **metrics}) + "\n").encode()
+        with _writing(self.path):
+            self.path.stat()  # a deleted file takes lines that nobody will read
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""
@@ -125,30 +137,40 @@ class MetricsFile(Logger):
 class TensorBoard(Logger):
     """TensorBoard event files; what an earlier start of the run wrote after `first_step` disappears from view.
 
-    One event holds all metrics of a row: `SummaryWriter.add_scalar`, one event each, took 5 ms for 27 of them.
+    One event holds all metrics of a row: `SummaryWriter.add_scalar`, one event each, took 5 ms for 27 of them. Events
+    are written at once, by this thread: an error in TensorBoard's own is a traceback, and the training goes on.
     """
 
     def start(self, phase: Phase) -> None:
         """Open an event file in the run's folder."""
         # importing it takes a second, so only where it is used
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-        self.event, self.summary = Event, Summary
-        self.writer = EventFileWriter(str(phase.folder / "tensorboard"))
-        if phase.first_step:
-            restart = SessionLog(status=SessionLog.START)
-            self.writer.add_event(Event(wall_time=time.time(), step=phase.first_step, session_log=restart))
+        self.event, self.summary = event_pb2.Event, summary_pb2.Summary
+        folder = RunFolder(phase.folder).tensorboard
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+        with _writing(self.path):
+            folder.mkdir(exist_ok=True)
+            self.file = self.path.open("xb", buffering=0)
+        self.records = RecordWriter(self.file)
+        self._write(file_version="brain.Event:2")
+        if phase.first_step:  # what is at `first_step` stays
+            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(step=phase.first_step + 1, session_log=restart)
 
     def log(self, step: int, metrics: Row) -> None:
-        """Write every finite metric."""
+        """Write every finite metric. Raises OSError with the path."""
         values = [self.summary.Value(tag=name, simple_value=x) for name, x in finite(metrics).items()]
-        self.writer.add_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=values)))
+        self._write(step=step, summary=self.summary(value=values))
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        self.writer.close()
+        """Close the event file."""
+        self.file.close()
+
+    def _write(self, **content: Any) -> None:
+        with _writing(self.path):
+            self.records.write(self.event(wall_time=time.time(), **content).SerializeToString())
 
 
 class WeightsAndBiases(Logger):
@@ -158,13 +180,19 @@ class WeightsAndBiases(Logger):
         require("logging to Weights & Biases", "wandb", extra="wandb")
 
     def start(self, phase: Phase) -> None:
-        """Start or continue the run that is called as the folder."""
+        """Start a run that is called as the folder, or continue the one that the folder remembers."""
         import wandb  # an extra
 
-        project, name, folder = phase.config.logging.wandb_project, phase.folder.name, str(phase.folder)
-        # the folder's name as id: a resumed run goes on in the same place
+        memory = phase.folder / "wandb_run_id"
+        if not memory.is_file():  # names of folders are neither valid ids nor unique
+            write_atomic(memory, secrets.token_hex(8).encode())
         self.run = wandb.init(
-            project=project, name=name, id=name, dir=folder, config=to_plain(phase.config), resume="allow"
+            project=phase.config.logging.wandb_project,
+            name=phase.folder.name,
+            id=memory.read_text(),
+            dir=str(phase.folder),
+            config=to_plain(phase.config),
+            resume="allow",
         )
 
     def log(self, step: int, metrics: Row) -> None:
@@ -191,7 +219,7 @@ class MLflow(Logger):
             mlflow.start_run(run_id=memory.read_text())
             return
         mlflow.set_experiment(phase.config.logging.mlflow_experiment)
-        memory.write_text(mlflow.start_run(run_name=phase.folder.name).info.run_id)
+        write_atomic(memory, mlflow.start_run(run_name=phase.folder.name).info.run_id.encode())
         mlflow.log_params(flat(to_plain(phase.config)))
 
     def log(self, step: int, metrics: Row) -> None:
@@ -242,21 +270,16 @@ class Loggers:
         """Start all loggers, and close them at the end."""
         with ExitStack() as started:
             for logger in self.loggers:
-                _blaming(logger, logger.start, phase)
-                started.callback(_blaming, logger, logger.close)
+                self._call(logger, logger.start, phase)
+                started.callback(self._call, logger, logger.close)
             yield
 
     def log(self, step: int, metrics: Row) -> None:
-        """Pass a row through all loggers, also after one that failed, whose error is raised in the end.
-
-        Where one asked to stop, `stopped_by` says why from now on.
-        """
+        """Pass a row through all loggers, also after one that failed, whose error is raised in the end."""
         row, failures = dict(metrics), []
         for logger in self.loggers:
             try:
-                row |= _blaming(logger, _added, logger, step, row)
-            except StopTraining as stop:
-                self.stopped_by = self.stopped_by or str(stop) or type(logger).__qualname__
+                row |= self._call(logger, _added, logger, step, row) or {}
             except Exception as error:
                 failures.append(error)
         if failures:
@@ -265,7 +288,19 @@ class Loggers:
     def note(self, text: str) -> None:
         """Pass a sentence to all loggers."""
         for logger in self.loggers:
-            _blaming(logger, logger.note, text)
+            self._call(logger, logger.note, text)
+
+    def _call(self, logger: Logger, call: Callable[..., T], *arguments: Any) -> T | None:
+        """Call, and name the logger in what it raises; where it asks to stop, `stopped_by` says why from now on."""
+        try:
+            return call(*arguments)
+        except StopTraining as stop:
+            self.stopped_by = self.stopped_by or str(stop) or type(logger).__qualname__
+            return None
+        except Exception as error:
+            own = logger.function if isinstance(logger, FunctionLogger) else type(logger).__qualname__
+            error.add_note(f"Raised by the logger {own}.")
+            raise
 
 
 def finite(metrics: Row) -> dict[str, float]:
@@ -291,19 +326,25 @@ def _as_logger(given: Any) -> Logger:
 
 
 def _added(logger: Logger, step: int, row: dict[str, float]) -> dict[str, float]:
-    """The metrics that a logger adds to a row. Raises ValueError where the row has them."""
-    added = {name: float(value) for name, value in (logger.log(step, MappingProxyType(row)) or {}).items()}
+    """The metrics that a logger adds to a row. Raises ValueError for what is no such thing, and for taken names."""
+    returned = logger.log(step, MappingProxyType(row))
+    if returned is None:
+        return {}
+    if not isinstance(returned, Mapping):
+        raise ValueError(f"a logger returned {returned!r:.80}: return metrics by name (a dict), or None")
+    try:
+        added = {str(name): float(value) for name, value in returned.items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a logger returned metrics that are not numbers: {returned!r:.80}") from error
     if taken := sorted(added.keys() & {STEP, *row}):
         raise ValueError(f"a logger returned {', '.join(taken)}, which the row already has: choose other names")
     return added
 
 
-def _blaming(logger: Logger, call: Callable[..., T], *arguments: Any) -> T:
-    """Call, and name the logger in what it raises."""
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Name the file in an error of the disk."""
     try:
-        return call(*arguments)
-    except StopTraining:
-        raise
-    except Exception as error:
-        error.add_note(f"Raised by the logger {logger.function if isinstance(logger, FunctionLogger) else logger!r}.")
-        raise
+        yield
+    except OSError as error:
+        raise OSError(f"could not write {path}: {error.strerror or error}") from error

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
+import logging
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
-from gymnasium.spaces import flatdim
-
-from understudy.core import randomness
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import EnvConfig, as_vec_env
-from understudy.nn.policy import build_policy
-from understudy.nn.protocol import Policy, check_policy
-from understudy.ppo.part import Part, PartContext
+from understudy.envs.registry import EnvConfig, backend_of
+from understudy.nn.protocol import Policy
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import (
     BEST,
@@ -30,29 +24,25 @@ from understudy.runs.checkpoint import (
     load_checkpoint,
     prune,
     save_checkpoint,
+    step_checkpoints,
     step_path,
 )
 from understudy.runs.config import TrainConfig, to_yaml
 from understudy.runs.evaluation import EvaluationResult
-from understudy.runs.folder import (
-    CHECKPOINT_KIND,
-    Run,
-    RunFolder,
-    choose_run_path,
-    create_run_folder,
-    find_checkpoint,
-    load,
-)
+from understudy.runs.folder import CHECKPOINT_KIND, Run, RunFolder, load, new_run
 from understudy.runs.metrics import drop_after
 from understudy.runs.policies import describe_policy, policy_config
-from understudy.runs.spaces import space_from_plain
 from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
-from understudy.tools.play import OWN_ENV, Actor, evaluation_seed, opened
-from understudy.training.dagger import Dagger, first_round
+from understudy.tools.play import OWN_ENV, Actor, evaluation_seed
+from understudy.training.building import building, check_spaces, with_own_env
+from understudy.training.dagger import Dagger, drop_rounds, first_round, with_rounds
 from understudy.training.loggers import Loggers, Phase
-from understudy.training.offline import OfflineTraining, find_cloning_part
-from understudy.training.signals import StopSignals
+from understudy.training.offline import OfflineTraining
+from understudy.training.signals import StopSignals, Terminated
+from understudy.types import CheckpointError, WorkerError
+
+logger = logging.getLogger(__name__)
 
 EPOCHS_PER_CHECKPOINT = 10
 """Epochs of offline training between checkpoints."""
@@ -83,20 +73,11 @@ def train(
     written.
     """
     listening = _listening(config, loggers)
-    path = choose_run_path(config)
-    config, own = _with_own_env(config, env)
-    asks = config.offline is not None and config.offline.dagger is not None
-    if asks:
-        config = first_round(config, path, expert, own)
-    elif expert is not None:
+    config, own = with_own_env(config, env)
+    if expert is not None and (config.offline is None or config.offline.dagger is None):
         raise ValueError("nobody would ask the expert: set offline.dagger (us.recipes.dagger does), or drop expert=")
-    with _building(config, own, policy) as (built, ppo):  # before the folder: what fails leaves none behind
-        if config.start_from is not None:
-            weights = load(config.start_from, allow=config.allowed).state_dict()
-            check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
-            ppo.policy.load_state_dict(weights)
-        folder = create_run_folder(path, config)
-        return _Training(config, folder, built, ppo, listening, expert, own is not None).run()
+    with new_run(config) as folder:
+        return _start(folder, config, None, own, policy, expert, listening)
 
 
 def resume(
@@ -109,62 +90,102 @@ def resume(
     loggers: Iterable[Any] = (),
     allow: Collection[str] = (),
 ) -> Run:
-    """Continue a run from its newest checkpoint, up to `total_steps` (default: what its config says).
+    """Continue a run from its newest checkpoint that is whole, up to `total_steps` (default: what its config says).
 
-    Objects that `train` was given have to be given again. `allow` lists the modules that may be imported because the
-    config (`module:attribute`) or a policy that it loads names them. Raises ValueError if `run` is no run's folder or
-    its environment is another one, CheckpointError if its checkpoint is missing, damaged or does not fit its config;
-    otherwise as `train`.
+    A run that ended before its first checkpoint starts again. Objects that `train` was given have to be given again.
+    `allow` lists the modules that may be imported because the config (`module:attribute`) or a policy that it loads
+    names them. Raises ValueError if `run` is not a run's folder, is in use, or its environment is another one,
+    CheckpointError if its checkpoints are missing, damaged or do not fit its config; otherwise as `train`.
     """
     folder = RunFolder(Path(run))
     config = folder.read_config(allow)
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
-    path = find_checkpoint(folder.path)
-    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    offline: int | None = None  # how many epochs of an unfinished offline training are done
-    if config.offline is not None and not checkpoint["offline"]["finished"]:
-        offline = checkpoint["offline"]["epochs_done"]
-    if offline is None and checkpoint["env_steps"] >= config.total_steps:
-        raise ValueError(
-            f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
-            f"{2 * config.total_steps}"
-        )
     listening = _listening(config, loggers)
-    config, own = _with_own_env(config, env)
-    if policy is None and "policy" in checkpoint:
-        policy_config(checkpoint, str(path))  # it was an object: only its owner can make another one
-    with _building(config, own, policy, hint=OWN_ENV) as (built, ppo):
-        _check_spaces(built, checkpoint, config.env.id)
-        training = _Training(config, folder, built, ppo, listening, expert, own is not None)
-        check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], str(path))
-        ppo.load_state_dict(checkpoint["state"])
-        if training.offline is not None:
-            training.offline.load_state_dict(checkpoint["offline"])
+    config, own = with_own_env(config, env)
+    with folder.locked():
+        checkpoint = _newest_checkpoint(folder)
+        if checkpoint is None:
+            folder.forget()
+        elif _is_over(checkpoint, config):
+            raise ValueError(
+                f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
+                f"{2 * config.total_steps or 100_000}"
+            )
+        return _start(folder, config, checkpoint, own, policy, expert, listening)
+
+
+def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
+    """The loggers. Raises ImportError for a missing extra now, not where the training would find it missing."""
+    if config.evaluation.video:
+        check_video_packages()
+    return Loggers(config, own)
+
+
+def _newest_checkpoint(folder: RunFolder) -> Mapping[str, Any] | None:
+    """The newest checkpoint that can be read; None if there is none yet. Raises CheckpointError if all are damaged."""
+    paths = step_checkpoints(folder.checkpoints)[::-1]
+    for number, path in enumerate(paths, start=1):
+        try:
+            return load_checkpoint(path, CHECKPOINT_KIND)
+        except CheckpointError as error:
+            if number == len(paths):
+                raise
+            logger.warning("%s: continuing from %s", error, paths[number])
+    if folder.evaluation.exists():
+        raise CheckpointError(f"{folder.path} is finished, and its checkpoints are gone: train it anew")
+    return None
+
+
+def _is_over(checkpoint: Mapping[str, Any], config: TrainConfig) -> bool:
+    """Whether there is nothing left to do, the last evaluation included."""
+    trained = checkpoint["env_steps"] >= config.total_steps
+    cloned = config.offline is None or checkpoint["offline"]["finished"]
+    return bool(trained and cloned and checkpoint.get("unreported") is None)
+
+
+def _start(
+    folder: RunFolder,
+    config: TrainConfig,
+    checkpoint: Mapping[str, Any] | None,
+    own: VecEnv | None,
+    policy: Policy | None,
+    expert: Actor | None,
+    loggers: Loggers,
+) -> Run:
+    """Train in a locked folder, from a checkpoint or from the start."""
+    built_from = config
+    if config.offline is not None and config.offline.dagger is not None:
+        if checkpoint is None:
+            first_round(config, folder, expert, own)
+        else:
+            drop_rounds(folder, after=checkpoint["offline"]["round"])
+        built_from = with_rounds(config, folder)
+    source = str(folder.checkpoints)
+    if checkpoint is not None and policy is None and "policy" in checkpoint:
+        policy_config(checkpoint, source)  # it was an object: only its owner can make another one
+    with building(built_from, own, policy, "" if checkpoint is None else OWN_ENV) as (env, ppo):
+        training = _Training(config, folder, env, ppo, loggers, expert, own is not None)
+        if checkpoint is not None:
+            check_spaces(env, checkpoint, config.env.id)
+            check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], source)
+            training.load_state_dict(checkpoint)
+        elif config.start_from is not None:
+            weights = load(config.start_from, allow=config.allowed).state_dict()
+            check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
+            ppo.policy.load_state_dict(weights)
         folder.write_config(config)
         folder.record_start()
-        drop_after(folder.metrics, ppo.env_steps if offline is None else offline)
-        training.best_return = checkpoint["best_return"]
         return training.run()
 
 
-def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, Part]:
-    """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
-    parts = {}
-    for name, part in config.parts.items():
-        context = PartContext.of(
-            env,
-            policy,
-            name=name,
-            num_steps=config.ppo.num_steps,
-            gamma=config.ppo.last_gamma,
-            seed=randomness.mix(config.seed, f"part/{name}"),
-            env_id=config.env.id,
-            load_policy=functools.partial(load, allow=config.allowed),
-        )
-        torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
-        parts[name] = part.build(context).to(env.device)
-    return parts
+class _Row(NamedTuple):
+    """Metrics of an epoch or iteration that no logger has seen yet."""
+
+    step: int
+    metrics: dict[str, float]
+    evaluated: bool
+    """Evaluate the policy first, whose numbers join the row."""
 
 
 class _Training:
@@ -189,28 +210,52 @@ class _Training:
         self.offline: OfflineTraining | None = None
         if config.offline is not None:
             asks = config.offline.dagger is not None
-            dagger = Dagger(config, folder.path, env, expert) if asks else None
+            dagger = Dagger(config, folder, env, expert) if asks else None
             self.offline = OfflineTraining(ppo, config.offline, dagger)
-        self.start, self.stop = time.monotonic(), StopSignals()
+        self.row: _Row | None = None
+        self.start, self.stop = time.monotonic(), StopSignals(loggers.note)
 
     def run(self) -> Run:
-        with self.stop:
-            if self.offline is not None and not self.offline.finished:
-                with self._phase("offline", self.offline.epochs_done, self.offline.most_epochs):
-                    self._pretrain(self.offline)
-            if self.stopped_by is None and self.config.total_steps:
-                with self._phase("ppo", self.ppo.env_steps, self.config.total_steps):
+        """The epochs on demonstrations, then the iterations of PPO; whatever ends them leaves a checkpoint."""
+        offline, ppo, total = self.offline, self.ppo, self.config.total_steps
+        with self.stop, self._rescued():
+            if offline is not None and ppo.env_steps == 0 and not (offline.finished and self.row is None):
+                with self._phase("offline", offline.epochs_done, offline.most_epochs):
+                    self._pretrain(offline)
+            if self.stopped_by is None and total:
+                with self._phase("ppo", ppo.env_steps, total):
                     self._iterate()
-        run, steps = self.folder.path, self.ppo.env_steps
-        return Run(run, self.config, self.ppo.policy, steps, self.evaluation, stopped_by=self.stopped_by)
+        path, steps = self.folder.path, ppo.env_steps
+        return Run(path, self.config, ppo.policy, steps, self.evaluation, stopped_by=self.stopped_by)
 
     @property
     def stopped_by(self) -> str | None:
         """The signal or the logger's reason that ends the training early."""
         return self.stop.received.name if self.stop.received is not None else self.loggers.stopped_by
 
-    def _phase(self, kind: Literal["offline", "ppo"], first: int, total: int) -> AbstractContextManager[None]:
-        return self.loggers.phase(Phase(kind, self.folder.path, self.config, first, total))
+    @property
+    def over(self) -> bool:
+        """Whether all epochs and all steps are done."""
+        return (self.offline is None or self.offline.finished) and self.ppo.env_steps >= self.config.total_steps
+
+    @contextmanager
+    def _phase(self, kind: Literal["offline", "ppo"], first: int, total: int) -> Iterator[None]:
+        """Start and close the loggers around a phase, and report first what the last start did not get to."""
+        self.collecting = kind == "ppo"
+        first -= self.row is not None
+        with self.loggers.phase(Phase(kind, self.folder.path, self.config, first, total, self._setting())):
+            if self.row is not None:
+                self._report(self.row)
+                self._checkpoint()
+            elif self.stopped_by is not None:  # by a logger that was started
+                self._conclude()
+                self._checkpoint()
+            yield
+
+    def _setting(self) -> str:
+        env, own = self.config.env, "" if not self.own_env else ", an environment of your own"
+        copies = f"{self.env.num_envs} x {env.id}{own or f' ({backend_of(env)})'}"
+        return f"{copies}, device {self.env.device}"
 
     def _pretrain(self, offline: OfflineTraining) -> None:
         """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
@@ -220,34 +265,41 @@ class _Training:
             if offline.finished:
                 offline.finish()
             due = _crossed(offline.config.evaluation_interval, done - 1, done)
-            self._report(done, metrics, due=due, last=offline.finished and not self.config.total_steps)
-            if offline.finished or self.stopped_by is not None or done % EPOCHS_PER_CHECKPOINT == 0:
-                self._checkpoint()
+            self._close(
+                _Row(done, metrics, due or self.over), kept=offline.finished or done % EPOCHS_PER_CHECKPOINT == 0
+            )
 
     def _iterate(self) -> None:
         config, ppo = self.config, self.ppo
-        self.collecting = True
         if self.offline is not None and ppo.env_steps == 0:
             ppo.reset_envs()  # DAgger and evaluations have played in it
         while ppo.env_steps < config.total_steps and self.stopped_by is None:
-            before = ppo.env_steps
-            with self._rescued():
-                metrics = ppo.iterate()
-            finished = ppo.env_steps >= config.total_steps
+            before, metrics = ppo.env_steps, ppo.iterate()
             due = _crossed(config.evaluation.interval, before, ppo.env_steps)
-            self._report(ppo.env_steps, metrics, due=due, last=finished)
-            if finished or self.stopped_by is not None or _crossed(config.checkpoint.interval, before, ppo.env_steps):
-                self._checkpoint()
+            kept = self.over or _crossed(config.checkpoint.interval, before, ppo.env_steps)
+            self._close(_Row(ppo.env_steps, metrics, due or self.over), kept=kept)
 
-    def _report(self, step: int, metrics: dict[str, float], *, due: bool, last: bool) -> None:
+    def _close(self, row: _Row, *, kept: bool) -> None:
+        """What follows an epoch or an iteration: an evaluation if one is due, its row, a checkpoint if it is `kept`."""
+        self.row = row
+        if kept and self.config.checkpoint.reset_env:
+            self.ppo.reset_envs()
+        if kept and row.evaluated:
+            self._checkpoint()  # now: an evaluation plays in an environment, which may fail or never end
+        self._report(row)
+        if kept or self.stopped_by is not None:
+            self._checkpoint()
+
+    def _report(self, row: _Row) -> None:
         """Evaluate where that is due, and log the row; conclude if it is the last one, or a logger says that it is."""
-        self.latest = None
-        with self._rescued():
-            if (due or last) and self.stop.received is None:
-                metrics |= self._evaluate()
-            self.loggers.log(step, {**metrics, "time/elapsed": time.monotonic() - self.start})
-            if (last or self.loggers.stopped_by is not None) and self.stop.received is None:
-                self._conclude()
+        self.latest, hurried, metrics = None, self.stop.received is not None, dict(row.metrics)
+        if row.evaluated and not hurried:
+            metrics |= self._evaluate()
+        self.loggers.log(row.step, {**metrics, "time/elapsed": time.monotonic() - self.start})
+        if not (row.evaluated and hurried):  # else it is evaluated when the run continues
+            self.row = None
+        if self.over or self.loggers.stopped_by is not None:
+            self._conclude()
 
     def _evaluate(self) -> dict[str, float]:
         """Score the policy, keep it if it is the best so far, and return the metrics of it."""
@@ -271,6 +323,8 @@ class _Training:
 
     def _conclude(self) -> None:
         """The last evaluation of a training that comes to its end, with its film and its file."""
+        if self.stop.received is not None:
+            return
         if self.latest is None and self._evaluate():  # a logger ended the training in between: the row is written
             assert self.latest is not None
             self.loggers.note(self.latest.sentence())
@@ -290,8 +344,6 @@ class _Training:
             self.ppo.reset_envs()
 
     def _checkpoint(self) -> None:
-        if self.config.checkpoint.reset_env:
-            self.ppo.reset_envs()
         self._save(step_path(self.folder.checkpoints, self.ppo.env_steps))
         prune(self.folder.checkpoints, self.config.checkpoint.keep_last)
 
@@ -306,118 +358,62 @@ class _Training:
                 "env_steps": self.ppo.env_steps,
                 "state": self.ppo.state_dict(),
                 "offline": None if self.offline is None else self.offline.state_dict(),
+                "unreported": None if self.row is None else self.row._asdict(),
             },
         )
 
+    def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore a checkpoint, and drop the metrics that come again."""
+        self.ppo.load_state_dict(checkpoint["state"])
+        if self.offline is not None:
+            self.offline.load_state_dict(checkpoint["offline"])
+        self.best_return = checkpoint["best_return"]
+        if (unreported := checkpoint.get("unreported")) is not None:
+            self.row = _Row(unreported["step"], dict(unreported["metrics"]), unreported["evaluated"])
+        again = int(self.row is not None)
+        steps, epochs = self.ppo.env_steps, 0 if self.offline is None else self.offline.epochs_done
+        drop_after(self.folder.metrics, steps - again, epochs if steps else epochs - again)
+
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Where anything fails, write a checkpoint beside the older ones (all kept), and say so in the error."""
+        """Whatever ends the training, write a checkpoint beside the older ones (all kept), and say so in the error."""
         try:
-            yield
-        except Exception as error:
+            with _without_exits():
+                yield
+        except BaseException as error:  # Ctrl-C, too
             error.add_note(self._rescue())
             raise
 
     def _rescue(self) -> str:
         """Write a checkpoint of the policy as it is, if it is sound; a sentence about it."""
+        at = f"This was after {self.ppo.env_steps:,} steps in {self.config.env.id}."
         if not all_finite(self.ppo.policy.state_dict()):
-            return "The policy holds non-finite numbers: no checkpoint was written, the older ones are intact."
+            return f"{at} The policy holds non-finite numbers: no checkpoint was written, the older ones are intact."
         path = step_path(self.folder.checkpoints, self.ppo.env_steps)
         try:
             # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps
             if not path.exists() or not self.collecting:
+                if not self.folder.config.exists():  # somebody deleted the folder
+                    self.folder.write_config(self.config)
+                    self.folder.record_start()
                 self._save(path)
         except Exception as failure:  # a broken environment may not give its state either
-            return f"No checkpoint could be written ({failure}); the older ones are intact."
-        return f"Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
-
-
-def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
-    """The loggers. Raises ImportError for a missing extra now, not where the training would find it missing."""
-    if config.evaluation.video:
-        check_video_packages()
-    return Loggers(config, own)
-
-
-def _with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | None]:
-    """The environment that was given, if one was, and a config that says how many copies it steps.
-
-    Raises ValueError for an object that is no environment, and for options that nobody can apply to it.
-    """
-    if env is None:
-        return config, None
-    named = config.env
-    if named.kwargs or named.max_episode_steps is not None:
-        raise ValueError(
-            "an environment that is given as an object has its options already: leave env.kwargs and "
-            "env.max_episode_steps out"
-        )
-    own = as_vec_env(env, config.torch_device(), groups=named.groups or None, segments=named.segments)
-    if config.evaluation.env_kwargs:
-        raise ValueError("evaluation.env_kwargs need an environment of their own, which env= replaces: leave them out")
-    return dataclasses.replace(config, env=dataclasses.replace(named, num_envs=own.num_envs)), own
+            return f"{at} No checkpoint could be written ({failure}); the older ones are intact."
+        return f"{at} Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
 
 
 @contextmanager
-def _building(
-    config: TrainConfig,
-    own: VecEnv | None = None,
-    policy: Policy | None = None,
-    hint: str = "",
-) -> Iterator[tuple[VecEnv, PPO]]:
-    """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end."""
-    device = config.torch_device()
-    threads = torch.get_num_threads()
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
+def _without_exits() -> Iterator[None]:
+    """Turn the SystemExit of an environment, a network or a logger into an error: nobody asked for a quiet end."""
     try:
-        randomness.seed_everything(config.seed)  # environments may draw from the global streams
-        seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
-        with opened(config.env if own is None else own, device, seed, hint) as env:
-            yield env, _build(config, env, policy)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _build(config: TrainConfig, env: VecEnv, policy: Policy | None) -> PPO:
-    # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
-    with torch.random.fork_rng([env.device] if env.device.type == "cuda" else []):
-        torch.manual_seed(randomness.mix(config.seed, "weights"))
-        if policy is None:
-            policy = build_policy(env.observation_space, env.action_space, config.policy)
-        policy = _fitting(policy, env).to(env.device)
-        parts = build_parts(config, env, policy)
-    ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
-    if config.offline is not None:
-        find_cloning_part(ppo)  # it is missed here, not after the run's folder is made
-    return ppo
-
-
-def _fitting(policy: Policy, env: VecEnv) -> Policy:
-    """`policy` itself. Raises ValueError unless it keeps the protocol and was made for the environment's spaces."""
-    if not isinstance(policy, Policy):
-        kind = policy.__name__ if isinstance(policy, type) else type(policy).__name__
-        hint = (
-            f"build one: {kind}(observation_space, action_space, ...)"
-            if isinstance(policy, type)
-            else "inherit us.Policy"
-        )
-        raise ValueError(f"policy must be an us.Policy object, got {policy!r:.80}; {hint}")
-    for name, its, theirs in (
-        ("observations", policy.observation_space, env.observation_space),
-        ("actions", policy.action_space, env.action_space),
-    ):
-        if its != theirs:
-            raise ValueError(f"the policy was made for the {name} {its}, the environment has {theirs}")
-    return policy if policy.built_from is not None else check_policy(policy)
-
-
-def _check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
-    """Raise ValueError if the observations and actions are not those that the run was trained with."""
-    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
-        before = space_from_plain(checkpoint[f"{name}_space"])
-        if flatdim(before) != flatdim(space) or type(before) is not type(space):
-            raise ValueError(f"{env_id} has the {name} space {space}, the run was trained with {before}{OWN_ENV}")
+        yield
+    except SystemExit as error:
+        if isinstance(error, Terminated):
+            raise
+        raise WorkerError(
+            f"the environment, a network or a logger called sys.exit({error.code!r}), which would end the training "
+            "without a word: raise an error there, or us.StopTraining in a logger"
+        ) from error
 
 
 def _crossed(interval: int | None, before: int, after: int) -> bool:

@@ -161,9 +161,9 @@ class OfflineTraining:
         """Collect with the policy of the last round, and go on with everything that was collected."""
         assert self.dagger is not None
         self._put_best_back()
-        self.round += 1
-        metrics = self.dagger.collect(self.round, self.ppo.policy)
+        metrics = self.dagger.collect(self.round + 1, self.ppo.policy)
         self.renew(self.part.reload())
+        self.round += 1  # now that it is kept
         self.round_epochs, self.best_loss, self.waited, self.stopped_early = 0, math.inf, 0, False
         return metrics
 

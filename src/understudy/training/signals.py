@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StopSignals:
-    """While entered, the first SIGINT or SIGTERM only sets `received`; a second one acts as it did before.
-
-    Handlers can only be set in the main thread: elsewhere this does nothing and the caller's handlers stay.
-    """
+class Terminated(SystemExit):
+    """A second SIGTERM: leave at once, with the exit code that shells give it."""
 
     def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class StopSignals:
+    """While entered, the first SIGINT or SIGTERM sets `received`, and says so through `announce`.
+
+    The second one raises KeyboardInterrupt or `Terminated`, a third one acts as it did before. Handlers can only be set
+    in the main thread: elsewhere this does nothing and the caller's handlers stay.
+    """
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self.announce = announce
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -31,8 +41,13 @@ class StopSignals:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()  # so that a second Ctrl-C ends a training that hangs
+        if self.received is None:
+            self.received = signal.Signals(number)
+            again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
+            self.announce(f"{self.received.name}: stopping with a checkpoint after this iteration; {again} to stop now")
+            return
+        self._restore()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -1,0 +1,145 @@
+"""From a config, and objects that stand in for what it names, to the environment and the PPO that will train in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from gymnasium.spaces import flatdim
+
+from understudy.core import randomness
+from understudy.envs.base import VecEnv
+from understudy.envs.registry import as_vec_env
+from understudy.nn.policy import build_policy
+from understudy.nn.protocol import Policy, check_policy
+from understudy.ppo.part import Part, PartContext
+from understudy.ppo.ppo import PPO
+from understudy.runs.config import TrainConfig
+from understudy.runs.folder import load
+from understudy.runs.spaces import space_from_plain
+from understudy.tools.play import OWN_ENV, opened
+from understudy.training.offline import find_cloning_part
+
+
+def with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | None]:
+    """The environment that was given, if one was, and a config that says how many copies it steps.
+
+    Raises ValueError for an object that is not an environment, and for options that nobody can apply to it.
+    """
+    if env is None:
+        return config, None
+    named = config.env
+    if named.kwargs or named.max_episode_steps is not None:
+        raise ValueError(
+            "an environment that is given as an object has its options already: leave env.kwargs and "
+            "env.max_episode_steps out"
+        )
+    own = as_vec_env(env, config.torch_device(), groups=named.groups or None, segments=named.segments)
+    if config.evaluation.env_kwargs:
+        raise ValueError("evaluation.env_kwargs need an environment of their own, which env= replaces: leave them out")
+    return dataclasses.replace(config, env=dataclasses.replace(named, num_envs=own.num_envs)), own
+
+
+@contextmanager
+def building(
+    config: TrainConfig,
+    own: VecEnv | None = None,
+    policy: Policy | None = None,
+    hint: str = "",
+) -> Iterator[tuple[VecEnv, PPO]]:
+    """Environment and PPO of a config; closes an environment of its own, restores torch's thread count at the end.
+
+    Raises ValueError for what does not fit together, options of the evaluation's environment included.
+    """
+    device = config.torch_device()
+    threads = torch.get_num_threads()
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+    try:
+        scored = _evaluation_spaces(config)
+        randomness.seed_everything(config.seed)  # environments may draw from the global streams
+        seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
+        with opened(config.env if own is None else own, device, seed, hint) as env:
+            if scored not in (None, (env.observation_space, env.action_space)):
+                raise ValueError(
+                    f"evaluation.env_kwargs {config.evaluation.env_kwargs} change the spaces of {config.env.id}, which "
+                    "the policy is made for: leave those options out"
+                )
+            yield env, _build(config, env, policy)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _evaluation_spaces(config: TrainConfig) -> tuple[Any, Any] | None:
+    """Spaces of an evaluation's environment, built once where its options differ: refused now, not after the work."""
+    if not config.evaluation.env_kwargs or config.evaluation.episodes == 0:
+        return None
+    try:
+        with opened(dataclasses.replace(config.evaluation_env(), num_envs=1), config.torch_device(), 0) as env:
+            return env.observation_space, env.action_space
+    except ValueError as error:
+        raise ValueError(f"evaluation.env_kwargs: {error}") from error
+
+
+def _build(config: TrainConfig, env: VecEnv, policy: Policy | None) -> PPO:
+    # modules draw their first weights from the global stream: seed it for them, and hand the caller's back
+    with torch.random.fork_rng([env.device] if env.device.type == "cuda" else []):
+        torch.manual_seed(randomness.mix(config.seed, "weights"))
+        if policy is None:
+            policy = build_policy(env.observation_space, env.action_space, config.policy)
+        policy = _fitting(policy, env).to(env.device)
+        parts = build_parts(config, env, policy)
+    ppo = PPO(env, policy, config.ppo, parts, seed=config.seed, total_steps=config.total_steps)
+    if config.offline is not None:
+        find_cloning_part(ppo)  # it is missed here, not after the work
+    return ppo
+
+
+def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, Part]:
+    """The parts of a config, each with its own random stream. Raises ValueError if one does not fit the spaces."""
+    parts = {}
+    for name, part in config.parts.items():
+        context = PartContext.of(
+            env,
+            policy,
+            name=name,
+            num_steps=config.ppo.num_steps,
+            gamma=config.ppo.last_gamma,
+            seed=randomness.mix(config.seed, f"part/{name}"),
+            env_id=config.env.id,
+            load_policy=functools.partial(load, allow=config.allowed),
+        )
+        torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
+        parts[name] = part.build(context).to(env.device)
+    return parts
+
+
+def _fitting(policy: Policy, env: VecEnv) -> Policy:
+    """`policy` itself. Raises ValueError unless it keeps the protocol and was made for the environment's spaces."""
+    if not isinstance(policy, Policy):
+        kind = policy.__name__ if isinstance(policy, type) else type(policy).__name__
+        hint = (
+            f"build one: {kind}(observation_space, action_space, ...)"
+            if isinstance(policy, type)
+            else "inherit us.Policy"
+        )
+        raise ValueError(f"policy must be an us.Policy object, got {policy!r:.80}; {hint}")
+    for name, its, theirs in (
+        ("observations", policy.observation_space, env.observation_space),
+        ("actions", policy.action_space, env.action_space),
+    ):
+        if its != theirs:
+            raise ValueError(f"the policy was made for the {name} {its}, the environment has {theirs}")
+    return policy if policy.built_from is not None else check_policy(policy)
+
+
+def check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
+    """Raise ValueError if the observations and actions are not those that the run was trained with."""
+    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
+        before = space_from_plain(checkpoint[f"{name}_space"])
+        if flatdim(before) != flatdim(space) or type(before) is not type(space):
+            raise ValueError(f"{env_id} has the {name} space {space}, the run was trained with {before}{OWN_ENV}")
