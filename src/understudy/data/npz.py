@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from understudy.core.files import replacing
 AGAIN = "copy it again, or record it again"
 """What helps against a damaged file."""
 
+_CHECKSUMS = "checksums"  # the array that says which others there are
+
 
 @contextmanager
 def open_npz(path: Path, growth: int = 1) -> Iterator[Mapping[str, np.ndarray]]:
@@ -30,14 +33,33 @@ def open_npz(path: Path, growth: int = 1) -> Iterator[Mapping[str, np.ndarray]]:
         archive = zipfile.ZipFile(path)
     with archive:
         check_unpacked(path, path.stat().st_size, growth * sum(member.file_size for member in archive.infolist()))
-        yield _Arrays(path, archive)
+        arrays = _Arrays(path, archive)
+        if _CHECKSUMS in arrays and arrays[_CHECKSUMS].tolist() != _checksums(archive):
+            raise ValueError(f"{path} does not hold the arrays that it was written with: {AGAIN}")
+        yield arrays
 
 
 def save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write `path` uncompressed, so that reading can map it; an existing file is replaced once the new one is whole."""
+    """Write `path` uncompressed, so that reading can map it; an existing file is replaced once the new one is whole.
+
+    An array of checksums goes with the others, so that one that is missing or in another's place is noticed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:  # numpy would add .npz to a path
-        np.savez(file, **arrays)
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        for name, array in arrays.items():
+            _write(archive, name, np.asanyarray(array))
+        _write(archive, _CHECKSUMS, np.array(_checksums(archive)))
+
+
+def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    # as np.savez does, which however pickles what it cannot write
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def _checksums(archive: zipfile.ZipFile) -> str:
+    """Names and checksums of the arrays, as text."""
+    return json.dumps({x.filename: x.CRC for x in archive.infolist() if x.filename != f"{_CHECKSUMS}.npy"})
 
 
 class _Arrays(Mapping[str, np.ndarray]):

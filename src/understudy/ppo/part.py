@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from understudy.core.check import Config
 from understudy.envs.base import VecEnv
+from understudy.envs.observations import Groups, Segments
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.types import Metrics
 
@@ -36,6 +37,8 @@ class PartContext:
     device: torch.device
     seed: int  # already mixed with the name: two parts never share a stream
     env_id: str | None = None  # the environment's id, where one is known: what demonstrations are compared with
+    groups: Groups | None = None  # `EnvConfig.groups` and `segments`: how demonstrations of it are sorted
+    segments: Segments | None = None
     load_policy: Callable[[str], Policy] = _no_loader  # `us.load`: a part does not know the trainer
 
     @classmethod
@@ -49,6 +52,8 @@ class PartContext:
         gamma: float = 0.99,
         seed: int = 0,
         env_id: str | None = None,
+        groups: Groups | None = None,
+        segments: Segments | None = None,
         load_policy: Callable[[str], Policy] = _no_loader,
     ) -> PartContext:
         """The context of a part beside `policy` on `env`."""
@@ -63,6 +68,8 @@ class PartContext:
             device=env.device,
             seed=seed,
             env_id=env_id,
+            groups=groups,
+            segments=segments,
             load_policy=load_policy,
         )
 

@@ -111,6 +111,8 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, P
             gamma=config.ppo.last_gamma,
             seed=randomness.mix(config.seed, f"part/{name}"),
             env_id=config.env.id,
+            groups=config.env.groups,
+            segments=config.env.segments,
             load_policy=functools.partial(load, allow=config.allowed),
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it

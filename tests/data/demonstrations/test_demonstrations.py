@@ -148,12 +148,10 @@ def test_only_trajectories_that_returned_enough(npz: Path, tmp_path: Path) -> No
         load(silent, min_return=0.0)
 
 
-def test_draws_are_uniform_over_transitions_or_follow_the_weights(npz: Path) -> None:
+def test_draws_are_uniform_over_transitions(npz: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = load(npz).sample(4000, generator)["obs", "policy"][:, 0]
     assert torch.bincount(drawn.long()).tolist() == pytest.approx([1500, 500, 2000], abs=100)
-    drawn = load(npz, weights=(0.0, 3.0, 1.0)).sample(4000, generator)["obs", "policy"][:, 0]
-    assert torch.bincount(drawn.long()).tolist() == pytest.approx([0, 4000 * 3 / 7, 4000 * 4 / 7], abs=100)
 
 
 def test_shuffled_takes_every_transition_once(npz: Path) -> None:
@@ -250,6 +248,7 @@ def test_minaris_jpegs_are_decoded(minari: Path, ragged: bool) -> None:
 def edited(path: Path, **changes: Any) -> Path:
     with np.load(path) as old:
         arrays = {name: old[name] for name in old.files}
+    del arrays["checksums"]
     for name, change in changes.items():
         arrays[name] = change(arrays[name])
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -290,11 +289,11 @@ def test_empty_missing_and_damaged_sources(tmp_path: Path, minari: Path) -> None
     with pytest.raises(ValueError, match="run `minari download mujoco/hopper/expert-v0` first"):
         load("mujoco/hopper/expert-v0")
     (tmp_path / "empty.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"not an .npz file, or truncated"):
+    with pytest.raises(ValueError, match=r"empty.npz is damaged or of another format .*File is not a zip file"):
         load(tmp_path / "empty.npz")
     whole = d4rl(tmp_path / "whole.hdf5", final=True).read_bytes()
     (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="not an HDF5 file, or truncated"):
+    with pytest.raises(ValueError, match=r"cut.hdf5 is damaged or of another format .*truncated file"):
         load(tmp_path / "cut.hdf5")
     with h5py.File(tmp_path / "nothing.hdf5", "w"):
         pass
@@ -317,7 +316,7 @@ def test_a_damaged_member_of_an_npz_is_named(npz: Path) -> None:
     broken = bytearray(packed.getvalue())
     broken[place : place + 40] = bytes(40)
     npz.write_bytes(bytes(broken))
-    with pytest.raises(ValueError, match="rewards is damaged"):
+    with pytest.raises(ValueError, match=r"expert.npz: rewards is damaged"):
         load(npz)
 
 
@@ -328,5 +327,3 @@ def test_another_environment_is_a_warning(npz: Path, caplog: Any) -> None:
         load(npz, observation_space=spaces.Dict({**SPACE.spaces, "critic": spaces.Discrete(2)}))
     with pytest.raises(ValueError, match="has 3 trajectories, num_trajectories asks for 4"):
         load(npz, num_trajectories=4)
-    with pytest.raises(ValueError, match="weights must be 3 numbers"):
-        load(npz, weights=(1.0,))

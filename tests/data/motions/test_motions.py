@@ -195,11 +195,11 @@ def test_writing_stops_before_the_old_file_is_touched(tmp_path: Path, monkeypatc
     path = write_motions(tmp_path / "m.npz", [clip([[1.0], [2.0]])])
     old = path.read_bytes()
 
-    def full(file: Any, **arrays: Any) -> None:
-        file.write(b"PK")
+    def full(file: Any, *_: Any, **options: Any) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(OSError, match="No space left"):
         write_motions(path, [clip([[3.0], [4.0]])])
     assert path.read_bytes() == old

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,17 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
+from understudy.core.borders import check_unpacked
 from understudy.core.spaces import Key, array_dtype, bounds_of, component, component_keys, is_box, unflatten
-from understudy.data.demonstrations.read import Place, Recording, first_rows, open_recording
-from understudy.envs.observations import DEFAULT_GROUP
+from understudy.data.demonstrations.read import open_recording
+from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, first_rows
+from understudy.envs.observations import DEFAULT_GROUP, Groups, Segments
 
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 22  # entries checked at a time: a few megabytes
 _EDGE = 1e-5  # share of its range by which rounding may push an action out of bounds
+_AGAIN = "drop the trajectory from the file, or record it again"
 
 
 class Loaded(NamedTuple):
@@ -43,15 +47,21 @@ def load_trajectories(
     keys: Sequence[Key] | None,
     num_trajectories: int | None,
     env_id: str | None,
+    groups: Groups | None,
+    segments: Segments | None,
     memory_map_above: int,
 ) -> Loaded:
     """Read, convert and check what `Demonstrations.load` describes; raises as it does."""
-    with open_recording(source) as recording:
+    wanted = {
+        key: component(observation_space, key) for key in (component_keys(observation_space) if keys is None else keys)
+    }
+    with open_recording(source) as recording, np.errstate(over="ignore"):  # what float32 cannot hold is found below
         count = _count(recording, num_trajectories)
         lengths = np.asarray(recording.lengths[:count], dtype=np.int64)
-        targets = _match(recording, observation_space, component_keys(observation_space) if keys is None else keys)
+        targets = _match(recording, wanted, groups or {}, segments or {})
         _warn(recording, lengths, env_id)
         reader = _Reader(recording, lengths)
+        reader.check_size(targets)
         mapped = reader.bytes(targets) > memory_map_above
         observations = {target.key: reader.observations(target, mapped) for target in targets}
         signals = reader.signals(action_space)
@@ -72,6 +82,7 @@ class _Target(NamedTuple):
     place: Place
     space: spaces.Space[Any]
     dtype: np.dtype[Any]
+    span: slice | None = None  # the entries of a flat vector in the file that are meant; None: all
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +90,7 @@ class _Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "/".join(("observations", *self.key))
+        return "/".join(("observations", *self.key)) if self.key[0] not in SIGNALS else self.key[0]
 
 
 class _Reader:
@@ -95,38 +106,68 @@ class _Reader:
         rows = self.total + len(self.lengths)
         return sum(rows * math.prod(target.shape) * target.dtype.itemsize for target in targets)
 
+    def check_size(self, targets: Sequence[_Target]) -> None:
+        """Raise ValueError where a small file would become large."""
+        path = Path(self.recording.source)
+        files = path.glob("*.npz") if path.is_dir() else [path]
+        check_unpacked(path, sum(file.stat().st_size for file in files), self.bytes(targets))
+
     def observations(self, target: _Target, mapped: bool) -> np.ndarray:
         """One component, `[M + K, ...]`."""
         array = self._allocate((self.total + len(self.lengths), *target.shape), target.dtype, mapped)
         for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
             values = self.recording.read_observations(k, target.place)
-            array[start + k : start + k + length + 1] = _fitting(values, (length + 1, *target.shape), target, k)
+            values = values if target.span is None else values[:, target.span]
+            array[start + k : start + k + length + 1] = self._fitting(values, (length + 1, *target.shape), target, k)
         self._check(array, target.space, target.name, final_rows=1)
         return array
 
     def signals(self, action_space: spaces.Space[Any]) -> dict[str, np.ndarray]:
         """Executed actions, rewards and ends, `[M, ...]`."""
         dtype = np.dtype(np.float32 if is_box(action_space) else np.int64)
-        target = _Target(("actions",), (), action_space, dtype)
-        arrays = {
-            "executed_action": np.empty((self.total, *target.shape), dtype),
-            "reward": np.full(self.total, np.nan, np.float32),
-            "terminated": np.zeros(self.total, np.bool_),
-            "truncated": np.zeros(self.total, np.bool_),
+        number, flag = spaces.Box(-np.inf, np.inf, ()), spaces.Discrete(2)
+        targets = {
+            "executed_action": _Target(("actions",), (), action_space, dtype),
+            "reward": _Target(("rewards",), (), number, np.dtype(np.float32)),
+            "terminated": _Target(("terminations",), (), flag, np.dtype(np.bool_)),
+            "truncated": _Target(("truncations",), (), flag, np.dtype(np.bool_)),
         }
-        names = {"reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
-        for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
-            rows = slice(start, start + length)
-            actions = self.recording.read(k, "actions")
-            arrays["executed_action"][rows] = _fitting(actions, (length, *target.shape), target, k)
-            for ours, theirs in names.items():
-                if theirs in self.recording.signals:
-                    arrays[ours][rows] = self.recording.read(k, theirs).reshape(length)
+        arrays = {name: np.zeros((self.total, *target.shape), target.dtype) for name, target in targets.items()}
+        arrays["reward"].fill(np.nan)
+        for name, target in targets.items():
+            if target.name == "actions" or target.name in self.recording.signals:
+                for k, (start, length) in enumerate(zip(self.starts, self.lengths)):
+                    values = self.recording.read(k, target.name)
+                    fitting = self._fitting(values, (length, *target.shape), target, k)
+                    arrays[name][start : start + length] = fitting
         self._check(arrays["executed_action"], action_space, "actions", bounded=True)
         if "rewards" in self.recording.signals:
             self._check(arrays["reward"], None, "rewards")
         self._end(arrays["terminated"], arrays["truncated"])
         return arrays
+
+    def _fitting(self, values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
+        """`values` as `shape`; raises ValueError instead of broadcasting, truncating fractions or wrapping around."""
+        where = f"{self.recording.source}: trajectory {trajectory}: {target.name}"
+        if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
+            values = values.reshape(shape)
+        if values.shape != shape:
+            raise ValueError(f"{where} has shape {values.shape}, expected {shape}: {_AGAIN}")
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"{where} is of type {values.dtype}: store numbers")
+        if target.dtype.kind == "b" or values.dtype == target.dtype:
+            if target.dtype.kind == "b" and not np.isin(values, (0, 1)).all():
+                raise ValueError(f"{where} holds other numbers than 0 and 1: {_AGAIN}")
+        elif values.dtype.kind == "f" and target.dtype.kind != "f":
+            raise ValueError(
+                f"{where} holds floats, but {target.space} holds {target.dtype}: store numbers as the environment "
+                "returns them"
+            )
+        elif target.dtype.kind in "iu" and values.size:
+            limits = np.iinfo(target.dtype)
+            if not limits.min <= int(values.min()) <= int(values.max()) <= limits.max:
+                raise ValueError(f"{where} holds numbers that {target.dtype} does not: {_AGAIN}")
+        return values
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: bool) -> np.ndarray:
         if not mapped:
@@ -171,7 +212,7 @@ class _Reader:
                 k, step = self._place(first + row, final_rows)
                 raise ValueError(
                     f"{self.recording.source}: trajectory {k}, step {step}: {name} is {rows[row].tolist()}, which "
-                    f"{complaint}"
+                    f"{complaint}: {_AGAIN}"
                 )
 
     def _place(self, row: int, final_rows: int) -> tuple[int, int]:
@@ -194,45 +235,53 @@ def _count(recording: Recording, wanted: int | None) -> int:
     return found if wanted is None else wanted
 
 
-def _match(recording: Recording, space: spaces.Dict, keys: Sequence[Key]) -> list[_Target]:
+def _match(
+    recording: Recording, wanted: Mapping[Key, spaces.Space[Any]], groups: Groups, segments: Segments
+) -> list[_Target]:
     """Find each of the environment's components in the file."""
     targets, made_in = [], recording.metadata.get("env") or ""
-    for key in keys:
-        inner = component(space, key)
-        candidates = [key, key[1:]] if key[0] == DEFAULT_GROUP else [key]  # a file without groups holds the policy's
-        found = next((place for place in candidates if place in recording.shapes), None)
+    places = {"/".join(place): place for place in recording.shapes}  # names may hold a slash
+    raw = any(name.split("/")[0] not in groups for name in places)  # as the environment is without groups
+    for key, space in wanted.items():
+        sizes = segments.get(key[0], {}) if len(key) == 2 else {}
+        names = [*_names(key, groups if raw else {})]
+        found, span = next((places[name] for name in names if name in places), None), None
+        if found is None and key[-1] in sizes:
+            names = [*_names(key[:1], groups if raw else {})]
+            found = next((places[name] for name in names if name in places), None)
+            end = dict(zip(sizes, accumulate(sizes.values())))[key[-1]]
+            span = slice(end - sizes[key[-1]], end)
         if found is None:
             has = ", ".join("/".join(place) or "one plain array" for place in recording.shapes)
             raise ValueError(
-                f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this "
-                "environment with the same observation groups"
+                f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this environment "
+                "with the same observation groups, or name its keys in env.groups"
             )
-        target = _Target(key, found, inner, array_dtype(inner))
-        shape = recording.shapes[found] or ((1,) if target.shape == (1,) else ())
-        if shape != target.shape:
+        target = _Target(key, found, space, array_dtype(space), span)
+        expected = target.shape if span is None else (sum(sizes.values()),)
+        shape = recording.shapes[found] or ((1,) if expected == (1,) else ())
+        if shape != expected:
             raise ValueError(
                 f"{recording.source}: observation {'/'.join(key)!r} has shape {shape}, the environment's has "
-                f"{target.shape}: the file{made_in and f' (made in {made_in!r})'} belongs to another task or version"
+                f"{expected}: the file{made_in and f' (made in {made_in!r})'} belongs to another task or version"
             )
         targets.append(target)
     return targets
 
 
-def _fitting(values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
-    """`values` as `shape`; raises ValueError instead of broadcasting or truncating fractions."""
-    if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
-        values = values.reshape(shape)
-    if values.shape != shape:
-        raise ValueError(
-            f"trajectory {trajectory}: {target.name if target.place else target.key[0]} has shape {values.shape}, "
-            f"expected {shape}"
-        )
-    if np.issubdtype(values.dtype, np.floating) and not np.issubdtype(target.dtype, np.floating):
-        raise ValueError(
-            f"trajectory {trajectory}: {target.key[-1]} holds floats, but {target.space} holds {target.dtype}: store "
-            "numbers as the environment returns them"
-        )
-    return values
+def _names(key: Key, groups: Groups) -> Iterator[str]:
+    """Names under which a file may have a component: as the environment calls it without groups, and as with them."""
+    members = groups.get(key[0], ())
+    for member in (members, *members.split("+")) if isinstance(members, str) else members:
+        path = member.replace(".", "/")
+        if key[1:] in ((), (path.replace("/", "_"),)):
+            yield path
+            if member == DEFAULT_GROUP:
+                yield ""  # the one name of an observation without names
+        yield "/".join((path, *key[1:]))
+    yield "/".join(key)
+    if key[0] == DEFAULT_GROUP:  # a file without groups holds the policy's
+        yield "/".join(key[1:])
 
 
 def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -> np.ndarray:
@@ -249,11 +298,8 @@ def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -
 
 def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None:
     source, made_in = recording.source, recording.metadata.get("env")
-    if recording.lacks_final:
-        logger.warning(
-            "%s has no final observations (next_observations): the last observation of each trajectory stands in",
-            source,
-        )
+    for remark in recording.remarks:
+        logger.warning("%s %s", source, remark)
     single = np.flatnonzero(lengths == 1)
     if len(single):
         logger.warning(

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from understudy.core.spaces import Key
 from understudy.data.demonstrations.check import load_trajectories
-from understudy.data.demonstrations.read import first_rows
+from understudy.data.demonstrations.recording import first_rows
 from understudy.envs.actions import ActionMap
+from understudy.envs.observations import Groups, Segments
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class Demonstrations:
 
     `observations` `[M + K]` holds one more row per trajectory than `signals` `[M]`, the final observation: the next
     observation of a transition is the row after its own. `signals` are `executed_action`, `reward` (NaN where unknown),
-    `terminated` and `truncated`. A trajectory is drawn in proportion to its weight (`weights` `[K]`) and length;
-    `step_stride` keeps only every n-th transition. Raises ValueError where sizes do not fit.
+    `terminated` and `truncated`. `step_stride` keeps only every n-th transition. Raises ValueError where sizes do not
+    fit.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class Demonstrations:
         *,
         action_map: ActionMap | None = None,
         step_stride: int = 1,
-        weights: Tensor | None = None,
         device: torch.device | str = "cpu",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Demonstrations:
         if step_stride < 1:
             raise ValueError(f"step_stride must be at least 1, got {step_stride}")
         self.observations, self.signals, self.lengths = observations, signals, lengths
-        self.action_map, self.step_stride, self.weights = action_map, step_stride, _weights(weights, K)
+        self.action_map, self.step_stride = action_map, step_stride
         self.device, self.metadata = torch.device(device), dict(metadata or {})
         self.starts = first_rows(lengths)  # [K]
         self.trajectory = torch.repeat_interleave(lengths).to(torch.int32)  # [M], the trajectory of each transition
@@ -84,17 +84,19 @@ class Demonstrations:
         num_trajectories: int | None = None,
         min_return: float | None = None,
         step_stride: int = 1,
-        weights: Sequence[float] | None = None,
         device: torch.device | str = "cpu",
         env_id: str | None = None,
+        groups: Groups | None = None,
+        segments: Segments | None = None,
         memory_map_above: int = MEMORY_MAP_ABOVE,
     ) -> Demonstrations:
         """Load a path or the id of a local Minari dataset, and check every number.
 
-        The spaces are the environment's, with groups; `keys` names the components to read (None: all).
+        The spaces are the environment's, with groups; `keys` names the components to read (None: all). `groups` and
+        `segments` are those of `EnvConfig`, for a file whose observations are named as without them.
         `num_trajectories` takes the first ones, `min_return` those among them with at least this return. Observations
-        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. Logs a warning for a
-        file without final observations (the last one is repeated) and for one from another `env_id`.
+        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. Logs a warning for
+        what the file lacks (final observations: the last one is repeated) and for another `env_id`.
 
         Raises ValueError, naming trajectory, step and key, for data that are missing, empty, damaged, pickled, not
         finite, or do not fit the spaces; ImportError for HDF5 without the extra `demos`.
@@ -106,6 +108,8 @@ class Demonstrations:
             keys=keys,
             num_trajectories=num_trajectories,
             env_id=env_id,
+            groups=groups,
+            segments=segments,
             memory_map_above=memory_map_above,
         )
         storage = "cpu" if loaded.mapped else device
@@ -115,7 +119,6 @@ class Demonstrations:
             loaded.lengths.to(storage),
             action_map=action_map,
             step_stride=step_stride,
-            weights=None if weights is None else torch.tensor(weights, device=storage),
             device=device,
             metadata=loaded.metadata,
         )
@@ -220,12 +223,8 @@ class Demonstrations:
 
     def _draw_places(self, count: int, generator: torch.Generator) -> Tensor:
         """Places in `rows`, `[count]`."""
-        device = generator.device
-        if self._cumulative is None:
-            return torch.randint(len(self.rows), (count,), generator=generator, device=device).to(self.rows.device)
-        drawn = torch.rand(count, generator=generator, device=device, dtype=torch.float64).to(self.rows.device)
-        places = torch.searchsorted(self._cumulative, drawn * self._cumulative[-1], right=True)
-        return places.clamp(max=len(self.rows) - 1)
+        drawn = torch.randint(len(self.rows), (count,), generator=generator, device=generator.device)
+        return drawn.to(self.rows.device)
 
     def _choose(self, chosen: Tensor) -> None:
         """Draw from every `step_stride`-th transition of the trajectories `chosen` `[C]`, in their order."""
@@ -235,12 +234,3 @@ class Demonstrations:
         step = torch.arange(len(first), device=first.device) - first
         self.chosen = chosen
         self.rows = torch.repeat_interleave(starts, kept) + step * self.step_stride  # [R], the transitions to draw from
-        self._cumulative = None if self.weights is None else self.weights[self.trajectory[self.rows]].cumsum(0)
-
-
-def _weights(weights: Tensor | None, count: int) -> Tensor | None:
-    if weights is None:
-        return None
-    if weights.shape != (count,) or not bool((weights >= 0.0).all()) or not bool(weights.sum() > 0.0):
-        raise ValueError(f"weights must be {count} numbers >= 0, one per trajectory, that are not all 0")
-    return weights.double()

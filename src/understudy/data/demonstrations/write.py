@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-import warnings
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,11 @@ import numpy as np
 from gymnasium import spaces
 
 from understudy.core.extras import require
-from understudy.core.files import replacing
 from understudy.core.spaces import Key
+from understudy.data.demonstrations.flat import FORMAT_VERSION
 from understudy.data.demonstrations.read import minari_root
+from understudy.data.npz import save_npz
 from understudy.envs.observations import DEFAULT_GROUP
-
-FORMAT_VERSION = 1
-"""Version of the `.npz` layout; goes up by one whenever a reader of the old layout would misunderstand the new one."""
-
-_ID = re.compile(r"(?:[-_\w]+/)*[-_\w]+?-v\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +61,32 @@ def write_npz(path: Path, episodes: Sequence[Episode], metadata: Mapping[str, An
     arrays["terminations"], arrays["truncations"] = np.concatenate(terminations), np.concatenate(truncations)
     arrays["lengths"] = np.array([episode.length for episode in episodes], dtype=np.int64)
     arrays["metadata"] = np.array(json.dumps({"format_version": FORMAT_VERSION, **metadata}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:  # numpy would add .npz to a path
-        np.savez(file, **arrays)
+    save_npz(path, arrays)
 
 
 def check_minari_id(dataset_id: str) -> None:
-    """Raise ImportError without Minari, ValueError for a malformed or existing id."""
+    """Raise ImportError without Minari, ValueError for an id that Minari would refuse and for an existing one."""
     require("writing a Minari dataset (rather than a file: --output PATH.npz)", "minari", extra="demos")
-    if not _ID.fullmatch(dataset_id):
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.namespace import validate_namespace
+
+    try:
+        namespace = parse_dataset_id(dataset_id)[0]
+        if namespace is not None:
+            validate_namespace(namespace)
+    except ValueError as error:
         raise ValueError(
-            f"{dataset_id!r} is not a Minari id: pass one such as hopper/expert-v0 (a version at the end), or a path "
-            "that ends in .npz"
-        )
-    if (minari_root() / dataset_id).exists():
+            f"{dataset_id!r} is not a Minari id ({error}): pass one such as hopper/expert-v0 (a version at the end, "
+            "two letters or more before a slash), or a path that ends in .npz"
+        ) from error
+    folder = minari_root() / dataset_id
+    if folder.exists():
         raise ValueError(f"the Minari dataset {dataset_id} exists in {minari_root()}: raise its version, or delete it")
+    for parent in folder.parents:
+        if parent == minari_root():
+            break
+        if (parent / "data").is_dir():
+            raise ValueError(f"{parent} is a Minari dataset, and cannot hold another one: choose another id")
 
 
 def write_minari(
@@ -89,43 +96,68 @@ def write_minari(
     observation_space: spaces.Dict,
     action_space: spaces.Space[Any],
 ) -> Path:
-    """Write a local Minari dataset and return its folder. Images stay lossless.
+    """Write a local Minari dataset and return its folder, which appears once it is whole. Images stay lossless.
 
-    A lone group "policy" becomes the plain observation of the dataset, several groups a Dict. Raises as
-    `check_minari_id` does.
+    A lone group "policy" becomes the plain observation of the dataset, several groups a Dict. Every block of the file
+    has a checksum. Raises as `check_minari_id` does, and OSError.
     """
     check_minari_id(dataset_id)
-    from minari import create_dataset_from_buffers
-    from minari.data_collector import EpisodeBuffer
+    import minari
+    from minari.namespace import create_namespace, list_local_namespaces
+    from minari.serialization import serialize_space
 
     lone = list(observation_space.spaces) == [DEFAULT_GROUP]
-    buffers = []
-    for number, episode in enumerate(episodes):
-        terminations, truncations = episode.flags()
-        observations = _tree({key[1:] if lone else key: x for key, x in episode.observations.items()})
-        buffers.append(
-            EpisodeBuffer(
-                id=number,
-                observations=observations,
-                actions=episode.actions,
-                rewards=episode.rewards,
-                terminations=terminations,
-                truncations=truncations,
-            )
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari warns about each piece of optional metadata that is missing
-        dataset = create_dataset_from_buffers(
-            dataset_id,
-            buffers,
-            observation_space=observation_space[DEFAULT_GROUP] if lone else observation_space,
-            action_space=action_space,
-            algorithm_name="understudy",
-            data_format="hdf5",
-            jpeg_encoding=False,
-        )
-        dataset.storage.update_metadata({**_env_spec(metadata), **metadata})
-    return minari_root() / dataset_id
+    image = _hdf5_image(episodes, lone)
+    described = {
+        "dataset_id": dataset_id,
+        "minari_version": minari.__version__,
+        "algorithm_name": "understudy",
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "observation_space": serialize_space(observation_space[DEFAULT_GROUP] if lone else observation_space),
+        "action_space": serialize_space(action_space),
+        "total_episodes": len(episodes),
+        "total_steps": sum(episode.length for episode in episodes),
+        "dataset_size": round(len(image) / 1e6, 1),
+    }
+    folder = minari_root() / dataset_id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as unfinished:
+        data = Path(unfinished, folder.name, "data")
+        data.mkdir(parents=True)
+        for name, contents in (
+            ("main_data.hdf5", image),
+            ("metadata.json", json.dumps({**described, **_env_spec(metadata), **metadata}).encode()),
+        ):
+            with (data / name).open("wb") as file:
+                file.write(contents)
+                os.fsync(file.fileno())
+        namespace = dataset_id.rpartition("/")[0]
+        if namespace and namespace not in list_local_namespaces():
+            create_namespace(namespace)
+        os.rename(data.parent, folder)
+    return folder
+
+
+def _hdf5_image(episodes: Sequence[Episode], lone: bool) -> bytes:
+    """The bytes of Minari's `main_data.hdf5`, made in memory: HDF5 does not recover from a disk that is full."""
+    import h5py
+
+    with h5py.File("image", "w", driver="core", backing_store=False, libver="v110", track_order=True) as file:
+        for number, episode in enumerate(episodes):
+            group = file.create_group(f"episode_{number}", track_order=True)
+            group.attrs.update({"id": number, "total_steps": episode.length})
+            terminations, truncations = episode.flags()
+            arrays = {"actions": episode.actions, "rewards": episode.rewards}
+            arrays |= {"terminations": terminations, "truncations": truncations}
+            for key, x in episode.observations.items():
+                arrays["/".join(("observations", *(key[1:] if lone else key)))] = x
+            for name, array in arrays.items():
+                # as Minari makes them, which may append, and with checksums
+                group.create_dataset(name, data=array, chunks=True, maxshape=(None, *array.shape[1:]), fletcher32=True)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
 
 
 def _env_spec(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -134,16 +166,3 @@ def _env_spec(metadata: Mapping[str, Any]) -> dict[str, str]:
         return {"env_spec": gym.spec(str(metadata["env"])).to_json()}
     except (gym.error.Error, KeyError, ModuleNotFoundError):
         return {}
-
-
-def _tree(leaves: Mapping[Key, np.ndarray]) -> Any:
-    """Nested dicts from keys; the plain array where the only key is `()`."""
-    if () in leaves:
-        return leaves[()]
-    tree: dict[str, Any] = {}
-    for key, array in leaves.items():
-        node = tree
-        for name in key[:-1]:
-            node = node.setdefault(name, {})
-        node[key[-1]] = array
-    return tree

@@ -42,6 +42,8 @@ class DemonstrationOptions(Config):
             step_stride=self.step_stride,
             device=context.device,
             env_id=context.env_id,
+            groups=context.groups,
+            segments=context.segments,
         )
 
 

@@ -1,0 +1,345 @@
+"""Damaged data files: demonstrations and motions in every format that is read.
+
+    python -m benchmarks.faults.datafiles --seed 0 --count 5000
+
+Every mutant (`mutate`) has to give the content of the sound file, or one error that names it. Foreign formats have no
+checksums of numbers (HDF5, text), or ones that whoever packs an archive again makes anew: a changed number is then
+what the file says, and nobody can notice. Such mutants are compared with a second reading of the file, by numpy, h5py
+or json alone, and counted apart. Prints the findings and a summary, writes results/datafiles.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import random
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from benchmarks.faults import mutate
+from benchmarks.faults.files import RESULTS, campaign
+from benchmarks.faults.mutate import Case
+
+SPACE = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (3,), np.float32)})
+ACTIONS = spaces.Box(-10.0, 10.0, (2,), np.float32)
+LENGTHS = (12, 1, 20)
+FIELDS = ("root_pos_x", "root_pos_y", "root_pos_z", *(f"root_rot_{axis}" for axis in "wxyz"), "hip_dof_pos")
+
+
+# ------------------------------------------------------------------------------------------- sound files
+
+
+def episodes() -> list[Any]:
+    """Three episodes, one of a single step."""
+    from understudy.data.demonstrations.write import Episode
+
+    rng = np.random.default_rng(0)
+    return [
+        Episode(
+            observations={("policy",): rng.normal(size=(length + 1, 3)).astype(np.float32)},
+            actions=rng.uniform(-1.0, 1.0, (length, 2)).astype(np.float32),
+            rewards=rng.normal(size=length),
+            terminated=k != 2,
+            truncated=k == 2,
+        )
+        for k, length in enumerate(LENGTHS)
+    ]
+
+
+def d4rl() -> dict[str, np.ndarray]:
+    """Arrays by D4RL's names, next observations included."""
+    recorded = episodes()
+    flags = [episode.flags() for episode in recorded]
+    return {
+        "observations": np.concatenate([e.observations["policy",][:-1] for e in recorded]),
+        "next_observations": np.concatenate([e.observations["policy",][1:] for e in recorded]),
+        "actions": np.concatenate([e.actions for e in recorded]),
+        "rewards": np.concatenate([e.rewards for e in recorded]),
+        "terminals": np.concatenate([terminal for terminal, _ in flags]),
+        "timeouts": np.concatenate([timeout for _, timeout in flags]),
+    }
+
+
+def imitation() -> dict[str, np.ndarray]:
+    """Arrays as the library `imitation` saved trajectories."""
+    recorded = episodes()
+    return {
+        "obs": np.concatenate([e.observations["policy",] for e in recorded]),
+        "acts": np.concatenate([e.actions for e in recorded]),
+        "rews": np.concatenate([e.rewards for e in recorded]),
+        "infos": np.array([{}] * sum(LENGTHS)),
+        "terminal": np.array([e.terminated for e in recorded]),
+        "indices": np.cumsum(LENGTHS)[:-1],
+    }
+
+
+def clip() -> Any:
+    """A walk in a circle that wraps."""
+    from understudy.data.motions.files import MotionClip
+
+    angle = np.linspace(0.0, 2 * np.pi, 30)
+    zero = 0.0 * angle
+    columns = (np.cos(angle), np.sin(angle), zero, np.cos(angle / 2), zero, zero, np.sin(angle / 2), np.sin(angle))
+    return MotionClip(
+        name="walk", fields=FIELDS, frames=np.stack(columns, axis=1), frame_time=0.02, loop="wrap", weight=0.5
+    )
+
+
+def header() -> dict[str, Any]:
+    """The same as AMP_for_hardware's text."""
+    walk = clip()
+    return {
+        "LoopMode": "Wrap",
+        "FrameDuration": walk.frame_time,
+        "EnableCycleOffsetPosition": True,
+        "EnableCycleOffsetRotation": False,
+        "MotionWeight": walk.weight,
+        "Fields": list(walk.fields),
+        "Frames": walk.frames.tolist(),
+    }
+
+
+def isaac_lab() -> dict[str, np.ndarray]:
+    """Arrays by Isaac Lab's names."""
+    F, rng = 20, np.random.default_rng(0)
+    q = rng.normal(size=(F, 2, 4))
+    arrays = {name: rng.normal(size=(F, 3)) for name in ("dof_positions", "dof_velocities")}
+    for name in ("body_positions", "body_linear_velocities", "body_angular_velocities"):
+        arrays[name] = rng.normal(size=(F, 2, 3))
+    arrays["body_rotations"] = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    names = {"dof_names": np.array(["hip", "knee", "toe"]), "body_names": np.array(["pelvis", "foot"])}
+    return {"fps": np.array(50), **names, **arrays}
+
+
+def packed(arrays: Mapping[str, np.ndarray], save: Callable[..., None] = np.savez) -> bytes:
+    """An `.npz`."""
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def hdf5(arrays: Mapping[str, np.ndarray], **options: Any) -> bytes:
+    """An HDF5 file of flat arrays."""
+    import h5py
+
+    with h5py.File("image", "w", driver="core", backing_store=False) as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, **options)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def minari(folder: Path, own: bool) -> tuple[bytes, bytes]:
+    """`main_data.hdf5` and `metadata.json` as we write them, or as Minari does."""
+    from understudy.data.demonstrations.write import write_minari
+
+    os.environ["MINARI_DATASETS_PATH"] = str(folder / f"minari-{own}")
+    if own:
+        data = write_minari("line/expert-v0", episodes(), {"env": "Line-v0"}, SPACE, ACTIONS) / "data"
+    else:
+        from minari import create_dataset_from_buffers
+        from minari.data_collector import EpisodeBuffer
+
+        buffers = [
+            EpisodeBuffer(
+                id=k,
+                observations=e.observations["policy",],
+                actions=e.actions,
+                rewards=e.rewards,
+                terminations=e.flags()[0],
+                truncations=e.flags()[1],
+            )
+            for k, e in enumerate(episodes())
+        ]
+        kinds = {"observation_space": SPACE["policy"], "action_space": ACTIONS}
+        create_dataset_from_buffers("line/expert-v0", buffers, data_format="hdf5", **kinds)
+        data = folder / "minari-False" / "line" / "expert-v0" / "data"
+    return (data / "main_data.hdf5").read_bytes(), (data / "metadata.json").read_bytes()
+
+
+# --------------------------------------------------------------------------------------------- reading it
+
+
+def read_demonstrations(path: Path) -> dict[str, Any]:
+    """Everything that training may draw from."""
+    from understudy.data.demonstrations.demonstrations import Demonstrations
+
+    loaded = Demonstrations.load(path, observation_space=SPACE, action_space=ACTIONS)
+    signals = {name: loaded.signals[name].numpy() for name in sorted(loaded.signals.keys())}
+    return {**signals, "observations": loaded.observations["policy"].numpy(), "lengths": loaded.lengths.numpy()}
+
+
+def read_clips(path: Path) -> list[Any]:
+    """The clips as plain data."""
+    from understudy.data.motions.files import read_motions
+
+    return [vars(found) for found in read_motions(path)]
+
+
+def read_pickle(path: Path) -> list[Any]:
+    """The clips of a pickle as plain data."""
+    from understudy.data.motions.pickled import read_pickled_motions
+
+    return [vars(found) for found in read_pickled_motions(path)]
+
+
+# ----------------------------------------------------------------------------------- a second, plain reading
+
+
+def says(arrays: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+    """Whether flat arrays say what was loaded: observations, actions, rewards, ends of the task."""
+    found = {name: next((np.asarray(arrays[a]) for a in aliases if a in arrays), None) for name, aliases in ALIASES.items()}
+    lengths, rows = content["lengths"], len(content["executed_action"])
+    own = np.repeat(np.arange(len(lengths)), lengths) + np.arange(rows)  # without final observations
+    seen = found["observations"]
+    rewards, ends = found["rewards"], found["terminations"]
+    return (
+        np.array_equal(found["actions"].astype(np.float32), content["executed_action"])
+        and seen is not None
+        and np.array_equal(seen.astype(np.float32), content["observations"][own if len(seen) == rows else slice(None)])
+        and (rewards is None or np.array_equal(rewards.astype(np.float32).reshape(-1), content["reward"]))
+        and (ends is None or np.array_equal(ends.reshape(-1).astype(bool), content["terminated"]))
+    )
+
+
+ALIASES = {
+    "observations": ("observations", "obs"),
+    "actions": ("actions", "acts"),
+    "rewards": ("rewards", "rews"),
+    "terminations": ("terminations", "terminals"),
+}
+
+
+def npz_says(data: bytes, content: Any) -> bool:
+    """Whether numpy alone finds in an `.npz` what was loaded."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return says({name: file[name] for name in file.files if name != "infos"}, content)
+
+
+def hdf5_says(data: bytes, content: Any) -> bool:
+    """Whether h5py alone finds in a file what was loaded."""
+    import h5py
+
+    with h5py.File(io.BytesIO(data), "r") as file:
+        if "actions" in file:
+            return says({name: file[name][()] for name in file if isinstance(file[name], h5py.Dataset)}, content)
+        groups = [file[f"episode_{k}"] for k in range(len(content["lengths"]))]
+        names = ("observations", "actions", "rewards", "terminations")
+        return says({name: np.concatenate([group[name][()] for group in groups]) for name in names}, content)
+
+
+def arrays_say(data: bytes, content: Any) -> bool:
+    """Whether numpy alone finds in Isaac Lab's `.npz` what was loaded."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        walk, joints = content[0], len(file["dof_names"])
+        return bool(np.isclose(walk["frame_time"], 1 / file["fps"].item())) and all(
+            np.array_equal(walk["frames"][:, columns], file[name])
+            for name, columns in (("dof_positions", slice(joints)), ("dof_velocities", slice(joints, 2 * joints)))
+        )
+
+
+def text_says(data: bytes, content: Any) -> bool:
+    """Whether json alone finds in text what was loaded."""
+    return plain_says(json.loads(data), content)
+
+
+def plain_says(plain: Any, content: Any) -> bool:
+    """Whether plain data say what was loaded."""
+    headers = [plain] if "Frames" in plain else list(plain.values())
+    return len(headers) == len(content) and all(
+        np.allclose(walk["frames"], np.array(header["Frames"]), atol=2e-2)
+        and walk["frame_time"] == header["FrameDuration"]
+        and walk["weight"] == header.get("MotionWeight", 1.0)
+        and walk["loop"] == header.get("LoopMode", "clamp").lower()
+        and list(walk["fields"]) == list(header["Fields"])
+        for walk, header in zip(content, headers)
+    )
+
+
+def pickle_says(data: bytes, content: Any) -> bool:
+    """Whether pickle alone finds what was loaded; the mutants at hand run nothing, ours has read them."""
+    return plain_says(pickle.loads(zlib.decompress(data) if data[:1] == b"x" else data), content)
+
+
+def pickle_mutation(data: bytes, rng: random.Random) -> bytes:
+    """A pickle with one place of its plain data changed."""
+    raw = zlib.decompress(data) if data[:1] == b"x" else data
+    changed = pickle.dumps(mutate.mutate_plain(pickle.loads(raw), rng), rng.choice((2, 3, 4, 5)))
+    return zlib.compress(changed) if data[:1] == b"x" else changed
+
+
+# ------------------------------------------------------------------------------------------------- campaign
+
+
+def cases(folder: Path) -> list[Case]:
+    """One case for each format."""
+    from understudy.data.demonstrations.write import write_npz
+    from understudy.data.motions.files import write_motions
+
+    write_npz(folder / "own.npz", episodes(), {"env": "Line-v0"})
+    write_motions(folder / "motions.npz", [clip(), clip()])
+    (own, own_metadata), (foreign, metadata) = minari(folder, own=True), minari(folder, own=False)
+    zipped, text, pickled = (mutate.zip_mutation,), (mutate.json_mutation,), (pickle_mutation,)
+
+    def beside(name: str, data: bytes) -> Callable[[Path], None]:
+        return lambda inner: (inner / name).write_bytes(data) and None
+
+    def of_metadata(path: Path) -> dict[str, Any]:
+        return read_demonstrations(path.with_name("main_data.hdf5"))
+
+    arrays = {"walk": {**header(), "Frames": clip().frames}}
+    return [
+        Case("ours.npz", (folder / "own.npz").read_bytes(), "d.npz", read_demonstrations, mutations=zipped),
+        Case("d4rl.npz", packed(d4rl()), "d.npz", read_demonstrations, (ValueError,), zipped, npz_says),
+        Case(
+            "d4rl-packed.npz", packed(d4rl(), np.savez_compressed), "d.npz", read_demonstrations, (ValueError,), zipped,
+            npz_says,
+        ),
+        Case("imitation.npz", packed(imitation()), "d.npz", read_demonstrations, (ValueError,), zipped, npz_says),
+        Case("d4rl.hdf5", hdf5(d4rl()), "d.hdf5", read_demonstrations, faithful=hdf5_says),
+        Case("d4rl-packed.hdf5", hdf5(d4rl(), compression="gzip"), "d.hdf5", read_demonstrations, faithful=hdf5_says),
+        Case(
+            "minari, ours", own, "main_data.hdf5", read_demonstrations, prepare=beside("metadata.json", own_metadata)
+        ),
+        Case(
+            "minari", foreign, "main_data.hdf5", read_demonstrations, faithful=hdf5_says,
+            prepare=beside("metadata.json", metadata),
+        ),
+        Case("minari, metadata", metadata, "metadata.json", of_metadata, (ValueError,), text,
+             prepare=beside("main_data.hdf5", foreign)),
+        Case("motions.npz", (folder / "motions.npz").read_bytes(), "m.npz", read_clips, mutations=zipped),
+        Case("isaac-lab.npz", packed(isaac_lab()), "m.npz", read_clips, (ValueError,), zipped, arrays_say),
+        Case("amp.txt", json.dumps(header()).encode(), "m.txt", read_clips, (ValueError,), text, text_says),
+        Case(
+            "refmotion.json", json.dumps({"a": header(), "b": header()}).encode(), "m.json", read_clips, (ValueError,),
+            text, text_says,
+        ),
+        Case("lists.pkl", pickle.dumps({"a": header()}), "m.pkl", read_pickle, (ValueError,), pickled, pickle_says),
+        Case("arrays.pkl", pickle.dumps(arrays), "m.pkl", read_pickle, (ValueError,), pickled, pickle_says),
+        Case(
+            "arrays.pkl.z", zlib.compress(pickle.dumps(arrays)), "m.pkl", read_pickle, (ValueError,), pickled,
+            pickle_says,
+        ),
+    ]  # fmt: skip
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=5000)
+    options = parser.parse_args(words)
+    return campaign("datafiles", cases, options.seed, options.count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

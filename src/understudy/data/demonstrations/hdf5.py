@@ -1,0 +1,186 @@
+"""HDF5 files of trajectories: checked before memory is taken, read as flat arrays or as one group per trajectory."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from understudy.core.borders import check_unpacked
+from understudy.core.check import fit
+from understudy.core.extras import require
+from understudy.data.demonstrations.flat import flat
+from understudy.data.demonstrations.recording import Place, Recording, read_metadata
+from understudy.data.npz import AGAIN
+
+_EPISODE = re.compile(r"episode_(\d+)")
+_JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Recording]:
+    """A recording in one of the layouts of HDF5 files. Raises ImportError without h5py."""
+    require("reading HDF5 demonstrations", "h5py", extra="demos")
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        claims = _Claims(path, file)
+        if not len(file) or any(map(_EPISODE.fullmatch, file)):
+            yield _minari(path, file, claims)
+        else:
+            yield flat(str(path), claims.datasets(file), _attributes(path, file))
+
+
+class _Claims:
+    """Refuses datasets that claim more memory than the file can mean, or that lie in another file."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        import h5py
+
+        self.path, self.size, self.bytes = path, path.stat().st_size, 0
+        self.name = h5py.h5f.get_name(file.id)
+
+    def check(self, name: str, dataset: Any, values: int | None = None) -> Any:
+        """The dataset, if it may be read; `values`: how many bytes it holds, if its entries do not say that."""
+        import h5py
+
+        properties = dataset.id.get_create_plist()
+        layout = properties.get_layout()
+        elsewhere = h5py.h5f.get_name(dataset.id) != self.name or properties.get_external_count()
+        if elsewhere or layout == h5py.h5d.VIRTUAL:
+            raise ValueError(f"{self.path}: {name} lies in another file, which is not followed: copy the data into one")
+        if dataset.dtype.kind not in "biuf" and h5py.check_vlen_dtype(dataset.dtype) != np.uint8:
+            raise ValueError(f"{self.path}: {name} is of type {dataset.dtype}: store numbers")
+        entries = dataset.size if layout != h5py.h5d.CHUNKED else max(dataset.size, math.prod(properties.get_chunk()))
+        self.bytes += entries * dataset.dtype.itemsize if values is None else values
+        check_unpacked(self.path, self.size, self.bytes)
+        return dataset
+
+    def datasets(self, group: Any) -> Mapping[str, Any]:
+        """The datasets below a group by their path, each checked when it is first asked for."""
+        return _Datasets(self, group)
+
+
+class _Datasets(Mapping[str, Any]):
+    def __init__(self, claims: _Claims, group: Any) -> None:
+        import h5py
+
+        self.claims, self.found, self.checked = claims, dict[str, Any](), set[str]()
+        group.visititems(lambda name, item: self.found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.checked:
+            self.claims.check(name, self.found[name])
+            self.checked.add(name)
+        return self.found[name]
+
+
+def _attributes(path: Path, file: Any) -> dict[str, Any]:
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in dict(file.attrs).items()}
+    if not isinstance(plain.get("env", ""), str):
+        raise ValueError(f"{path}: the attribute env is no text: remove it")
+    return plain
+
+
+# ------------------------------------------------------------------------------------------ a group per trajectory
+
+
+def _minari(path: Path, file: Any, claims: _Claims) -> Recording:
+    """Groups `episode_<number>`; observations include the final one. Images may be JPEGs, Minari's default."""
+    import h5py
+
+    found = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
+    groups, metadata = [file[name] for _, name in found], _minari_metadata(path)
+    told = metadata.get("total_episodes", len(found))
+    if told != len(found) or [number for number, _ in found] != list(range(len(found))):
+        raise ValueError(
+            f"{path} should hold {told} episodes, numbered from 0 on; it has {len(found)}"
+            f"{f', numbered up to {found[-1][0]}' if found else ''}: the file or its metadata.json is damaged; {AGAIN}"
+        )
+
+    def dataset(trajectory: int, name: str, values: int | None = None) -> Any:
+        try:  # h5py's own `group[name]` takes ten times as long as opening the dataset
+            opened = h5py.Dataset(h5py.h5d.open(groups[trajectory].id, name.encode()))
+        except KeyError:
+            raise ValueError(f"{path}: trajectory {trajectory} has no {name}; {AGAIN}") from None
+        return claims.check(f"episode {trajectory}, {name}", opened, values)
+
+    rewards = [np.atleast_1d(dataset(k, "rewards")[()]) for k in range(len(groups))]
+    images: dict[Place, tuple[int, ...]] = {}
+    shapes: dict[Place, tuple[int, ...]] = {}
+    for name, first in (claims.datasets(groups[0]) if groups else {}).items():
+        group, *place = name.split("/")
+        if group == "observations":
+            shapes[tuple(place)] = tuple(first.shape[1:])
+            if size := _jpeg_size(first):
+                shapes[tuple(place)] = images[tuple(place)] = size
+
+    def read(trajectory: int, name: str) -> np.ndarray:
+        return rewards[trajectory] if name == "rewards" else np.asarray(dataset(trajectory, name)[()])
+
+    def read_observations(trajectory: int, place: Place) -> np.ndarray:
+        name, shape = "/".join(("observations", *place)), images.get(place)
+        if shape is None:
+            return np.asarray(dataset(trajectory, name)[()])
+        packed = dataset(trajectory, name, (len(rewards[trajectory]) + 1) * math.prod(shape))
+        return np.stack([_decode_jpeg(row, shape) for row in packed])
+
+    return Recording(
+        source=str(path),
+        lengths=np.array([len(x) for x in rewards], dtype=np.int64),
+        shapes=shapes,
+        metadata=metadata,
+        signals=set(groups[0]) if groups else set(),
+        read=read,
+        read_observations=read_observations,
+    )
+
+
+def _minari_metadata(path: Path) -> dict[str, Any]:
+    file = path.with_name("metadata.json")
+    if not file.is_file():
+        return {}
+    metadata = read_metadata(str(file), file.read_bytes())
+    if "total_episodes" in metadata:
+        fit(int, metadata["total_episodes"], f"{file}: total_episodes")
+    if "env" not in metadata and isinstance(metadata.get("env_spec"), str):
+        metadata["env"] = str(read_metadata(f"{file}: env_spec", metadata["env_spec"]).get("id", ""))
+    return metadata
+
+
+def _jpeg_size(images: Any) -> tuple[int, ...]:
+    """Shape of the images of a dataset of JPEGs, read from the first one's header; empty for other data."""
+    first = images[0] if images.ndim and len(images) else np.empty(0)
+    if first.dtype != np.uint8 or first.ndim != 1 or first[:3].tobytes() != _JPEG:
+        return ()
+    return _image_shape(_open_jpeg(first))
+
+
+def _open_jpeg(packed: np.ndarray) -> Any:
+    from PIL import Image  # comes with Minari, which wrote them
+
+    return Image.open(io.BytesIO(packed.tobytes()), formats=("JPEG",))
+
+
+def _image_shape(image: Any) -> tuple[int, ...]:
+    bands = len(image.getbands())
+    return (image.height, image.width, bands) if bands > 1 else (image.height, image.width)
+
+
+def _decode_jpeg(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    image = _open_jpeg(packed)
+    if _image_shape(image) != shape:  # before it takes memory
+        raise ValueError(f"an image has shape {_image_shape(image)}, the first one {shape}")
+    return np.array(image, dtype=np.uint8)
