@@ -74,7 +74,7 @@ def check_minari_id(dataset_id: str) -> None:
         namespace = parse_dataset_id(dataset_id)[0]
         if namespace is not None:
             validate_namespace(namespace)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: it has no version
         raise ValueError(
             f"{dataset_id!r} is not a Minari id ({error}): pass one such as hopper/expert-v0 (a version at the end, "
             "two letters or more before a slash), or a path that ends in .npz"

@@ -141,7 +141,9 @@ def clips_from(path: Path, read: Callable[[], list[MotionClip]]) -> list[MotionC
         try:
             clips = read()
         except ValueError as error:
-            raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
+            if str(path) in str(error):
+                raise
+            raise ValueError(f"{path}: {error}") from error
     for clip in clips:
         if doubt := _doubt(clip):
             logger.warning("%s, clip %r: %s", path, clip.name, doubt)
@@ -203,7 +205,11 @@ def _clip_of_header(header: Mapping[str, Any], name: str, text_fields: Sequence[
     missing = {"Frames", "FrameDuration"} - set(header)
     if missing:
         raise ValueError(f"{where} lacks {', '.join(sorted(missing))}")
-    given = {ours: fit(kind, header[key], f"{where}: {key}") for key, (ours, kind) in _HEADER.items() if key in header}
+    given = {}
+    for key, (ours, kind) in _HEADER.items():
+        if key in header:
+            value = header[key]
+            given[ours] = fit(kind, "a table" if isinstance(value, np.ndarray) else value, f"{where}: {key}")
     given["fields"] = tuple(given.get("fields", text_fields))
     if not given["fields"]:
         raise ValueError(f"{where} lacks names of its columns (Fields): name them with text_fields")

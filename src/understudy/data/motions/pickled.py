@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from understudy.core.borders import check_unpacked, parsing
-from understudy.data.motions.files import MotionClip, clips_from, clips_of_dictionary
+from understudy.data.motions.files import MotionClip, clips_from, clips_of_dictionary, is_pickle
 
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[US]\d{1,6})")
 _PIECE = 1 << 24
@@ -141,6 +141,8 @@ def read_pickled_motions(path: str | Path) -> list[MotionClip]:
     """The clips of a pickled dictionary (st_gym's refmotion). Raises ValueError for anything else in the file."""
     path = Path(path)
     with parsing(path, "it is not a readable pickle of plain data: write the clips as plain arrays where it was made"):
+        if not is_pickle(path):
+            raise ValueError(f"{path} is not a pickle of protocol 2 or later")
         raw = path.read_bytes()
         if raw[:1] == b"x":
             raw = _inflated(path, raw)
