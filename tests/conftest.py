@@ -12,6 +12,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core.spaces import tensor_dtype
 from understudy.envs.base import Step
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.ppo.config import PPOConfig
@@ -98,8 +99,9 @@ class ScriptedEnv:
 
     def _leaf(self, space: spaces.Space[Any]) -> Tensor:
         shape = (self.num_envs, *(space.shape or ()))
-        if isinstance(space, spaces.Box) and space.dtype == np.uint8:
-            return torch.randint(0, 256, shape, generator=self.generator).to(torch.uint8)
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+            high = int(space.high.max()) + 1
+            return torch.randint(0, high, shape, generator=self.generator).to(tensor_dtype(space))
         if isinstance(space, spaces.Box):
             x = torch.randn(shape, generator=self.generator)
             return x.double() if space.dtype == np.float64 else x

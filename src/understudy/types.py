@@ -53,6 +53,10 @@ class NonFiniteError(UnderstudyError):
     """A NaN or infinity came from the environment or the policy and masking was not allowed or not possible."""
 
 
+class EnvError(UnderstudyError, ValueError):
+    """An environment gave something that it must not give; the message names it and its remedy."""
+
+
 class WorkerError(UnderstudyError):
     """An environment (or its worker process) died; the message names it."""
 

@@ -19,9 +19,10 @@ from tensordict import TensorDict
 import understudy as us
 from understudy.core import registry as core_registry
 from understudy.envs import EnvConfig, StatefulEnv, as_vec_env, list_envs, make_env, make_render_env, register_env
-from understudy.envs.check import check_observation, check_step
+from understudy.envs.gate import Gate
 from understudy.envs.registry import ENVS
 from understudy.tasks.point_mass import PointMass
+from understudy.types import EnvError
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 
@@ -180,25 +181,31 @@ def test_observations_and_steps_are_checked() -> None:
     env = Own()
     assert as_vec_env(env) is env
     good = env.step(torch.zeros(3))
-    assert check_step(env, good) is good
+    action = torch.zeros(3)
+    gate = Gate(env)
+    assert gate.step(action).obs is not gate.step(action).obs  # as the environment gives it
     for obs, message in (
         ({"policy": torch.zeros(3, 3)}, "gave a dict as observation: return a TensorDict"),
         ((env.reset(), {}), "gave a tuple as observation"),
-        (TensorDict({"polcy": torch.zeros(3, 3)}, [3]), "without 'policy'"),
-        (TensorDict({"policy": torch.zeros(3, 2)}, [3]), r"'policy' has shape \(3, 2\), its space says \(3, 3\)"),
+        (TensorDict({"polcy": torch.zeros(3, 3)}, [3]), "'policy' is missing"),
+        (TensorDict({"policy": torch.zeros(3, 2)}, [3]), r"'policy' has shape \(3, 2\), but its space says \(3, 3\)"),
         (TensorDict({"policy": torch.zeros(3, 3)}, []), r"batch size \[\], expected \[3\]"),
     ):
-        with pytest.raises(ValueError, match=message):
-            check_observation(env, obs)
+        env.reset = lambda seed=None, obs=obs: obs  # type: ignore[method-assign,misc]
+        with pytest.raises(EnvError, match=message):
+            Gate(env).reset()
     for step, message in (
         (tuple(good)[:5], "returned a tuple: return an understudy.envs.Step"),
         (good._replace(reward=torch.zeros(3, 1)), r"reward must be a tensor of shape \[3\]"),
         (good._replace(truncated=False), r"truncated must be a tensor of shape \[3\]"),
         (good._replace(terminated=torch.zeros(3)), "must be bool tensors"),
-        (good._replace(final_obs=TensorDict({}, [3])), "without 'policy'"),
+        (good._replace(final_obs=TensorDict({}, [3])), "'policy' is missing"),
     ):
-        with pytest.raises(ValueError, match=message):
-            check_step(env, step)
+        env.step = lambda action, step=step: step  # type: ignore[method-assign,misc]
+        gate = Gate(env)
+        for _ in range(2):  # the first step and every later one
+            with pytest.raises(EnvError, match=message):
+                gate.step(action)
 
 
 def test_training_checks_the_first_observation_and_step() -> None:
@@ -213,7 +220,7 @@ def test_training_checks_the_first_observation_and_step() -> None:
         def reset(self, seed: int | None = None) -> Any:
             return {"policy": torch.zeros(3, 3)}
 
-    with pytest.raises(ValueError, match="Dicts gave a dict as observation"):
+    with pytest.raises(ValueError, match=r"Dicts\.reset gave a dict as observation"):
         ppo_on(as_vec_env(Dicts())).iterate()
 
 

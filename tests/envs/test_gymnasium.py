@@ -16,7 +16,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from tensordict import TensorDict
 
 from understudy.envs import GymnasiumVectorAdapter, InProcessVectorEnv, Step, VecEnv
-from understudy.types import WorkerError
+from understudy.types import EnvError, WorkerError
 
 
 def final_obs(step: Step) -> TensorDict:
@@ -218,7 +218,7 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match=f"no action distribution covers a {type(space).__name__}"):
             InProcessVectorEnv([make])
     env = InProcessVectorEnv([lambda: Echo(BOX, COIN, lambda t: np.zeros(1))])  # numpy would broadcast it
-    with pytest.raises(WorkerError, match=r"shape \(1,\), but its space says \(2,\)"):
+    with pytest.raises(EnvError, match=r"in reset: the observation has shape \(1,\), but its space says \(2,\)"):
         env.reset()
 
 

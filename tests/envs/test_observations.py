@@ -94,25 +94,25 @@ def test_buffers_rows_and_batches() -> None:
     leaves = observation_leaves(NESTED, {"policy": "robot", "critic": ["robot.base", "task"]})
     buffers = StepBuffers(leaves, 2, "cpu")
     one = {"robot": {"joints": np.array([1, 2]), "base": np.array([3, 4])}, "task": np.array([5, 6])}
-    row_writers(buffers.obs_arrays)[1](one)
+    row_writers(buffers.leaves, buffers.obs_arrays)[1](one)
     assert buffers.obs["policy", "joints"].tolist() == [[0, 0], [1, 2]]
     assert buffers.obs["critic", "robot_base"].tolist() == [[0, 0], [3, 4]]
     assert buffers.obs["critic", "task"].tolist() == [[0, 0], [5, 6]]
     assert buffers.final_obs["policy", "joints"].sum() == 0
     task = buffers.obs["critic", "task"]
     both = {"robot": {"joints": np.ones((2, 2)), "base": np.ones((2, 2))}, "task": np.full((2, 2), 7)}
-    write_batch(buffers.obs_arrays, both)
+    write_batch(buffers.leaves, buffers.obs_arrays, both)
     assert task.tolist() == [[7, 7], [7, 7]]
     first = {"robot": {"joints": np.ones((1, 2)), "base": np.ones((1, 2))}, "task": np.full((1, 2), 9)}
-    write_batch(buffers.obs_arrays, first, rows=np.array([0]))
+    write_batch(buffers.leaves, buffers.obs_arrays, first, rows=np.array([0]))
     assert task.tolist() == [[9, 9], [7, 7]]
-    with pytest.raises(ValueError, match=r"robot.base has shape \(1, 2\), expected \(2, 2\)"):
-        write_batch(buffers.obs_arrays, first)
+    with pytest.raises(ValueError, match=r"robot/base. has shape \(1, 2\), but its space says \(2, 2\)"):
+        write_batch(buffers.leaves, buffers.obs_arrays, first)
     for tensor in buffers.obs.values(include_nested=True, leaves_only=True):
         assert tensor.data_ptr() % 64 == 0
 
 
 def test_scalars_get_a_dimension() -> None:
     buffers = StepBuffers(observation_leaves(spaces.Box(-1, 1, (), np.float32)), 3, "cpu")
-    row_writers(buffers.obs_arrays)[2](0.5)
+    row_writers(buffers.leaves, buffers.obs_arrays)[2](0.5)
     assert torch.equal(buffers.obs["policy"], torch.tensor([[0.0], [0.0], [0.5]]))

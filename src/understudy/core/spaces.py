@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from understudy.core.check import nearest
 
@@ -37,6 +38,10 @@ _TENSOR_DTYPE: dict[np.dtype[Any], np.dtype[Any]] = {
     np.dtype(np.uint32): np.dtype(np.int64),
     np.dtype(np.uint64): np.dtype(np.int64),
 }
+
+HUGE = 1e10
+"""A bound of a Box of floats from here on is none; nor is the largest number of float16, int32 or int64."""
+_LARGEST = (float(np.finfo(np.float16).max), 2.0**31 - 1, 2.0**31)
 
 
 # ---------------------------------------------------------------------------------------------- one space
@@ -116,6 +121,15 @@ def bounds_of(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
     return start, start + count - 1
 
 
+def limits_of(space: spaces.Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """`bounds_of` in float64, where bounds that only stand for "none" are infinite: see `HUGE`."""
+    low, high = (np.asarray(side, np.float64) for side in bounds_of(space))
+    if not is_real(space):
+        return low, high
+    none = [(np.abs(side) >= HUGE) | np.isin(np.abs(side), _LARGEST) for side in (low, high)]
+    return np.where(none[0] & (low < 0), -np.inf, low), np.where(none[1] & (high > 0), np.inf, high)
+
+
 def blank(space: spaces.Space[Any], batch: Sequence[int], device: torch.device | str | None = None) -> Tensor:
     """Tensor `[*batch, *shape]` with nothing in it: zeros, or the least class of Discrete and MultiDiscrete."""
     zeros = torch.zeros((*batch, *shape_of(space)), dtype=tensor_dtype(space), device=device)
@@ -158,7 +172,11 @@ def component(space: spaces.Space[Any], key: Iterable[str], what: str = "observa
 
 def find_components(space: spaces.Dict, name: str) -> dict[Key, spaces.Space[Any]]:
     """The components of a group ("policy") or one of them ("policy/height"), by key; ValueError if there is none."""
-    key = tuple(name.split("/"))
+    # any string may be a name, with "/" in it too: the longest group that fits
+    cuts = [i for i, letter in enumerate(name) if letter == "/"]
+    keys: list[Key] = [(name,), *((name[:i], name[i + 1 :]) for i in reversed(cuts))]
+    there = (key for key in keys if key[0] in space.spaces and (len(key) == 1 or key[1] in children(space[key[0]])))
+    key = next(there, tuple(name.split("/")))
     found = component(space, key, "observation group")
     if isinstance(found, spaces.Dict):
         return {(*key, child): inner for child, inner in found.spaces.items()}
@@ -170,6 +188,20 @@ def component_keys(space: spaces.Space[Any], prefix: Key = ()) -> tuple[Key, ...
     if not isinstance(space, spaces.Dict):
         return (prefix,)
     return tuple(key for name, child in space.spaces.items() for key in component_keys(child, (*prefix, name)))
+
+
+def module_name(key: Key) -> str:
+    """A component's name in an `nn.ModuleDict`: "group/component", what torch does not allow in it escaped."""
+    pieces = [name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F") or "%" for name in key]
+    return "/".join(pieces) + ("%" if "/".join(pieces) in _RESERVED else "")
+
+
+def key_of(name: str) -> Key:
+    """The component that `module_name` named."""
+    return tuple(unquote(piece.removesuffix("%")) for piece in name.split("/"))
+
+
+_RESERVED = frozenset(dir(nn.ModuleDict()))
 
 
 def unflatten(keys: Iterable[Key], leaves: Iterable[Tensor], batch_size: Sequence[int]) -> TensorDict:

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.core.check import fit
-from understudy.core.spaces import bounds_of, check_action_space, classes_of, is_box, is_real, kind_of, shape_of
+from understudy.core.spaces import check_action_space, classes_of, is_box, is_real, kind_of, limits_of, shape_of
 
 _EDGE = 1e-6  # atanh is taken inside [-1 + _EDGE, 1 - _EDGE]: |raw| <= 7.25, and float32 can tell it from 1
 
@@ -90,7 +90,7 @@ class ActionMap(nn.Module):
         return torch.atanh(raw.clamp(_EDGE - 1, 1 - _EDGE)) if self._tanh else raw
 
     def _set_box(self, space: spaces.Space[Any], scaling: bool | str, bound: str | None) -> None:
-        low, high = _float32_inside(*(side.reshape(-1) for side in bounds_of(space)))
+        low, high = _float32_inside(*(side.reshape(-1) for side in limits_of(space)))
         finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
         if scaling is True and not finite:
             raise ValueError(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from understudy.core.spaces import Key, array_dtype, is_discrete
 from understudy.envs.base import Step
+from understudy.envs.gate import admit, observation_name, settled
 from understudy.envs.observations import Leaf
+from understudy.types import EnvError
 
 _Fields = dict[Key, tuple[tuple[int, ...], np.dtype[Any]]]  # name -> shape, type
 _ALIGNMENT = 64  # bytes: one cache line, and enough for any vectorised load
@@ -29,7 +31,7 @@ class StepBuffers:
 
     def __init__(self, leaves: Sequence[Leaf], num_envs: int, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.num_envs = num_envs
+        self.num_envs, self.leaves = num_envs, leaves
         fields: _Fields = {leaf.source: ((num_envs, *leaf.env_shape), array_dtype(leaf.space)) for leaf in leaves}
         kinds = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_}
         flags: _Fields = {(name,): ((num_envs,), np.dtype(kind)) for name, kind in kinds.items()}
@@ -86,26 +88,33 @@ class _Block:
         self._device.copy_(self._host)
 
 
-def row_writers(arrays: Mapping[Key, np.ndarray]) -> list[Callable[[Any], None]]:
-    """One function per row that writes one environment's observation there."""
-    num_envs = len(next(iter(arrays.values())))
-    return [_row_writer({source: array[row : row + 1] for source, array in arrays.items()}) for row in range(num_envs)]
+def row_writers(leaves: Sequence[Leaf], arrays: Mapping[Key, np.ndarray]) -> list[Callable[[Any], None]]:
+    """One function per row that writes one environment's observation there, after a check of it (`gate.admit`).
 
-
-def _row_writer(arrays: Mapping[Key, np.ndarray]) -> Callable[[Any], None]:
-    # bound once, views taken once: this runs for every environment and step
-    puts = [
-        (source, partial(array[0].__setitem__ if array.ndim > 1 else array.__setitem__, ...))
-        for source, array in arrays.items()
+    The first observation that a function gets is looked at as a whole, later ones where type or shape are new. Make new
+    functions where observations are to be looked at again.
+    """
+    num_envs, sources = len(next(iter(arrays.values()))), {leaf.source: leaf for leaf in leaves}
+    return [
+        _row_writer([(leaf, arrays[leaf.source][row : row + 1]) for leaf in sources.values()])
+        for row in range(num_envs)
     ]
-    if list(arrays) == [()]:
+
+
+def _row_writer(fields: Sequence[tuple[Leaf, np.ndarray]]) -> Callable[[Any], None]:
+    puts = [(leaf.source, _component_writer(leaf, array)) for leaf, array in fields]
+    if puts[0][0] == ():
         return puts[0][1]
-    if all(len(source) == 1 for source in arrays):
+    if all(len(source) == 1 for source, _ in puts):
         flat = [(source[0], put) for source, put in puts]
 
         def write_flat(obs: Any) -> None:
-            for key, put in flat:
-                put(obs[key])
+            try:
+                for key, put in flat:
+                    put(obs[key])
+            except (KeyError, TypeError, IndexError):
+                pick(obs, (key,))  # says what is missing
+                raise
 
         return write_flat
 
@@ -116,29 +125,48 @@ def _row_writer(arrays: Mapping[Key, np.ndarray]) -> Callable[[Any], None]:
     return write_nested
 
 
-def write_batch(arrays: Mapping[Key, np.ndarray], obs: Any, rows: Any = None) -> None:
-    """Write a batched observation into all rows (checked: same shape), or row by row into the named `rows`."""
-    for source, array in arrays.items():
-        value = np.asarray(pick(obs, source))
-        target = array.shape if rows is None else (len(rows), *array.shape[1:])
-        if value.shape != target:  # numpy would broadcast
-            raise ValueError(f"observation {'.'.join(source) or 'array'} has shape {value.shape}, expected {target}")
-        array[... if rows is None else rows] = value
+def _component_writer(leaf: Leaf, array: np.ndarray) -> Callable[[Any], None]:
+    # bound once, view taken once: this runs for every environment and step
+    put = partial(array[0].__setitem__ if array.ndim > 1 else array.__setitem__, ...)
+    shape, what = leaf.env_shape, observation_name(leaf.source)
+    known: Any = None  # dtype of arrays, or type of other numbers, whose values need no second look
+
+    def write(value: Any) -> None:
+        nonlocal known
+        if value.__class__ is np.ndarray:
+            if value.dtype is not known or value.shape != shape:
+                value = admit(value, leaf.space, shape, what)
+                known = value.dtype if settled(value.dtype, leaf.space) else None
+        elif value.__class__ is not known:
+            given, value = value, admit(value, leaf.space, shape, what)
+            scalar = isinstance(given, int | float | np.generic)
+            known = given.__class__ if scalar and settled(value.dtype, leaf.space) else None
+        put(value)
+
+    return write
 
 
-def check_row(leaves: Sequence[Leaf], obs: Any) -> None:
-    """Raise ValueError where one environment's observation has another shape than its space (numpy would broadcast)."""
+def write_batch(
+    leaves: Sequence[Leaf], arrays: Mapping[Key, np.ndarray], obs: Any, rows: Any = None, careful: bool = False
+) -> None:
+    """Write a batched observation into all rows, or row by row into the named `rows`, after a check of it."""
     for leaf in leaves:
-        shape = np.shape(pick(obs, leaf.source))
-        if shape != leaf.env_shape:
-            name = ".".join(leaf.source) or "the observation"
-            raise ValueError(f"{name} has shape {shape}, but its space says {leaf.env_shape}: correct one of them")
+        value, array = pick(obs, leaf.source), arrays[leaf.source]
+        shape = array.shape if rows is None else (len(rows), *array.shape[1:])
+        known = value.__class__ is np.ndarray and value.shape == shape and settled(value.dtype, leaf.space)
+        if careful or not known:
+            value = admit(value, leaf.space, shape, observation_name(leaf.source))
+        array[... if rows is None else rows] = value
 
 
 def pick(obs: Any, source: Key) -> Any:
     """Follow `source` into nested observation dicts."""
     for key in source:
-        obs = obs[key]
+        try:
+            obs = obs[key]
+        except (KeyError, TypeError, IndexError):
+            held = f"has {', '.join(map(repr, obs))}" if isinstance(obs, Mapping) else f"is a {type(obs).__name__}"
+            raise EnvError(f"{observation_name(source)} is missing: the environment's observation {held}") from None
     return obs
 
 

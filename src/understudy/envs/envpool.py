@@ -21,7 +21,7 @@ from understudy.core.spaces import bounds_of, check_action_space, children, is_r
 from understudy.envs.base import Step
 from understudy.envs.buffers import StepBuffers, action_array, write_batch
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
-from understudy.types import WorkerError
+from understudy.types import EnvError, WorkerError
 
 _MAX_SEED = 2**31  # EnvPool's seeds are int32
 
@@ -88,7 +88,7 @@ class EnvPoolAdapter:
         self.observation_space = leaves_space(leaves)
         self._action_shape = (self.num_envs, *shape_of(self.action_space))
         self._buffers = StepBuffers(leaves, self.num_envs, self.device)
-        self._step = self._buffers.step()
+        self._step, self._leaves, self._stepped = self._buffers.step(), leaves, False
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """Start N fresh episodes (environment i gets `seed + i`); obs `[N]`."""
@@ -99,7 +99,7 @@ class EnvPoolAdapter:
             self.pool = self._make_pool(self._seed)
         self._fresh = False
         obs, _ = self._call("reset", self.pool.reset)
-        write_batch(self._buffers.obs_arrays, obs)
+        write_batch(self._leaves, self._buffers.obs_arrays, obs, careful=True)
         self._buffers.publish(ended=False)
         return self._buffers.obs
 
@@ -109,18 +109,17 @@ class EnvPoolAdapter:
         actions = np.asarray(action_array(action, self.action_space, self._action_shape))
         obs, reward, terminated, truncated, _ = self._call("step", lambda: self.pool.step(actions))
         if reward.shape != (self.num_envs,):
-            raise ValueError(
-                f"{self.name} has {reward.shape} rewards for {self.num_envs} environments: one player each"
-            )
+            raise EnvError(f"{self.name} has {reward.shape} rewards for {self.num_envs} environments: one player each")
         buffers.reward_array[:] = reward
         buffers.terminated_array[:] = terminated
         buffers.truncated_array[:] = truncated
-        write_batch(buffers.obs_arrays, obs)
+        write_batch(self._leaves, buffers.obs_arrays, obs, careful=not self._stepped)
+        self._stepped = True
         ended = np.flatnonzero(terminated | truncated).astype(np.int32)
         if ended.size:
-            write_batch(buffers.final_arrays, obs)
+            write_batch(self._leaves, buffers.final_arrays, obs)
             first, _ = self._call("reset", lambda: self.pool.reset(ended))
-            write_batch(buffers.obs_arrays, first, rows=ended)
+            write_batch(self._leaves, buffers.obs_arrays, first, rows=ended)
         buffers.publish(bool(ended.size))
         return self._step
 

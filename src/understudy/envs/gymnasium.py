@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,17 +14,27 @@ from torch import Tensor
 
 from understudy.core.spaces import check_action_space, shape_of
 from understudy.envs.base import Step
-from understudy.envs.buffers import StepBuffers, action_array, check_row, row_writers, write_batch
+from understudy.envs.buffers import StepBuffers, action_array, row_writers, write_batch
+from understudy.envs.gate import (
+    FLAGS,
+    close_quietly,
+    flag_of,
+    number_of,
+    reset_values,
+    reward_of,
+    row_values,
+    step_values,
+)
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
-from understudy.types import WorkerError
+from understudy.types import EnvError, UnderstudyError, WorkerError
 
 
 class InProcessVectorEnv:
     """N single Gymnasium environments stepped in a plain loop: the fastest way for a few light environments.
 
-    Rows are written straight into preallocated memory; there are no per-step checks and `info` is not read. An ended
-    environment is reset in the same step and its true last observation is kept, so every transition is real.
-    The tensors of a `Step` are the same every time: valid until the next `step` or `reset`.
+    Rows are checked (`envs/gate.py`) and written straight into preallocated memory. An ended environment is reset in
+    the same step and its true last observation is kept, so every transition is real; the numbers in its last `info` are
+    the step's metrics. The tensors of a `Step` are the same every time: valid until the next `step` or `reset`.
 
     `make`: one function per environment (`lambda: gym.make(id, disable_env_checker=True)`); `groups`: see
     `observation_leaves`; `seed`: used by the first `reset` that gets none. Raises ValueError for no environment,
@@ -43,7 +53,7 @@ class InProcessVectorEnv:
         self.envs: list[gym.Env[Any, Any]] = []
         try:
             for build in make:
-                self.envs.append(build())
+                self.envs.append(_built(build, len(self.envs)))
             self._check_same_spaces()
             self._leaves = observation_leaves(self.envs[0].observation_space, groups)
             self.action_space = check_action_space(self.envs[0].action_space)
@@ -56,8 +66,9 @@ class InProcessVectorEnv:
         self._seed = seed
         self._action_shape = (self.num_envs, *shape_of(self.action_space))
         self._buffers = StepBuffers(self._leaves, self.num_envs, self.device)
-        self._write_obs = row_writers(self._buffers.obs_arrays)
-        self._write_final = row_writers(self._buffers.final_arrays)
+        self._write_obs = row_writers(self._leaves, self._buffers.obs_arrays)
+        self._write_final = row_writers(self._leaves, self._buffers.final_arrays)
+        self._stepped = self._restarted = False  # whether a step, and a reset inside one, have been looked at
         self._rewards: Any = self._buffers.reward_array.data  # a memoryview writes one number faster than numpy does
         self._flags_set = False
         self._step = self._buffers.step()
@@ -69,8 +80,7 @@ class InProcessVectorEnv:
         row = 0
         try:
             for row, env in enumerate(self.envs):
-                obs, _ = env.reset(seed=None if seed is None else seed + row)
-                check_row(self._leaves, obs)
+                obs, _ = reset_values(env.reset(seed=None if seed is None else seed + row))
                 self._write_obs[row](obs)
         except Exception as error:
             raise self._failure(row, "reset", error) from error
@@ -84,24 +94,52 @@ class InProcessVectorEnv:
         if self._flags_set:  # flags are rare: cleared when some are set, instead of written for every row
             buffers.terminated_array.fill(False)
             buffers.truncated_array.fill(False)
+        if first := not self._stepped:
+            self._stepped, self._write_obs = True, row_writers(self._leaves, buffers.obs_arrays)
+        metrics: dict[str, np.ndarray] = {}
         any_ended = False
-        row = 0
+        row, what = 0, "step"
         try:
             for row, (step, one, write_obs) in enumerate(zip(self._steps, actions, self._write_obs)):
-                obs, rewards[row], terminated, truncated, _ = step(one)
-                if terminated or truncated:
-                    any_ended = True
-                    buffers.terminated_array[row] = terminated
-                    buffers.truncated_array[row] = truncated
-                    self._write_final[row](obs)
-                    obs, _ = self.envs[row].reset()
-                write_obs(obs)
+                result = step(one)
+                if result.__class__ is not tuple or len(result) != 5:
+                    result = step_values(result)
+                obs, reward, terminated, truncated, info = result
+                try:
+                    rewards[row] = reward_of(reward) if first else reward
+                except (TypeError, ValueError):
+                    rewards[row] = reward_of(reward)
+                if terminated.__class__ not in FLAGS or truncated.__class__ not in FLAGS:
+                    terminated, truncated = flag_of("terminated", terminated), flag_of("truncated", truncated)
+                if not (terminated or truncated):
+                    write_obs(obs)
+                    continue
+                any_ended = True
+                buffers.terminated_array[row] = terminated
+                buffers.truncated_array[row] = truncated
+                self._write_final[row](obs)
+                self._keep_numbers(row, info, metrics)
+                what = "reset"
+                self._restart(row)
+                what = "step"
         except Exception as error:
-            raise self._failure(row, "step", error) from error
+            raise self._failure(row, what, error) from error
         self._flags_set = any_ended
         if not buffers.shared:
             buffers.publish(any_ended)
-        return self._step
+        return self._step._replace(metrics=_on(self.device, metrics)) if metrics else self._step
+
+    def _restart(self, row: int) -> None:
+        """The next episode of one environment."""
+        obs, _ = reset_values(self.envs[row].reset())
+        if not self._restarted:
+            self._restarted, self._write_obs = True, row_writers(self._leaves, self._buffers.obs_arrays)
+        self._write_obs[row](obs)
+
+    def _keep_numbers(self, row: int, info: Any, metrics: dict[str, np.ndarray]) -> None:
+        """Numbers of an episode's last info; NaN, which no mean counts, in the rows of other environments."""
+        for name, value in info.items() if isinstance(info, Mapping) else ():
+            _keep_number(metrics, str(name), value, row, self.num_envs)
 
     def render(self) -> Any:
         """A picture of the first environment, as its `render_mode` has it."""
@@ -110,7 +148,7 @@ class InProcessVectorEnv:
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
-            env.close()
+            close_quietly(env.close, env_name(env))
 
     def _check_same_spaces(self) -> None:
         first = self.envs[0]
@@ -122,11 +160,11 @@ class InProcessVectorEnv:
                     f"{first.observation_space}, {first.action_space}; a vector needs equal ones"
                 )
 
-    def _failure(self, row: int, what: str, error: Exception) -> WorkerError:
-        return WorkerError(
-            f"environment {row} of {self.num_envs} ({env_name(self.envs[row])}) raised {type(error).__name__} "
-            f"in {what}: {error}"
-        )
+    def _failure(self, row: int, what: str, error: Exception) -> UnderstudyError:
+        who = f"environment {row} of {self.num_envs} ({env_name(self.envs[row])})"
+        if isinstance(error, EnvError):
+            return EnvError(f"{who} in {what}: {error}")
+        return WorkerError(f"{who} raised {type(error).__name__} in {what}: {error}")
 
 
 class GymnasiumVectorAdapter:
@@ -153,34 +191,36 @@ class GymnasiumVectorAdapter:
         self.device = torch.device(device)
         self.mode = AutoresetMode(mode)
         self.action_space = check_action_space(vector_env.single_action_space)
-        leaves = observation_leaves(vector_env.single_observation_space, groups)
-        self.observation_space = leaves_space(leaves)
+        self._leaves = observation_leaves(vector_env.single_observation_space, groups)
+        self.observation_space = leaves_space(self._leaves)
         self._resets_by_mask = self.mode == AutoresetMode.DISABLED or (
             self.mode == AutoresetMode.NEXT_STEP and isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv)
         )
         self._resets_next_step = self.mode == AutoresetMode.NEXT_STEP and not self._resets_by_mask
         self._action_shape = (self.num_envs, *shape_of(self.action_space))
-        self._buffers = StepBuffers(leaves, self.num_envs, self.device)
-        self._write_final = row_writers(self._buffers.final_arrays)
+        self._buffers = StepBuffers(self._leaves, self.num_envs, self.device)
+        self._write_final = row_writers(self._leaves, self._buffers.final_arrays)
         self._step = self._buffers.step()
+        self._stepped = False
         self._resetting: np.ndarray | None = None  # [N] bool: rows whose next step is a reset step; None: no row
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """Start N fresh episodes, seeded as the vector environment does it (Gymnasium's: `seed + i`); obs `[N]`."""
         self._resetting = None
-        obs = self._call("reset", lambda: self.env.reset(seed=seed))[0]
-        write_batch(self._buffers.obs_arrays, obs)
+        self._call("reset", lambda: self._write(reset_values(self.env.reset(seed=seed))[0], careful=True))
         self._buffers.publish(ended=False)
         return self._buffers.obs
 
     def step(self, action: Tensor) -> Step:
         """Apply one executed action per environment, `[N, *A]`."""
         rows = np.asarray(action_array(action, self.action_space, self._action_shape))
-        obs, reward, terminated, truncated, info = self._call("step", lambda: self.env.step(rows))
-        buffers = self._buffers
-        buffers.reward_array[:] = reward
-        buffers.terminated_array[:] = terminated
-        buffers.truncated_array[:] = truncated
+        return self._call("step", lambda: self._absorb(*step_values(self.env.step(rows))))
+
+    def _absorb(self, obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> Step:
+        buffers, N = self._buffers, self.num_envs
+        buffers.reward_array[:] = row_values("the reward", reward, N)
+        buffers.terminated_array[:] = row_values("terminated", terminated, N, flags=True)
+        buffers.truncated_array[:] = row_values("truncated", truncated, N, flags=True)
         junk = self._resetting
         if junk is not None:
             buffers.reward_array[junk] = 0.0
@@ -191,11 +231,17 @@ class GymnasiumVectorAdapter:
         if any_ended:
             obs = self._after_end(obs, info, ended)
         self._resetting = ended if any_ended and self._resets_next_step else None
-        write_batch(buffers.obs_arrays, obs)
+        self._write(obs, careful=not self._stepped)
+        self._stepped = True
         buffers.publish(any_ended)
-        if junk is None:
+        metrics = _final_numbers(info, ended) if any_ended else {}
+        if junk is None and not metrics:
             return self._step
-        return self._step._replace(valid=torch.from_numpy(~junk).to(self.device))
+        valid = None if junk is None else torch.from_numpy(~junk).to(self.device)
+        return self._step._replace(valid=valid, metrics=_on(self.device, metrics))
+
+    def _write(self, obs: Any, careful: bool) -> None:
+        write_batch(self._leaves, self._buffers.obs_arrays, obs, careful=careful)
 
     def render(self) -> Any:
         """A picture of the first environment, as its `render_mode` has it."""
@@ -204,17 +250,17 @@ class GymnasiumVectorAdapter:
 
     def close(self) -> None:
         """Close the vector environment and its processes."""
-        self.env.close()
+        close_quietly(self.env.close, env_name(self.env))
 
     def _after_end(self, obs: Any, info: dict[str, Any], ended: np.ndarray) -> Any:
         """Keep the final observations of the ended rows, and return the observations to act on next."""
         if self.mode != AutoresetMode.SAME_STEP:
-            write_batch(self._buffers.final_arrays, obs)
+            write_batch(self._leaves, self._buffers.final_arrays, obs)
             if not self._resets_by_mask:
                 return obs  # the reset comes with the next step
-            return self._call("reset", lambda: self.env.reset(options={"reset_mask": ended}))[0]
+            return self._call("reset", lambda: reset_values(self.env.reset(options={"reset_mask": ended}))[0])
         if "final_obs" not in info:
-            raise ValueError(
+            raise EnvError(
                 f"{self.env} resets in the same step but gave no info['final_obs'] where an episode ended, so a time "
                 "limit cannot be bootstrapped: add it, or use AutoresetMode.DISABLED"
             )
@@ -223,12 +269,17 @@ class GymnasiumVectorAdapter:
             for row in np.flatnonzero(ended):
                 self._write_final[row](final[row])
         else:  # a natively vectorised environment: batched like obs
-            write_batch(self._buffers.final_arrays, final)
+            write_batch(self._leaves, self._buffers.final_arrays, final)
         return obs
 
     def _call(self, what: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
+        except UnderstudyError as error:
+            who = f"vector environment {env_name(self.env)}"
+            if isinstance(error, WorkerError) or str(error).startswith(who):  # of a reset inside this step
+                raise
+            raise EnvError(f"{who} in {what}: {error}") from None
         except Exception as error:
             raise WorkerError(f"{self._culprit()} raised {type(error).__name__} in {what}: {error}") from error
 
@@ -242,6 +293,46 @@ class GymnasiumVectorAdapter:
             if dead:
                 return f"environment {', '.join(map(str, dead))} of {self.num_envs} ({name}, its own process)"
         return f"vector environment {name} ({self.num_envs} environments)"
+
+
+def _built(build: Callable[[], gym.Env[Any, Any]], index: int) -> gym.Env[Any, Any]:
+    """One environment. Raises WorkerError where its own code does; ImportError and ValueError say enough."""
+    try:
+        env = build()
+    except (ImportError, ValueError, UnderstudyError):
+        raise
+    except Exception as error:
+        raise WorkerError(f"environment {index} raised {type(error).__name__} while it was built: {error}") from error
+    for name in ("observation_space", "action_space"):
+        try:
+            space = env.observation_space if name == "observation_space" else env.action_space
+        except AttributeError:
+            space = None
+        if not isinstance(space, gym.Space):
+            raise EnvError(f"{env_name(env)}.{name} must be a gymnasium.Space, set in its __init__; it is {space!r}")
+    return env
+
+
+def _on(device: torch.device, metrics: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values).to(device) for name, values in metrics.items()}
+
+
+def _keep_number(metrics: dict[str, np.ndarray], name: str, value: Any, row: int, num_envs: int) -> None:
+    number = number_of(value)
+    if number is not None:
+        metrics.setdefault(name, np.full(num_envs, np.nan, np.float32))[row] = number
+
+
+def _final_numbers(info: Any, ended: np.ndarray) -> dict[str, np.ndarray]:
+    """Numbers that a vector environment's info has of the rows that ended, `[N]`, NaN in the others."""
+    infos = info.get("final_info", info) if isinstance(info, Mapping) else {}
+    numbers: dict[str, np.ndarray] = {}
+    for name, values in infos.items() if isinstance(infos, Mapping) else ():
+        if not isinstance(values, np.ndarray) or values.shape[:1] != ended.shape or name.startswith("_"):
+            continue
+        for row in np.flatnonzero(ended & infos.get(f"_{name}", True)).tolist():
+            _keep_number(numbers, name, values[row], row, len(ended))
+    return numbers
 
 
 def env_name(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> str:

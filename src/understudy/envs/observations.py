@@ -13,6 +13,7 @@ from torch import Tensor
 
 from understudy.core.check import nearest
 from understudy.core.spaces import Key, array_dtype, bounds_of, children, is_box, is_real, is_vector, kind_of, shape_of
+from understudy.types import EnvError
 
 Groups = Mapping[str, str | Sequence[str]]
 """Group name -> an environment's observation key (`"state"`, nested: `"robot.joints"`), or several as components."""
@@ -96,7 +97,12 @@ def regroup(obs: TensorDictBase, leaves: Sequence[Leaf]) -> TensorDict:
     """The leaves of an observation `[N]`, under their group keys."""
     tree = TensorDict({}, batch_size=obs.batch_size, device=obs.device)
     for leaf in leaves:
-        tree.set(leaf.key, leaf.of(obs.get(leaf.source)))
+        value = obs.get(leaf.source, None)
+        if value is None:
+            raise EnvError(
+                f"the observation lacks {'/'.join(leaf.source)!r}, which it had before: give it at every step"
+            )
+        tree.set(leaf.key, leaf.of(value))
     return tree
 
 
@@ -107,38 +113,35 @@ def _entries(space: spaces.Space[Any], prefix: Key = ()) -> _Entries:
     """Dotted name -> (source, space), for every level of a Dict space; a plain space is the one entry "policy"."""
     if kind_of(space) != "dict":
         return {} if prefix else {DEFAULT_GROUP: ((), space)}
-    entries: _Entries = {}
-    for name, child in children(space).items():
-        source = (*prefix, name)
-        entries[".".join(source)] = (source, child)
-        entries |= _entries(child, source)
+    level = {(*prefix, name): child for name, child in children(space).items()}
+    entries: _Entries = {".".join(source): (source, child) for source, child in level.items()}
+    for source, child in level.items():
+        entries = {**_entries(child, source), **entries} if children(child) else entries  # the outer name wins
     return entries
 
 
 def _group_leaves(group: str, members: str | Sequence[str], entries: _Entries) -> list[Leaf]:
     if isinstance(members, str) and members not in entries and "+" in members:
         members = members.split("+")
-    prefix = 0
     if isinstance(members, str):
         source, space = _entry(group, members, entries)
         if kind_of(space) != "dict":
             return [_leaf((group,), source, space)]
-        members = [f"{members}.{key}" for key in children(space)]
-        prefix = len(source)
-    if not members:
+        found = {key: ((*source, key), child) for key, child in children(space).items()}
+    else:
+        found = {member: _entry(group, member, entries) for member in members}
+    if not found:
         raise ValueError(f"observation group {group!r} is empty: give it at least one key")
     leaves = []
-    for member in members:
-        source, space = _entry(group, member, entries)
+    for member, (source, space) in found.items():
         if kind_of(space) == "dict":
-            inner = ", ".join(f"{member}.{key}" for key in children(space))
+            inner = ", ".join(".".join((*source, key)) for key in children(space))
             raise ValueError(
                 f"{member!r} in observation group {group!r} is itself a Dict, and groups hold one level of components: "
                 f"name its parts ({inner}) in groups={{{group!r}: [...]}}"
             )
-        # "." is not allowed in a torch module's name, and components have encoders named after them
-        leaves.append(_leaf((group, "_".join(source[prefix:]).replace(".", "_")), source, space))
-    if len({leaf.key for leaf in leaves}) < len(leaves):
+        leaves.append(_leaf((group, member if isinstance(members, str) else "_".join(source)), source, space))
+    if len({leaf.key for leaf in leaves}) < (len(leaves) if isinstance(members, str) else len(members)):
         raise ValueError(f"observation group {group!r} names a component twice: {list(members)}")
     return leaves
 

@@ -21,8 +21,8 @@ from understudy.core.check import Config, In, fit, nearest
 from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
-from understudy.envs.check import check_vec_env
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
+from understudy.envs.gate import check_vec_env
 from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
 from understudy.envs.observations import Groups, Segments
 from understudy.envs.regrouped import with_groups

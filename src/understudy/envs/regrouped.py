@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import StatefulEnv, Step, VecEnv
+from understudy.envs.gate import Gate
 from understudy.envs.observations import Groups, Segments, group_leaves, leaves_space, regroup, segmented
 
 
@@ -30,16 +31,17 @@ class RegroupedEnv:
     def __init__(self, env: VecEnv, groups: Groups | None = None, segments: Segments | None = None) -> None:
         self.env, self.num_envs, self.device = env, env.num_envs, env.device
         self.action_space: spaces.Space[Any] = env.action_space
+        self._gate = Gate(env)
         self._leaves = segmented(group_leaves(env.observation_space, groups or None), segments or {})
         self.observation_space = leaves_space(self._leaves)
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """As the environment's."""
-        return regroup(self.env.reset(seed), self._leaves)
+        return regroup(self._gate.reset(seed), self._leaves)
 
     def step(self, action: Tensor) -> Step:
         """As the environment's."""
-        step = self.env.step(action)
+        step = self._gate.step(action)
         final = None if step.final_obs is None else regroup(step.final_obs, self._leaves)
         return step._replace(obs=regroup(step.obs, self._leaves), final_obs=final)
 

@@ -13,8 +13,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step
+from understudy.envs.gate import metric
 from understudy.envs.observations import DEFAULT_GROUP, Groups, group_leaves, leaves_space, regroup
-from understudy.types import WorkerError
+from understudy.types import EnvError, WorkerError
 
 
 @runtime_checkable
@@ -75,7 +76,7 @@ class SimulatorAdapter:
         self.action_space = action_space or _unbounded((env.num_actions,))
         first = _as_groups(env.get_observations())
         if first.batch_size != (self.num_envs,):
-            raise ValueError(
+            raise EnvError(
                 f"the simulator has {self.num_envs} environments, but its observations have batch size "
                 f"{tuple(first.batch_size)}"
             )
@@ -103,7 +104,7 @@ class SimulatorAdapter:
         except Exception as error:
             raise WorkerError(f"simulator {name} raised {type(error).__name__} in step: {error}") from error
         if len(result) != 4:
-            raise ValueError(
+            raise EnvError(
                 f"{name}.step returned {len(result)} values instead of (obs, reward, dones, extras): wrap it; "
                 "legged_gym's privileged observations belong in extras['observations']['critic']"
             )
@@ -129,7 +130,7 @@ class SimulatorAdapter:
         final = _as_groups(raw)
         missing = {leaf.source for leaf in self._leaves} - _paths(final)
         if missing:
-            raise ValueError(
+            raise EnvError(
                 f"extras['final_obs'] lacks {', '.join(sorted('.'.join(source) for source in missing))}: the value of "
                 "the final observation needs every group; give all of them or leave final_obs out"
             )
@@ -144,9 +145,7 @@ class SimulatorAdapter:
         return final[index]
 
     def _metric(self, name: str, value: Any) -> Tensor:
-        if not isinstance(value, Tensor):
-            return torch.full((), float(value), device=self.device)  # a fill, not a copy from the host: no wait
-        value = value.detach().float()
+        value = metric(f"the simulator's log {name!r}", value, self.device).detach().float()
         return value.reshape(()) if value.numel() == 1 else self._row(name, value)
 
     def _flag(self, name: str, value: Tensor) -> Tensor:
@@ -159,7 +158,7 @@ class SimulatorAdapter:
             return value
         if value.shape == (self.num_envs, 1):
             return value.squeeze(-1)
-        raise ValueError(f"the simulator's {name} has shape {tuple(value.shape)}, expected [{self.num_envs}]")
+        raise EnvError(f"the simulator's {name} has shape {tuple(value.shape)}, expected [{self.num_envs}]")
 
 
 def _as_groups(raw: Any) -> TensorDict:
@@ -176,7 +175,7 @@ def _as_groups(raw: Any) -> TensorDict:
         while isinstance(leaf, Mapping):
             leaf = next(iter(leaf.values()))
         return TensorDict(dict(raw), batch_size=[leaf.shape[0]])
-    raise ValueError(f"the simulator's observations are a {type(raw).__name__}; expected a TensorDict or a tensor")
+    raise EnvError(f"the simulator's observations are a {type(raw).__name__}; expected a TensorDict or a tensor")
 
 
 def _paths(obs: TensorDict) -> set[tuple[str, ...]]:

@@ -14,7 +14,17 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from understudy.core.check import Config, In
-from understudy.core.spaces import Key, blank, component, find_components, is_vector, lookup, size_of
+from understudy.core.spaces import (
+    Key,
+    blank,
+    component,
+    find_components,
+    is_vector,
+    key_of,
+    lookup,
+    module_name,
+    size_of,
+)
 from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
@@ -147,7 +157,7 @@ class Policy(nn.Module, ABC):
             scaling="auto" if config.action_scaling == "auto" else config.action_scaling == "on",
             bound=None if config.action_bound == "none" or self.head.bounded else config.action_bound,
         )
-        self.normalizers = nn.ModuleDict()  # by "group/component"; discriminators may share them
+        self.normalizers = nn.ModuleDict()  # by `module_name`; discriminators may share them
         self.estimators = nn.ModuleDict()  # by name; the part `Estimator` trains them
         self.name_inputs(tuple(self.components(config.actor_groups)), tuple(self.components(self.critic_groups)))
         self.add_normalizers(self.input_keys)
@@ -165,7 +175,7 @@ class Policy(nn.Module, ABC):
             space = self.component(key)
             if is_vector(space):
                 size = size_of(space)
-                self.normalizers["/".join(key)] = ObservationNormalizer(size, clip=self.config.observation_clip)
+                self.normalizers[module_name(key)] = ObservationNormalizer(size, clip=self.config.observation_clip)
 
     # ------------------------------------------------------------------ what PPO runs
 
@@ -198,7 +208,7 @@ class Policy(nn.Module, ABC):
         """Absorb raw observations of any leading shape into the statistics; `valid` False: left out."""
         for name, normalizer in self.normalizers.items():
             assert isinstance(normalizer, ObservationNormalizer)
-            normalizer.update(obs.get(tuple(name.split("/"))), valid)
+            normalizer.update(obs.get(key_of(name)), valid)
 
     @property
     def recurrent(self) -> bool:
@@ -262,12 +272,12 @@ class Policy(nn.Module, ABC):
     def normalized(self, obs: Observations, key: Key) -> Tensor:
         """One component `[..., *shape]` of raw observations in the units that the networks see."""
         x: Any = obs.get(key)
-        name = "/".join(key)
+        name = module_name(key)
         return self.normalizers[name](x) if name in self.normalizers else x
 
     def raw(self, key: Key, x: Tensor) -> Tensor:
         """The inverse of `normalized`, for a component `[..., D]` or an estimate of it."""
-        name = "/".join(key)
+        name = module_name(key)
         if name not in self.normalizers:
             return x
         normalizer = cast(ObservationNormalizer, self.normalizers[name])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from understudy.core.check import Config
 from understudy.core.schedules import Number, Scalar
-from understudy.core.spaces import find_components
+from understudy.core.spaces import find_components, key_of, module_name
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.losses import clipped_surrogate, value_loss
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
@@ -85,7 +85,7 @@ class Symmetry(Part, Losses):
             if len(components) != 1:
                 raise ValueError(f"{name!r} holds {len(components)} components: mirror each by group/component")
             ((key, space),) = components.items()
-            self.mirrors["/".join(key)] = _Mirror(spec, name, int(torch.Size(space.shape or ()).numel()))
+            self.mirrors[module_name(key)] = _Mirror(spec, name, int(torch.Size(space.shape or ()).numel()))
         self.to(context.device)
         self.mirror_coef = Scalar(config.mirror_coef, context.device)
         self.augmentation_coef = Scalar(config.augmentation_coef, context.device)
@@ -114,7 +114,7 @@ class Symmetry(Part, Losses):
         """The mirror image of observations `[B]`."""
         mirrored = obs.clone(recurse=False)
         for name, module in self.mirrors.items():
-            key = tuple(name.split("/"))
+            key = key_of(name)
             mirrored[key] = module(obs.get(key))
         return mirrored
 

@@ -293,7 +293,8 @@ class PPO:
 
     def _read(self, rollout: TensorDict, metrics: dict[str, Tensor]) -> dict[str, float]:
         """Everything the host wants to know, in one transfer."""
-        metrics |= {f"env/{key}": torch.cat(x).nanmean() for key, x in self.collector.env_metrics.items()}
+        for key, x in self.collector.env_metrics.items():
+            metrics["episode/success" if key == "is_success" else f"env/{key}"] = torch.cat(x).nanmean()
         ended = rollout["terminated"] | rollout["truncated"]
         finished = self.episodes.finished(rollout["task_reward"], ended, rollout["valid"])
         numbers = torch.stack([x.detach().double() for x in metrics.values()])

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from understudy.core import devices
 from understudy.core.capture import Batch, CaptureMode, capture
-from understudy.core.spaces import Key, blank, component, component_keys, unflatten
+from understudy.core.spaces import Key, blank, component, unflatten
 from understudy.envs.base import Step, VecEnv
-from understudy.envs.check import check_observation, check_step
+from understudy.envs.gate import Gate
 from understudy.nn.protocol import REPLACED, Policy
 from understudy.ppo.part import Labels, Overrides, Part
 
@@ -46,6 +46,7 @@ class Collector:
         mode: CaptureMode,
     ) -> None:
         self.env, self.policy, self.num_steps, self.chunks = env, policy, num_steps, chunks
+        self.gate = Gate(env)
         self.generator = generator
         self.labels = {name: part for name, part in parts.items() if isinstance(part, Labels)}
         overrides = [(name, part) for name, part in parts.items() if isinstance(part, Overrides)]
@@ -54,7 +55,7 @@ class Collector:
         self.override = overrides[0] if overrides else None
         self.keeps_next_obs = any(part.uses_next_obs for part in parts.values())
         self.host_is_device = devices.host_is_device(env.device)
-        self.keys = component_keys(env.observation_space)
+        self.keys = self.gate.keys
         self.obs: TensorDict | None = None
         self.is_first = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
         self.state = policy.initial_state(env.num_envs)
@@ -70,7 +71,7 @@ class Collector:
         # taken once: indexing a TensorDict or a tensor at every step costs more than the copy itself
         leaves: Any = self.data.items(True, True)
         self._rows: dict[Any, tuple[Tensor, ...]] = {name: x.unbind(0) for name, x in leaves if name != "state"}
-        self._obs_rows = [(key, self._rows["obs", *key]) for key in self.keys]
+        self._obs_rows = [self._rows["obs", *key] for key in self.keys]
         acts_on = policy.input_keys if policy.recurrent else policy.actor_keys
         self._acts_on: list[dict[Any, Tensor]] = [
             {("obs", *key): self._rows["obs", *key][t] for key in acts_on} for t in range(num_steps)
@@ -140,7 +141,7 @@ class Collector:
 
     def reset(self, seed: int | None = None) -> None:
         """Start fresh episodes everywhere and forget recurrent states."""
-        self.obs = check_observation(self.env, self.env.reset(seed))
+        self.obs = self.gate.reset(seed)
         self.is_first = torch.ones_like(self.is_first)
         if self.state is not None:
             self.state = torch.zeros_like(self.state)
@@ -168,10 +169,7 @@ class Collector:
         for t in range(num_steps):
             executed = self._rows["executed_action"][t]
             executed.copy_(self._choose(t, None if noise_rows is None else noise_rows[t]))
-            step = self.env.step(executed)
-            if t == 0 or not step.reward.numel() == step.terminated.numel() == step.truncated.numel() == N:
-                check_step(self.env, step)  # names what is wrong
-            self._store(t, step)
+            self._store(t, self.gate.step(executed))
         first = data["terminated"] | data["truncated"] | ~data["valid"]
         data["is_first"][1:].copy_(first[:-1])
         self.is_first = first[num_steps - 1]
@@ -180,13 +178,9 @@ class Collector:
 
     def _choose(self, t: int, noise: Tensor | None) -> Tensor:
         """Copy the observation into row t, choose the action, let labels and overrides speak."""
-        assert self.obs is not None
         rows, batch = self._rows, self._acts_on[t]
-        for key, steps in self._obs_rows:
-            row, x = steps[t], self.obs.get(key)
-            if x is None or x.shape != row.shape:  # a copy would broadcast
-                check_observation(self.env, self.obs)
-            row.copy_(x)
+        for steps, x in zip(self._obs_rows, self.gate.leaves):
+            steps[t].copy_(x)
         if noise is not None:
             batch["noise"] = noise
         if self.state is not None:
@@ -327,7 +321,7 @@ class Collector:
 
     def load_state_dict(self, state: Mapping[str, Tensor], obs: TensorDict) -> None:
         """Restore what `state_dict` returned; `obs` is what the environment shows now."""
-        self.obs, self.is_first = obs, state["is_first"].to(self.env.device)
+        self.obs, self.is_first = self.gate.resume(obs), state["is_first"].to(self.env.device)
         if self.state is not None:
             self.state = state["state"].to(self.env.device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.envs.base import Step, VecEnv
+from understudy.envs.gate import Gate, close_quietly
 from understudy.envs.registry import EnvConfig, as_vec_env
 from understudy.nn.protocol import Policy
 
@@ -64,11 +65,12 @@ def play(env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 
     """
     owed, steps = np.array(quotas(episodes, env.num_envs)), 0
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
-    obs, is_first = env.reset(seed), torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    gate = Gate(env)
+    obs, is_first = gate.reset(seed), torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     while steps < min_steps or owed.any():
         before = obs.clone()  # a step may rewrite the tensors that the last one returned
         action = act(before, is_first)
-        step = env.step(action)
+        step = gate.step(action)
         ended = step.terminated | step.truncated
         returns += step.reward.double().cpu().numpy()
         lengths += 1 if step.valid is None else step.valid.cpu().numpy()  # False: the row only reset its environment
@@ -120,8 +122,10 @@ def opened(env: Any, device: torch.device | str, seed: int, hint: str = "") -> I
         made = env.make(device, seed)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
-    with closing(made):
+    try:
         yield made
+    finally:
+        close_quietly(made.close, type(made).__name__)
 
 
 def check_episodes(episodes: int) -> None:

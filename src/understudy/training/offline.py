@@ -16,6 +16,7 @@ from understudy.core import randomness
 from understudy.core.capture import Batch, unbind
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar
+from understudy.core.spaces import key_of
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
@@ -176,9 +177,9 @@ class OfflineTraining:
     def _absorb_observations(self) -> None:
         """Give the policy's normalisers the statistics of the training trajectories, as far as these are loaded."""
         normalizers = {
-            tuple(name.split("/")): normalizer
+            key_of(name): normalizer
             for name, normalizer in self.ppo.policy.normalizers.items()
-            if ("obs", *name.split("/")) in self.names and isinstance(normalizer, ObservationNormalizer)
+            if ("obs", *key_of(name)) in self.names and isinstance(normalizer, ObservationNormalizer)
         }
         for normalizer in normalizers.values():
             normalizer.count.zero_()  # of an earlier round, whose trajectories are among these

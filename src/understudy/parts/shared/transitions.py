@@ -11,7 +11,17 @@ from gymnasium import spaces
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.spaces import Key, bounds_of, find_components, is_box, is_real, shape_of, size_of
+from understudy.core.spaces import (
+    Key,
+    find_components,
+    is_box,
+    is_real,
+    key_of,
+    limits_of,
+    module_name,
+    shape_of,
+    size_of,
+)
 from understudy.nn.networks import Encoder, EncoderConfig, make_encoder
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.protocol import Policy
@@ -114,7 +124,7 @@ class SharedNormalizer(nn.Module):
         self.sources: list[tuple[int, ObservationNormalizer]] = []
         for key, space in features.components.items():
             if kind != "none" and is_real(space):
-                name = "/".join(key)
+                name = module_name(key)
                 if kind == "own":
                     self.own[name] = ObservationNormalizer(size_of(space))
                 source = _normalizer_of(policy, name) if kind == "policy" else self.own[name]
@@ -146,7 +156,7 @@ class SharedNormalizer(nn.Module):
         """Update the separate statistics by observations `[...]`; PPO updates the policy's."""
         for name, normalizer in self.own.items():
             assert isinstance(normalizer, ObservationNormalizer)
-            x = obs.get(tuple(name.split("/"))).float()
+            x = obs.get(key_of(name)).float()
             normalizer.update(x if x.shape[-1:] == (normalizer.size,) else x.unsqueeze(-1), valid)
 
 
@@ -178,7 +188,7 @@ def _unit_box(space: spaces.Space[Any], size: int) -> tuple[Tensor, Tensor]:
     """Shift and scale `[size]` that map actions with finite bounds to [-1, 1]; identity for all others."""
     shift, scale = torch.zeros(size), torch.ones(size)
     if is_box(space):
-        low, high = (torch.as_tensor(x.reshape(-1).astype(np.float64)) for x in bounds_of(space))
+        low, high = (torch.as_tensor(x.reshape(-1)) for x in limits_of(space))
         known = torch.isfinite(low) & torch.isfinite(high) & (high > low)
         width = torch.where(known, high - low, 2.0)
         scale = (2.0 / width).float()
