@@ -48,7 +48,7 @@ test: $(STAMP)
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/mypy
-	$(RUNTIME) $(BIN)/python -m pytest -n 2
+	$(RUNTIME) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

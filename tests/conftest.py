@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
+from tests.fresh import Fresh
 from torch import Tensor
 
 from understudy.core.spaces import tensor_dtype
@@ -145,6 +146,23 @@ def build_ppo(
     built = build_policy(env, seed, **(policy or {}))
     torch.manual_seed(seed)
     return PPO(env, built, PPOConfig(**options), parts, seed=seed, total_steps=total_steps)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fresh]:
+    """Runs code in a process that has not imported the library: see `tests/fresh.py`."""
+    process = Fresh(tmp_path_factory.mktemp("fresh"))
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

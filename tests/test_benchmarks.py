@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from benchmarks.speed import __main__ as speed
 from benchmarks.speed import against, growth, harness, peer, tables, tensor_env
 from benchmarks.speed import workloads as w
 from benchmarks.teacher import teacher
+from tests.fresh import Fresh
 
 from benchmarks import table
 
@@ -398,7 +397,7 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_left_alone(tmp_pa
     assert steps[0] == first.env_steps < steps[-1]
 
 
-def test_every_benchmark_explains_itself() -> None:
+def test_every_benchmark_explains_itself(fresh: Fresh) -> None:
     modules = [
         "advisor", "imitation", "imitation.loading", "learning", "memory", "motion", "motion.library_speed", "speed",
         "speed.against", "speed.collection", "speed.growth", "speed.peer", "speed.tasks", "teacher",
@@ -412,9 +411,7 @@ for name in sys.argv[1:]:
     except SystemExit as end:
         print("ended with", end.code)
 """
-    command = [sys.executable, "-c", code, *modules]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    done = fresh("-c", code, *modules, cwd=ROOT)
     assert done.stdout.count("usage: ") == done.stdout.count("ended with 0") == len(modules)
     assert [name for name in modules if f"python -m benchmarks.{name} " not in " ".join(done.stdout.split())] == []
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.fresh import Fresh
 from tests.test_cli import TINY, fits, run
 
 import understudy as us
@@ -325,29 +326,18 @@ if __name__ == "__main__":
 """
 
 
-def python(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    source = str(Path(us.__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, *words],
-        input=text,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def test_a_part_defined_in_a_script_resumes_from_the_command_line(here: Path) -> None:
+def test_a_part_defined_in_a_script_resumes_from_the_command_line(here: Path, fresh: Fresh) -> None:
     (here / "my_script.py").write_text(SCRIPT)
-    result = python("my_script.py")
+    environment = {**os.environ, "PYTHONPATH": str(Path(us.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "my_script.py"], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "part: my_script:PullConfig" in (here / "run" / "config.yaml").read_text()
     words = ["--resume", "run", "--total-steps", "192", "--allow-import", "my_script"]
-    resumed = python("-m", "understudy", "train", *words)
-    assert resumed.returncode == 0, resumed.stderr
+    fresh("-m", "understudy", "train", *words)
 
 
-def test_a_part_that_nobody_could_import_is_refused_before_any_work(here: Path) -> None:
-    result = python("-", text=SCRIPT)
+def test_a_part_that_nobody_could_import_is_refused_before_any_work(here: Path, fresh: Fresh) -> None:
+    result = fresh("-c", SCRIPT, check=False)
     assert result.returncode == 1
     assert "PullConfig cannot be found again by name, because it is defined in an interactive session" in result.stderr
     assert not (here / "run").exists()

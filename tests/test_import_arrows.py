@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fresh import Fresh
 
 import understudy
 
@@ -76,9 +75,9 @@ def test_a_room_imports_only_what_the_design_allows(room: str) -> None:
     assert not wrong
 
 
-def test_the_core_loads_no_part_no_data_and_no_trainer() -> None:
+def test_the_core_loads_no_part_no_data_and_no_trainer(fresh: Fresh) -> None:
     code = "import sys, understudy; understudy.PPO; print(*(m for m in sys.modules if m.startswith('understudy.')))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = fresh("-c", code).stdout.split()
     assert "understudy.ppo.ppo" in loaded
     assert {module.split(".")[1] for module in loaded} <= LOADED_BY_PPO
 

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
-import subprocess
-import sys
+import types
 from pathlib import Path
 
 import pytest
+from tests.fresh import Fresh
 
 import understudy
 from understudy import parts
 
 SOURCE = Path(understudy.__file__).parent
-FORKS = """
-import json, os, sys
-import gymnasium, numpy, tensordict, torch, torch._dynamo, torch.utils.tensorboard, tyro, yaml
-
-def attempt(code):
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            exec(code, {})
-            os.write(write, b"fine")
-        except BaseException as error:
-            os.write(write, f"{type(error).__name__}: {error}"[:500].encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
-    return answer
-
-assert not any(name.startswith("understudy") for name in sys.modules)
-answers = {code: attempt(code) for code in json.load(sys.stdin)}
-print(json.dumps({code: answer for code, answer in answers.items() if answer != "fine"}))
-"""
-"""Runs each piece of code in a process of its own that has not imported the library: a fork of one that has imported
-what the library needs, which takes seconds."""
 
 
 def typed_homes(path: Path, package: str) -> dict[str, str]:
@@ -87,8 +59,6 @@ def test_type_checkers_and_the_interpreter_find_the_same_parts() -> None:
     assert set(parts.__all__) - set(homes) <= set(vars(parts))
 
 
-NAMES = [f"from {home.__name__} import {name}" for home in (understudy, parts) for name in home.__all__]
-MODULES = {room: [f"import {name}" for name in modules(room)] for room in ROOMS}
 LIGHT = {
     name: f"""
 import sys, understudy
@@ -100,27 +70,18 @@ assert loaded <= {{"understudy.tasks.registration"}}, loaded
 }
 
 
-@pytest.fixture(scope="module")
-def failures() -> dict[str, str]:
-    """Code that fails in a fresh process -> why."""
-    codes = [*NAMES, *(code for room in MODULES.values() for code in room), *LIGHT.values()]
-    command = [sys.executable, "-W", "ignore", "-c", FORKS]
-    done = subprocess.run(command, input=json.dumps(codes), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def test_every_public_name_loads_alone_in_a_fresh_process(failures: dict[str, str]) -> None:
-    assert {code: failures[code] for code in NAMES if code in failures} == {}
+@pytest.mark.parametrize("home", [understudy, parts], ids=["understudy", "parts"])
+def test_public_names_load_in_a_fresh_process(fresh: Fresh, home: types.ModuleType) -> None:
+    fresh("-c", "\n".join(f"from {home.__name__} import {name}" for name in home.__all__))
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_module_can_be_imported_first(failures: dict[str, str], room: str) -> None:
-    assert MODULES[room]
-    assert {code: failures[code] for code in MODULES[room] if code in failures} == {}
+def test_every_module_can_be_imported_before_the_other_rooms(fresh: Fresh, room: str) -> None:
+    """The last file first; `test_import_arrows.py` has it that no file imports itself through others."""
+    assert modules(room)
+    fresh("-c", "\n".join(f"import {name}" for name in reversed(modules(room))))
 
 
 @pytest.mark.parametrize("name", LIGHT)
-def test_the_core_loads_no_part_no_data_and_no_task(failures: dict[str, str], name: str) -> None:
-    assert LIGHT[name] not in failures, failures[LIGHT[name]]
+def test_the_core_loads_no_part_no_data_and_no_task(fresh: Fresh, name: str) -> None:
+    fresh("-c", LIGHT[name])

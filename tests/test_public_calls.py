@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.fresh import Fresh
 
 import understudy as us
 from understudy.ppo.returns import gae
@@ -46,9 +45,8 @@ def test_every_documented_call_is_tested() -> None:
     assert set(DOCUMENTED) == {"train", "resume", "evaluate", "gae"}
 
 
-def test_loggers_load_no_package_that_nobody_asked_for() -> None:
+def test_loggers_load_no_package_that_nobody_asked_for(fresh: Fresh) -> None:
     code = (
         "import sys, understudy as us; us.Logger; us.train; print({'tensorboard', 'wandb', 'mlflow'} & {*sys.modules})"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert loaded.strip() == "set()"
+    assert fresh("-c", code).stdout.strip() == "set()"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tensordict import TensorDict
+from tests.fresh import Fresh
 
 import understudy as us
 from understudy.core import registry as core_registry
@@ -344,19 +343,17 @@ def test_a_package_announces_environments(lab: str, monkeypatch: pytest.MonkeyPa
     del ENVS["Lab-v0"]
 
 
-def test_no_task_is_loaded_before_somebody_asks_for_one() -> None:
+def test_no_task_is_loaded_before_somebody_asks_for_one(fresh: Fresh) -> None:
     code = (
         "import sys, understudy.envs.registry as r; r.make_env('CartPole-v1', 1)\n"
         "print('understudy.tasks' in sys.modules); r.make_env('PointMass', 1)\n"
         "print('understudy.tasks.point_mass' in sys.modules, 'understudy.tasks.crossings' in sys.modules)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
-        *("False", "True", "False")
-    ]
+    assert fresh("-c", code).stdout.split() == ["False", "True", "False"]
 
 
-def test_a_policy_loads_no_backend() -> None:
+def test_a_policy_loads_no_backend(fresh: Fresh) -> None:
     code = "import sys, understudy; understudy.ActorCritic; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = fresh("-c", code).stdout.split()
     assert "understudy.envs.actions" in loaded
     assert not {"understudy.envs.gymnasium", "understudy.envs.registry", "understudy.tasks"} & set(loaded)

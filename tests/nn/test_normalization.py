@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from tests.fresh import Fresh
+from torch import Tensor, distributed
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
@@ -180,8 +181,10 @@ def _rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_ranks_agree_with_one_process(tmp_path: Path) -> None:
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+def test_ranks_agree_with_one_process(tmp_path: Path, fresh: Fresh) -> None:
+    code = "import torch.multiprocessing as m\nfrom tests.nn.test_normalization import _rank\n"
+    code += f"m.start_processes(_rank, args=({str(tmp_path)!r},), nprocs=2, start_method='fork')"
+    fresh("-c", code, cwd=Path(__file__).parents[2])
     alone = ObservationNormalizer(3)
     for batch in _batches():
         alone.update(batch)

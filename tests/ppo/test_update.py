@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tests.fresh import Fresh
 from torch import Tensor
 
 import understudy as us
@@ -184,7 +184,7 @@ def test_its_name_goes_through_a_config_file() -> None:
     assert from_plain(PPOConfig, to_plain(config)) == config
 
 
-def test_a_policy_loads_without_it(own: None, tmp_path: Path) -> None:
+def test_a_policy_loads_without_it(own: None, tmp_path: Path, fresh: Fresh) -> None:
     run = us.train(
         us.TrainConfig(
             total_steps=64,
@@ -196,4 +196,4 @@ def test_a_policy_loads_without_it(own: None, tmp_path: Path) -> None:
         )
     )
     code = f"import sys, understudy as us; us.load({str(run.path)!r}); assert 'own_losses' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    fresh("-c", code, cwd=Path("/"))

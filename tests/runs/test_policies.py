@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.fresh import Fresh
 from tests.nn.own_networks import Constant, save_module
 from torch import Tensor
 
@@ -49,13 +49,13 @@ def config(path: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**{**options, **changes})
 
 
-def in_a_fresh_process(code: str, folder: Path) -> str:
+def in_a_fresh_process(fresh: Fresh, code: str, folder: Path) -> str:
     """The last line that `code` prints, or of the error that ends it."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    done = fresh("-c", code, check=False, cwd=folder)
     return (done.stdout or done.stderr).strip().splitlines()[-1]
 
 
-def test_a_policy_loads_where_its_part_is_unknown(tmp_path: Path) -> None:
+def test_a_policy_loads_where_its_part_is_unknown(tmp_path: Path, fresh: Fresh) -> None:
     (tmp_path / "nothing_part.py").write_text(PART)
     code = (
         "import nothing_part, understudy as us\n"
@@ -63,9 +63,11 @@ def test_a_policy_loads_where_its_part_is_unknown(tmp_path: Path) -> None:
         "us.train(config(Path('.'), parts={'mine': nothing_part.NothingConfig()}))\nprint('trained')"
     )
     environment = f"import sys; sys.path[:0] = [{str(Path(__file__).parents[2])!r}, '.']\n"
-    assert in_a_fresh_process(environment + code, tmp_path) == "trained"
+    assert in_a_fresh_process(fresh, environment + code, tmp_path) == "trained"
     found = in_a_fresh_process(
-        "import torch, understudy as us\npolicy = us.load('run')\nprint(policy.act(torch.ones(4))[0].shape)", tmp_path
+        fresh,
+        "import torch, understudy as us\npolicy = us.load('run')\nprint(policy.act(torch.ones(4))[0].shape)",
+        tmp_path,
     )
     assert found == "torch.Size([])"
     policy, read = read_policy(tmp_path / "run")  # what the commands evaluate, record and export use
@@ -93,7 +95,9 @@ def test_a_checkpoint_of_0_1_0_acts_as_it_did() -> None:
 # ------------------------------------------------------------------ consent
 
 
-def test_a_module_is_imported_only_if_the_caller_named_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_is_imported_only_if_the_caller_named_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: Fresh
+) -> None:
     monkeypatch.syspath_prepend(save_module(tmp_path, "trusted_nets"))
     run = us.train(config(tmp_path, policy=us.PolicyConfig(trunk="trusted_nets:Doubling")))
     assert "trusted_nets" in sys.modules
@@ -111,7 +115,7 @@ def test_a_module_is_imported_only_if_the_caller_named_it(tmp_path: Path, monkey
         "try:\n    us.load('run')\nexcept us.types.CheckpointError:\n    refused = 'trusted_nets' not in sys.modules\n"
         "print(refused, type(us.load('run', allow=['trusted_nets']).actor.own))"
     )
-    assert in_a_fresh_process(code, tmp_path) == "True <class 'trusted_nets.Doubling'>"
+    assert in_a_fresh_process(fresh, code, tmp_path) == "True <class 'trusted_nets.Doubling'>"
 
 
 def test_resuming_asks_for_consent_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.fresh import Fresh
 
 import understudy as us
 from understudy.core.schedules import Schedule
@@ -127,7 +126,7 @@ def test_captured_or_not_makes_no_difference(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(results[1][key], x, rtol=1e-4, atol=1e-6)
 
 
-def test_loaded_in_a_fresh_process_they_act_the_same(tmp_path: Path) -> None:
+def test_loaded_in_a_fresh_process_they_act_the_same(tmp_path: Path, fresh: Fresh) -> None:
     code = f"import sys; sys.path.insert(0, {str(EXAMPLES)!r})\nimport torch, understudy as us\n"
     expected = []
     for name, (allow, chosen) in NAMED.items():
@@ -135,8 +134,8 @@ def test_loaded_in_a_fresh_process_they_act_the_same(tmp_path: Path) -> None:
         expected.append(str(run.policy.eval().act(torch.linspace(-1.0, 1.0, 12).view(3, 4))[0].tolist()))
         code += f"policy = us.load({str(run.path)!r}, allow=({allow!r},))\n"
         code += "print(policy.act(torch.linspace(-1.0, 1.0, 12).view(3, 4))[0].tolist())\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip().splitlines()[-len(expected) :] == expected, done.stderr
+    done = fresh("-c", code)
+    assert done.stdout.strip().splitlines()[-len(expected) :] == expected
 
 
 @pytest.mark.parametrize("name", [*NAMED, "object"])
