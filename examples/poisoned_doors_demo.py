@@ -139,7 +139,10 @@ def sentence(name: str, last: Mapping[str, float]) -> str:
 def main(total_steps: int = 120_000, output: Path = Path("demo"), seed: int = 1) -> dict[str, str]:
     start = time.monotonic()
     folders = {name: output / method for name, method in METHODS.items()}
-    context = multiprocessing.get_context("spawn")
+    forks = "forkserver" in multiprocessing.get_all_start_methods()  # imports once what `spawn` imports three times
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["understudy.training.loop"])
     processes = [
         context.Process(target=train, args=(make_config(METHODS[name], total_steps, folder, seed),), name=name)
         for name, folder in folders.items()

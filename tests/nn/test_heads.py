@@ -258,23 +258,3 @@ def test_make_fx_replays_forward_and_backward(case: str) -> None:
     graph = make_fx(lambda *args: _loss_and_gradients(head, *args))(*first)
     for got, expected in zip(graph(*second), _loss_and_gradients(head, *second)):
         torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_compiles_without_a_graph_break(case: str) -> None:
-    head, inputs = _trace_inputs(case)
-
-    def f(latent: Tensor, action: Tensor, old: Tensor) -> Tensor:
-        p = head(latent)
-        loss = p.log_prob(action).mean() + 0.1 * p.kl(head.from_params(old)).mean()  # type: ignore[operator]
-        return loss + 0.5 * p.entropy().mean() if p.closed_form_entropy else loss
-
-    torch._dynamo.reset()
-    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    for args in inputs:
-        loss, expected = compiled(*args), f(*args)
-        torch.testing.assert_close(loss, expected)
-        for got, want in zip(
-            torch.autograd.grad(loss, tuple(head.parameters())), torch.autograd.grad(expected, tuple(head.parameters()))
-        ):
-            torch.testing.assert_close(got, want)
