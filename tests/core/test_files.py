@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,26 @@ def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch
     with pytest.raises(TypeError):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    kill = f"""
+import os, signal
+from pathlib import Path
+from understudy.core.files import replacing
+with replacing(Path({str(path)!r})) as unfinished:
+    unfinished.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", kill], check=False)
+    (left,) = tmp_path.iterdir()
+    with replacing(path) as unfinished:
+        assert not left.exists()
+        unfinished.write_bytes(b"slow")
+        write_atomic(path, b"quick")
+    assert path.read_bytes() == b"slow"
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +19,54 @@ def replacing(path: Path) -> Iterator[Path]:
     A crash or a full disk at any moment leaves the old or the new file, never a mix: the new one is written in a
     folder beside the old one, synced, renamed, and the rename synced. Raises OSError; `path` is then untouched.
     """
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    unfinished = folder / path.name
-    try:
+    with beside(path) as folder:
+        unfinished = folder / path.name
         yield unfinished
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; those that killed processes left beside it are removed, too."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with _locked(leftover) as nobodys:
+            if nobodys:
+                shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _sync_folder(path.parent)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Take a folder's lock, which ends with its process; False where another has it, or where there are no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _take(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return False
+    import fcntl  # POSIX only
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -70,6 +70,9 @@ class _Arrays(Mapping[str, np.ndarray]):
         self.arrays: dict[str, np.ndarray] = {}
         if len(self.members) < len(members):
             raise ValueError(f"{path} holds two arrays of one name: {AGAIN}")
+        with parsing(path, AGAIN):
+            for member in members:  # compares its name in the directory with the one before its data
+                archive.open(member).close()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)

@@ -210,8 +210,10 @@ def _check_output(output: str, chosen: RecordFormat, run: Path | None) -> Path:
     if chosen == "minari":
         check_minari_id(output)
     path = Path(output if output.endswith(".npz") else f"{output}.npz")
-    if chosen != "minari" and path.exists():
-        raise ValueError(f"{path} exists: choose another --output, or delete it")
+    if chosen != "minari":
+        if path.exists():
+            raise ValueError(f"{path} exists: choose another --output, or delete it")
+        path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before anything is played
     return path
 
 

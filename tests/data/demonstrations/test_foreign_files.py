@@ -350,10 +350,11 @@ def test_every_bit_of_a_minari_dataset_of_ours_is_under_a_checksum(minari: Path)
 # -------------------------------------------------------------------------------------------- small bombs
 
 
-def test_a_small_npz_cannot_ask_for_much(tmp_path: Path) -> None:
+def test_a_small_npz_cannot_ask_for_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNDERSTUDY_MAX_UNPACKED_GIB", "0.01")
     path = tmp_path / "bomb.npz"
-    np.savez_compressed(path, **steps(observations=np.zeros((1 << 26, 2), np.float32), terminals=at(LAST)))
-    with pytest.raises(ValueError, match=r"bomb.npz claims 0.5 GiB .* set the environment variable"):
+    np.savez_compressed(path, **steps(observations=np.zeros((1 << 22, 2), np.float32), terminals=at(LAST)))
+    with pytest.raises(ValueError, match=r"bomb.npz claims 0.0 GiB .* set the environment variable"):
         load(path)
 
 

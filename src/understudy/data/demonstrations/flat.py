@@ -111,9 +111,8 @@ def _check_names(source: str, arrays: Mapping[str, Any], columns: Columns, metad
     for name in needed:
         if not columns[name]:
             known = "; ".join(" or ".join(aliases) for aliases in _NAMES.values())
-            raise ValueError(
-                f"{source} has no {name}: it holds {', '.join(sorted(arrays)) or 'nothing'}. Accepted names: {known}"
-            )
+            held = ", ".join(sorted(arrays)[:20]) or "nothing"
+            raise ValueError(f"{source} has no {name}: it holds {held}. Accepted names: {known}")
 
 
 def _rows(array: Any) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from understudy.core.extras import require
+from understudy.core.files import beside
 from understudy.core.spaces import Key
 from understudy.data.demonstrations.flat import FORMAT_VERSION
 from understudy.data.demonstrations.read import minari_root
@@ -122,8 +122,8 @@ def write_minari(
     }
     folder = minari_root() / dataset_id
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp") as unfinished:
-        data = Path(unfinished, folder.name, "data")
+    with beside(folder) as unfinished:
+        data = unfinished / folder.name / "data"
         data.mkdir(parents=True)
         for name, contents in (
             ("main_data.hdf5", image),

@@ -301,8 +301,9 @@ def _clips_of_arrays(arrays: Arrays, name: str, order: QuaternionOrder) -> list[
     missing = [array for array in form.arrays if array not in arrays]
     if missing:
         known = " or ".join(f"{form.name} ({', '.join(form.arrays)})" for form in _FORMATS)
+        held = ", ".join([*arrays][:20]) or "nothing"
         raise ValueError(
-            f"as a file of {form.name} format it lacks {', '.join(missing)}; it has: {', '.join(arrays) or 'nothing'}. "
+            f"as a file of {form.name} format it lacks {', '.join(missing)}; it has: {held}. "
             f"Formats that are read: {known}"
         )
     return form.read(arrays, name, order)

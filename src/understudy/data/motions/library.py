@@ -202,7 +202,12 @@ def _resample(clip: MotionClip, fields: Sequence[str], frame_time: float, count:
     )
     frames = table.select(fields)
     cycle, place = _places(clip, frame_time, count, _wraps(clip, fields))
-    resampled = _interpolate(frames, place, list(quaternion_columns(fields).values()))
+    quaternions = list(quaternion_columns(fields).values())
+    resampled = _interpolate(frames, place, quaternions)
+    for columns in quaternions:  # after a whole turn q has become -q, and goes on from there
+        resampled[:, columns] *= (
+            np.where((frames[-1, columns] * frames[0, columns]).sum() < 0.0, -1.0, 1.0) ** cycle[:, None]
+        )
     if _wraps(clip, fields) and clip.cycle_offset_position:
         for axis in "xy":  # a cycle ends at the height of its start
             if (name := f"root_pos_{axis}") in fields:
