@@ -36,7 +36,7 @@ class Sample(Config):
         ({"rate": 0}, "rate must be greater than 0, got 0"),
         ({"kind": "frist"}, r"kind must be one of first, second \(did you mean first\?\), got 'frist'"),
         ({"sizes": (1, "x")}, "sizes must in each entry be a whole number"),
-        ({"sizes": 3}, "sizes must be a list of values"),
+        ({"sizes": 3}, "sizes must be a list of whole numbers"),
         ({"pair": (1,)}, "pair must have 2 values"),
         ({"place": "x"}, "place must be a Path, got 'x'"),
         ({"words": {"a": "b"}}, "words must in each entry be a whole number"),

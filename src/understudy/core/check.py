@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import reprlib
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from numbers import Integral, Real
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -22,25 +26,54 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(shown)}" if names else "none is known"
 
 
-class In(NamedTuple):
-    """Range of a config's number or schedule: `Annotated[float, In(0.0, 1.0)]`.
+class Limit(ABC):
+    """What an annotation asks of a value in addition to its type: `Annotated[float, In(0.0, 1.0)]`."""
+
+    @abstractmethod
+    def complaint(self, value: Any) -> str:
+        """What is wrong with a value of the right type, as in `fit`; empty if nothing is."""
+
+
+@dataclass(frozen=True)
+class In(Limit):
+    """Range of a number, of the numbers in a list, or of a schedule: `Annotated[float, In(0.0, 1.0)]`.
 
     The ends belong to the range, except those listed in `without`: `In(0.0, without=(0.0,))` is "greater than 0".
+    NaN lies in no range.
     """
 
     low: float = -math.inf
     high: float = math.inf
     without: tuple[float, ...] = ()
 
-    def holds(self, number: float) -> bool:
-        """Whether a number lies in the range; NaN never does."""
-        return self.low <= number <= self.high and number not in self.without
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
+    def complaint(self, value: Any) -> str:
+        """As in `Limit`."""
+        several = value.extremes() if isinstance(value, _Curve) else value
+        numbers = several if isinstance(several, tuple | list) else (several,)
+        outside = [x for x in numbers if not self.low <= x <= self.high or x in self.without]
+        if not outside:
+            return ""
+        if self.high <= 1.0:
+            left, right = "(" if self.low in self.without else "[", ")" if self.high in self.without else "]"
+            return f"lie in {left}{self.low:g}, {self.high:g}{right}"
+        if outside[0] <= self.low:
             return f"be {'greater than' if self.low in self.without else 'at least'} {self.low:g}"
-        left, right = "(" if self.low in self.without else "[", ")" if self.high in self.without else "]"
-        return f"lie in {left}{self.low:g}, {self.high:g}{right}"
+        return f"be {'less than' if self.high in self.without else 'at most'} {self.high:g}"
+
+
+class Filled(Limit):
+    """Not empty: text with a visible character, or a list with an entry."""
+
+    def complaint(self, value: Any) -> str:
+        """As in `Limit`."""
+        return "" if (value.strip() if isinstance(value, str) else value) else "not be empty"
+
+
+LARGEST = 3.4028234663852886e38
+"""The largest float32: numbers beyond cannot become tensors."""
+
+Size = Annotated[int, In(1, 16_384)]
+"""Width of a layer; wider ones take minutes to initialise and gigabytes to train."""
 
 
 @runtime_checkable
@@ -53,9 +86,9 @@ class _Curve(Protocol):
 class Config:
     """Base of every config, a frozen keyword-only dataclass: fields are checked against their annotations.
 
-    Checked are type, `Literal` choices, `In` ranges (of a schedule: of all values that it takes) and finiteness; a
-    list given for a tuple becomes one. A subclass with a `__post_init__` of its own calls this one first. Raises
-    ValueError that names the field, `PREFIX` before it.
+    Checked are type, `Literal` choices, `Limit`s (of a schedule: of all values that it takes) and that numbers are
+    finite and fit a tensor. A list given for a tuple becomes one, NumPy's numbers become Python's. A subclass with a
+    `__post_init__` of its own calls this one first. Raises ValueError that names the field, `PREFIX` before it.
     """
 
     PREFIX: ClassVar[str] = ""
@@ -81,11 +114,17 @@ def hints_of(kind: type) -> dict[str, Any]:
 
 
 def fit(kind: Any, value: Any, where: str) -> Any:
-    """`value` as a value of the annotation `kind`; raises ValueError, with the place `where`, if it is none."""
+    """`value` as a value of the annotation `kind`; raises ValueError, with the place `where`, if it is not one."""
     wrong = _complaint(kind, value)
     if wrong:
-        raise ValueError(f"{where} must {wrong}, got {value if isinstance(value, _Curve) else repr(value)}")
+        raise ValueError(f"{where} must {wrong}, got {value if isinstance(value, _Curve) else _SHORT.repr(value)}")
     return _converted(kind, value)
+
+
+_SHORT = reprlib.Repr()
+"""Values in messages: a file may hold one that takes forever to print."""
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+_SHORT.maxstring, _SHORT.maxother = 120, 200
 
 
 def _complaint(kind: Any, value: Any) -> str:
@@ -95,10 +134,12 @@ def _complaint(kind: Any, value: Any) -> str:
         wrong = _complaint(arguments[0], value)
         if wrong or value is None:
             return wrong
-        return next((str(r) for r in arguments[1:] if isinstance(r, In) and not _within(r, value)), "")
+        return next((c for limit in arguments[1:] if isinstance(limit, Limit) and (c := limit.complaint(value))), "")
     if origin is Literal:
         known = tuple(map(str, arguments))
-        return "" if value in arguments else f"be one of {', '.join(known)} ({nearest(str(value), known)})"
+        # True == 1, which Literal[1] does not mean
+        fits = any(value == choice and type(value) is type(choice) for choice in arguments)
+        return "" if fits else f"be one of {', '.join(known)} ({nearest(str(value)[:100], known)})"
     if origin in (typing.Union, types.UnionType):
         complaints = [_complaint(member, value) for member in arguments]
         if not all(complaints):
@@ -110,13 +151,15 @@ def _complaint(kind: Any, value: Any) -> str:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "be a mapping"
+        if any(_complaint(arguments[0], key) for key in value):
+            return "have texts as its keys"
         return next((f"in each entry {c}" for inner in value.values() if (c := _complaint(arguments[1], inner))), "")
     return _plain_complaint(kind, value)
 
 
 def _sequence_complaint(members: tuple[Any, ...], value: Any, kind: type) -> str:
     if not isinstance(value, tuple | list):
-        return "be a list of values"
+        return f"be a list of {_PLURALS.get(members[0] if members else None, 'values')}"
     if not members:
         return ""
     if kind is tuple and not (len(members) == 2 and members[1] is Ellipsis):
@@ -126,45 +169,46 @@ def _sequence_complaint(members: tuple[Any, ...], value: Any, kind: type) -> str
     return next((f"in each entry {wrong}" for x in value if (wrong := _complaint(members[0], x))), "")
 
 
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts", Size: "whole numbers"}
+_NAMES = {str: "be text", bool: "be true or false", type(None): "be None"}
+
+
 def _plain_complaint(kind: Any, value: Any) -> str:
     if kind is Any or not isinstance(kind, type):
         return ""
     if kind is float:
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, Real) or isinstance(value, bool):
             return "be a number"
-        return "" if math.isfinite(value) else "be finite"
+        if -LARGEST <= value <= LARGEST:  # type: ignore[operator]  # reals are ordered
+            return ""
+        return "be finite" if value != value or value in (math.inf, -math.inf) else "fit a float32"
     if kind is int:
-        return "" if isinstance(value, int) and not isinstance(value, bool) else "be a whole number"
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            return "be a whole number"
+        return "" if -(2**63) <= int(value) < 2**63 else "fit 64 bits"
     if isinstance(value, kind):
         return ""
-    names = {str: "be text", bool: "be true or false", type(None): "be None"}
-    return names.get(kind, f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
-
-
-def _within(limits: In, value: Any) -> bool:
-    if isinstance(value, _Curve):
-        return all(limits.holds(x) for x in value.extremes())
-    if isinstance(value, tuple | list):
-        return all(limits.holds(x) for x in value)
-    return limits.holds(value)
+    if dataclasses.is_dataclass(kind):
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        arguments = ", ".join(f"{name}=..." for name in needed)
+        return (
+            f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}, written {kind.__name__}({arguments})"
+        )
+    return _NAMES.get(kind, f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
 
 
 def _converted(kind: Any, value: Any) -> Any:
-    """A list as the tuple that the annotation asks for."""
+    """A list as the tuple, and a number as the float or int, that the annotation asks for."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return _converted(arguments[0], value)
-    if isinstance(value, list):
-        if origin in (typing.Union, types.UnionType):
-            return next((_converted(m, value) for m in arguments if not _complaint(m, value)), value)
-        if origin is tuple or kind is tuple:
-            return tuple(value)
+    if origin in (typing.Union, types.UnionType):
+        return next((_converted(m, value) for m in arguments if not _complaint(m, value)), value)
+    if kind in (int, float) and type(value) is not kind:
+        return kind(value)
+    if isinstance(value, list | tuple) and (origin is tuple or kind is tuple):
+        members = arguments or (Any, ...)
+        each = members[:1] * len(value) if len(members) == 2 and members[1] is Ellipsis else members
+        fitting = tuple(_converted(member, x) for member, x in zip(each, value))
+        return value if isinstance(value, tuple) and all(a is b for a, b in zip(fitting, value)) else fitting
     return value
-
-
-def check_choice(field: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError, with the nearest name, unless `value` is one of `known`."""
-    if value not in known:
-        close = get_close_matches(value, known, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown {field} {value!r}{hint} (known: {', '.join(known)})")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tyro.constructors import PrimitiveConstructorSpec
 
-from understudy.core.check import Config, In, fit
+from understudy.core.check import Config, In, Limit, fit
 
 ScheduleKind = Literal["constant", "linear", "exp", "tanh", "piecewise", "step", "when"]
 ScheduleUnit = Literal["steps", "iterations"]
@@ -225,6 +225,24 @@ Number = Annotated[float | Schedule, _constructor(optional=False)]
 
 OptionalNumber = Annotated[float | Schedule | None, _constructor(optional=True)]
 """`Number`, or None for off."""
+
+
+Weight = Annotated[Number, In(0.0, 1e6)]
+"""Weight of a loss."""
+
+RewardWeight = Annotated[Number, In(-1e6, 1e6)]
+"""Weight of a reward, of a bonus or of a punishment."""
+
+Probability = Annotated[Number, In(0.0, 1.0)]
+
+
+class Unconditional(Limit):
+    """A number, or a schedule other than `when`: for numbers that move where no metric is at hand."""
+
+    def complaint(self, value: Any) -> str:
+        """As in `Limit`."""
+        waits = isinstance(value, Schedule) and value.kind == "when"
+        return "not wait for a metric, which has no effect here (use linear, exp, piecewise or step)" if waits else ""
 
 
 class Scalar(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from understudy.core.check import Config, In, fit, nearest
+from understudy.core.check import Config, Filled, In, fit, nearest
 from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
@@ -76,19 +76,20 @@ class EnvConfig(Config):
 
     PREFIX = "env."
 
-    id: str
+    id: Annotated[str, Filled()]
     """Id of the environment: a registered one (`understudy list envs`), Gymnasium's ("Hopper-v5"), EnvPool's,
     "module:Id" (the module registers it) or "module:function" (a maker)."""
-    num_envs: Annotated[int, In(1)] = 8
+    num_envs: Annotated[int, In(1, 100_000)] = 8
     """Copies stepped together."""
     backend: Backend = "auto"
-    """Who steps it. "auto": Gymnasium below 16 copies, EnvPool from there on, whichever has the id."""
+    """Backend that steps the environments. auto: Gymnasium below 16 copies, EnvPool from there on, whichever has the
+    id."""
     groups: dict[str, str] = field(default_factory=dict)
     """Observation groups by name, as keys of a Dict observation: {"policy": "state", "critic": "state+privileged"}.
     Empty: the environment's own."""
     segments: dict[str, dict[str, int]] = field(default_factory=dict)
     """Groups that are flat vectors, cut into named components by size: {"policy": {"position": 5, "speed": 6}}."""
-    max_episode_steps: Annotated[int | None, In(1)] = None
+    max_episode_steps: Annotated[int | None, In(1, 2**31 - 1)] = None
     """Time limit in steps. None: the one the environment is registered with."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Further options, passed to the environment as they are."""

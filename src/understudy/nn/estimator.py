@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, cast
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.core.check import Config, In
+from understudy.core.check import Config, Filled, In, Size
 from understudy.core.spaces import Key, is_vector
-from understudy.nn.networks import MLP
+from understudy.nn.networks import MLP, Activation
 from understudy.nn.trunk import Trunk
 
 
@@ -20,21 +20,21 @@ from understudy.nn.trunk import Trunk
 class EstimatorHeadConfig(Config):
     """One estimator of a policy (st_rl's estimator); it learns from the part `Estimator`."""
 
-    targets: tuple[str, ...]
+    targets: Annotated[tuple[str, ...], Filled()]
     """Groups or group/components to predict; the actor sees the prediction in their place, or besides its groups."""
     inputs: tuple[str, ...] = ()
     """Groups or group/components to predict from; earlier estimators' targets come as estimates. Empty: the actor's."""
-    hidden_sizes: tuple[int, ...] = (128, 64)
+    hidden_sizes: tuple[Size, ...] = (128, 64)
     """Hidden layers."""
-    activation: str = "elu"
+    activation: Activation = "elu"
     """Hidden activation."""
     memory: Literal["none", "lstm", "gru", "actor"] = "none"
     """Own memory, or "actor": on the output of the actor's, which it shapes; then nothing is replaced."""
-    memory_size: Annotated[int, In(1)] = 64
+    memory_size: Size = 64
     """Width of an own memory."""
-    memory_layers: Annotated[int, In(1)] = 1
+    memory_layers: Annotated[int, In(1, 64)] = 1
     """Depth of an own memory."""
-    memory_changes: Annotated[float, In(0.0)] = 0.0
+    memory_changes: Annotated[float, In(0.0, 1e6)] = 0.0
     """Gain of the changes since the last step that an own memory reads beside its inputs; 0: none."""
     replace_prob: Annotated[float, In(0.0, 1.0)] = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
@@ -42,8 +42,6 @@ class EstimatorHeadConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.targets:
-            raise ValueError("an estimator needs targets: name the components that it is to predict")
         if self.on_actor_memory and (self.inputs or self.replace_prob):
             raise ValueError(
                 "an estimator on the actor's memory reads that and comes too late to be the actor's input: leave "

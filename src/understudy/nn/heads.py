@@ -28,7 +28,7 @@ from understudy.nn.distributions import (
     TanhGaussian,
     block_offsets,
 )
-from understudy.nn.networks import make_activation
+from understudy.nn.networks import Activation, make_activation
 from understudy.nn.noise import beta_noise, gumbel_noise, logistic_noise, standard_normal
 
 Kind = Literal["auto", "gaussian", "tanh_gaussian", "beta", "categorical", "multi_categorical", "bernoulli"]
@@ -57,19 +57,19 @@ class DistributionConfig(Config):
 
     kind: Kind = "auto"
     """Family; auto: Box gaussian, Discrete categorical, MultiDiscrete multi_categorical, MultiBinary bernoulli."""
-    init_std: Annotated[float, In(0.0, without=(0.0,))] = 1.0
+    init_std: Annotated[float, In(1e-4, 1e4)] = 1.0
     """Initial standard deviation (before the tanh for tanh_gaussian; ignored by families without one)."""
     state_dependent_std: bool = False
     """The network outputs the standard deviation too, instead of one learned number per action."""
-    min_std: float | tuple[float, ...] | None = None
+    min_std: Annotated[float | tuple[float, ...] | None, In(1e-6, 1e4)] = None
     """Floor of the standard deviation: one number, or one per action."""
-    max_std: float | tuple[float, ...] | None = None
+    max_std: Annotated[float | tuple[float, ...] | None, In(1e-4, 1e6)] = None
     """Ceiling of the standard deviation: one number, or one per action."""
     learn_std: bool = True
     """False keeps the standard deviation at init_std."""
-    mean_activation: str | None = None
+    mean_activation: Activation | None = None
     """Activation on the mean of the Gaussian families, "tanh" for example."""
-    head_gain: float = 0.01
+    head_gain: Annotated[float, In(0.0, 1e3)] = 0.01
     """Gain of the last layer's orthogonal weights: small, so that the first actions hardly depend on the state."""
 
     def __post_init__(self) -> None:
@@ -77,12 +77,10 @@ class DistributionConfig(Config):
         super().__post_init__()
         if self.state_dependent_std and not self.learn_std:
             raise ValueError("state_dependent_std=True is learned: drop it, or drop learn_std=False")
-        for low in _numbers(self.min_std):
-            if not 0.0 < low <= self.init_std:
-                raise ValueError(f"min_std must be in (0, init_std = {self.init_std}], got {self.min_std}")
-        for high in _numbers(self.max_std):
-            if high < self.init_std:
-                raise ValueError(f"max_std must not be below init_std = {self.init_std}, got {self.max_std}")
+        if max(_numbers(self.min_std), default=0.0) > self.init_std:
+            raise ValueError(f"min_std must not exceed init_std = {self.init_std}, got {self.min_std}")
+        if min(_numbers(self.max_std), default=math.inf) < self.init_std:
+            raise ValueError(f"max_std must not be below init_std = {self.init_std}, got {self.max_std}")
 
 
 class ActionFamily(nn.Module):

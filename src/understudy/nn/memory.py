@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from understudy.core.devices import check_memory
+
 
 class Memory(nn.Module):
     """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) that restarts where an episode starts.
@@ -30,6 +32,8 @@ class Memory(nn.Module):
         self.out_features = hidden_size
         self.state_size = layers * hidden_size * (2 if kind == "lstm" else 1)
         gates = (4 if kind == "lstm" else 3) * hidden_size
+        weights = gates * (in_features + hidden_size * (2 * layers - 1))
+        check_memory(16.0 * weights, f"a memory of {weights:,} weights", "memory_size or memory_layers")
         bound = 1.0 / math.sqrt(hidden_size)
         for i in range(layers):
             size = in_features if i == 0 else hidden_size

@@ -6,20 +6,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.core.check import Config, nearest
+from understudy.core.check import Config, Filled, In, Size, fit
+from understudy.core.devices import check_memory
 from understudy.core.spaces import classes_of, is_box, kind_of, shape_of
 from understudy.nn.cells import MAX_KINDS, cell_linear, worthwhile
 from understudy.nn.interactions import active_columns
 
 Init = Literal["orthogonal", "default"]
+Activation = Literal[
+    "elu", "relu", "tanh", "gelu", "silu", "leaky_relu", "selu", "sigmoid", "softplus", "identity"
+]  # fmt: skip
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "elu": nn.ELU,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -33,11 +38,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def make_activation(name: str) -> nn.Module:
+def make_activation(name: Activation) -> nn.Module:
     """A new activation module by name; raises ValueError with the nearest names if it is unknown."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; {nearest(name.lower(), ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    known: Activation = fit(Activation, name, "an activation")
+    return ACTIVATIONS[known]()
 
 
 class MLP(nn.Module):
@@ -53,7 +57,7 @@ class MLP(nn.Module):
         in_features: int,
         hidden_sizes: Sequence[int],
         out_features: int | None = None,
-        activation: str = "tanh",
+        activation: Activation = "tanh",
         activate_last: bool = False,
         init: Init = "orthogonal",
         gain: float = math.sqrt(2.0),
@@ -62,6 +66,9 @@ class MLP(nn.Module):
         super().__init__()
         if min((in_features, *hidden_sizes, 1 if out_features is None else out_features)) < 1:
             raise ValueError(f"layer sizes must be positive, got {in_features}, {tuple(hidden_sizes)}, {out_features}")
+        weights = sum(a * b for a, b in pairwise([in_features, *hidden_sizes, out_features or 0]))
+        # each with its gradient and two moments
+        check_memory(16.0 * weights, f"a network of {weights:,} weights", "hidden_sizes or the size of the observation")
         layers: list[nn.Module] = []
         size = in_features
         for hidden in hidden_sizes:
@@ -99,19 +106,19 @@ class Encoder(nn.Module, ABC):
 class CNNConfig(Config):
     """A stack of convolutions and an MLP on top; the defaults are the Nature CNN (Mnih et al. 2015)."""
 
-    channels: tuple[int, ...] = (32, 64, 64)
+    channels: Annotated[tuple[Size, ...], Filled()] = (32, 64, 64)
     """Output channels of each convolution."""
-    kernel_sizes: tuple[int, ...] = (8, 4, 3)
+    kernel_sizes: Annotated[tuple[int, ...], In(1, 1024)] = (8, 4, 3)
     """Kernel size of each convolution."""
-    strides: tuple[int, ...] = (4, 2, 1)
+    strides: Annotated[tuple[int, ...], In(1, 1024)] = (4, 2, 1)
     """Stride of each convolution, or of its max-pooling."""
-    paddings: tuple[int, ...] = (0, 0, 0)
+    paddings: Annotated[tuple[int, ...], In(0, 1024)] = (0, 0, 0)
     """Zero padding of each convolution."""
     max_pool: bool = False
     """Convolve with stride 1 and reduce by max-pooling (window = stride) after the activation instead."""
-    hidden_sizes: tuple[int, ...] = (512,)
+    hidden_sizes: tuple[Size, ...] = (512,)
     """MLP on the flattened image."""
-    activation: str = "relu"
+    activation: Activation = "relu"
     """Activation after every layer."""
     channel_axis: Literal["auto", "first", "last"] = "auto"
     """Where channels are in a 3-D image; auto: the shorter of first and last axis."""
@@ -120,7 +127,7 @@ class CNNConfig(Config):
         """Refuse lists of unequal length."""
         super().__post_init__()
         lengths = [len(x) for x in (self.channels, self.kernel_sizes, self.strides, self.paddings)]
-        if len(set(lengths)) != 1 or not lengths[0]:
+        if len(set(lengths)) != 1:
             raise ValueError(
                 f"channels, kernel_sizes, strides and paddings need one entry per layer each, got {lengths} entries"
             )
@@ -179,11 +186,11 @@ class EncoderConfig(Config):
     """For images: Box of 2 or 3 dimensions."""
     kind: Literal["auto", "vector"] = "auto"
     """vector: flatten every Box, also those of 2 or 3 dimensions."""
-    hidden_sizes: tuple[int, ...] = ()
+    hidden_sizes: tuple[Size, ...] = ()
     """MLP on each Box that is not an image, and on MultiBinary; empty: pass it through."""
-    activation: str = "tanh"
+    activation: Activation = "tanh"
     """Activation of that MLP."""
-    embedding_size: int | None = None
+    embedding_size: Size | None = None
     """Learned embedding of this size for each Discrete and MultiDiscrete entry; None: one-hot."""
     share_embeddings: bool = False
     """Images of categories (MultiDiscrete of 2 or more dimensions): one table per entry of the last axis, shared by all

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.check import Config, In
+from understudy.core.check import Config, Filled, In, Size
 from understudy.core.spaces import (
     Key,
     blank,
@@ -29,7 +29,7 @@ from understudy.envs.actions import ActionMap
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
-from understudy.nn.networks import EncoderConfig
+from understudy.nn.networks import Activation, EncoderConfig
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.recurrence import Step, unroll
 
@@ -52,27 +52,27 @@ class PolicyConfig(Config):
 
     PREFIX: ClassVar[str] = "policy."
 
-    actor_groups: tuple[str, ...] = ("policy",)
+    actor_groups: Annotated[tuple[str, ...], Filled()] = ("policy",)
     """Observation groups that the actor sees."""
-    critic_groups: tuple[str, ...] | None = None
+    critic_groups: Annotated[tuple[str, ...] | None, Filled()] = None
     """Observation groups that the critic sees; None: "critic" where the environment has it, else the actor's."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[Size, ...] = (64, 64)
     """Hidden layers of the actor."""
-    critic_hidden_sizes: tuple[int, ...] | None = None
+    critic_hidden_sizes: tuple[Size, ...] | None = None
     """Hidden layers of the critic; None: the actor's."""
-    activation: str = "tanh"
-    """Hidden activation: elu, relu, tanh, gelu, silu, ..."""
+    activation: Activation = "tanh"
+    """Hidden activation."""
     init: Literal["orthogonal", "default"] = "orthogonal"
     """Weight initialisation: orthogonal (gain sqrt 2) or torch's own."""
     shared_trunk: bool = False
     """One trunk (encoders, memory, hidden layers) for actor and critic; both then see the actor's groups."""
     memory: Literal["none", "lstm", "gru"] = "none"
     """Recurrent memory in front of the hidden layers."""
-    memory_size: Annotated[int, In(1)] = 128
+    memory_size: Size = 128
     """Width of the memory."""
-    memory_layers: Annotated[int, In(1)] = 1
+    memory_layers: Annotated[int, In(1, 64)] = 1
     """Depth of the memory."""
-    memory_changes: Annotated[float, In(0.0)] = 0.0
+    memory_changes: Annotated[float, In(0.0, 1e6)] = 0.0
     """Gain of the changes since the last step (velocities, for example) that the memory reads too; 0: none."""
     critic_memory: bool = True
     """Whether a separate critic has a memory where the actor has one; a critic that sees everything needs none."""
@@ -96,7 +96,7 @@ class PolicyConfig(Config):
     """Encoders of image and discrete components."""
     normalize_observations: bool = True
     """Running normalisation of continuous vector components, frozen while collecting and updating."""
-    observation_clip: float = 10.0
+    observation_clip: Annotated[float, In(1e-6, 1e6)] = 10.0
     """Normalised observations are clipped to +- this."""
     action_scaling: Literal["auto", "on", "off"] = "auto"
     """Rescale actions from [-1, 1] to the action space's range; auto: where the range is finite."""

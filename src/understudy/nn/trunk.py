@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from understudy.core.spaces import Key
 from understudy.nn.interactions import ActiveLinear
 from understudy.nn.memory import Changes, Memory
-from understudy.nn.networks import MLP, Encoder, EncoderConfig, Init, make_encoder
+from understudy.nn.networks import MLP, Activation, Encoder, EncoderConfig, Init, make_encoder
 
 MemoryKind = Literal["none", "lstm", "gru"]
 Precision = Literal["float32", "bfloat16"]
@@ -46,7 +46,7 @@ class Trunk(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         encoder: EncoderConfig,
-        activation: str,
+        activation: Activation,
         init: Init,
         memory: MemoryKind = "none",
         memory_size: int = 0,

@@ -18,12 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from understudy.core.check import In
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import Number, Probability, Scalar, Weight
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Distribution
 from understudy.nn.protocol import Policy, PolicyOutput
-from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
+from understudy.parts.shared.demonstrated import (
+    BatchSize,
+    DemonstrationOptions,
+    SequenceLength,
+    check_windows,
+    draw_actions,
+)
 from understudy.parts.shared.expert_labels import (
     ExpertLabel,
     ExpertLabels,
@@ -44,14 +50,14 @@ class AdvisorConfig(DemonstrationOptions, PartConfig):
 
     labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
     """Observation groups that hold the expert's labels."""
-    alpha: Annotated[Number, In(0.0)] = 1.0
+    alpha: Annotated[Number, In(0.0, 1e6)] = 1.0
     """How fast the weight falls with the distance between expert and auxiliary head; 4 to 32 in the paper."""
-    bound: Annotated[Number, In(0.0, 1.0)] = 0.1
+    bound: Probability = 0.1
     """The weight is 0 where exp(-distance), the auxiliary head's probability of the expert's action, is below this;
     0, as in the paper's experiments, never cuts."""
-    smooth_expert_weight_decay: Annotated[float | None, In(0.0, 1.0, without=(0.0, 1.0))] = None
+    smooth_expert_weight_decay: Annotated[float | None, In(0.0, 0.99, without=(0.0,))] = None
     """r: each weight also counts r^i times in the i-th step after it; None: off. Needs a memory."""
-    stage: Annotated[Number, In(0.0, 1.0)] = 0.0
+    stage: Probability = 0.0
     """1: imitation alone, without reinforcement learning; 0: weighted; in between, a mixture. `step:0=1,100000=0`
     switches from the first to the second."""
     distance: Distance = "auto"
@@ -61,11 +67,11 @@ class AdvisorConfig(DemonstrationOptions, PartConfig):
     """First weights of the auxiliary head: the policy head's, or new orthogonal ones (as in the paper)."""
     use_rollout_labels: bool = True
     """False: only the demonstrations teach, and the environment needs no expert."""
-    demonstration_coef: Annotated[Number, In(0.0)] = 1.0
+    demonstration_coef: Weight = 1.0
     """Weight of the losses on demonstrations."""
-    batch_size: Annotated[int, In(1)] = 256
+    batch_size: BatchSize = 256
     """Demonstrated steps per minibatch."""
-    sequence_length: Annotated[int, In(1)] = 32
+    sequence_length: SequenceLength = 32
     """Steps per window of demonstrations, for a policy with a memory; divides `batch_size`."""
 
     def build(self, context: PartContext) -> Advisor:

@@ -12,12 +12,18 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from understudy.core.check import In
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import RewardWeight, Scalar, Weight
 from understudy.core.spaces import is_box
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import Bernoulli, Categorical, Distribution, MultiCategorical
 from understudy.nn.protocol import Policy, PolicyOutput
-from understudy.parts.shared.demonstrated import DemonstrationOptions, check_windows, draw_actions
+from understudy.parts.shared.demonstrated import (
+    BatchSize,
+    DemonstrationOptions,
+    SequenceLength,
+    check_windows,
+    draw_actions,
+)
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
 
@@ -28,20 +34,20 @@ Loss = Literal["auto", "nll", "mse"]
 class BehaviorCloningConfig(DemonstrationOptions, PartConfig):
     """Options of behaviour cloning."""
 
-    coef: Number = 1.0
+    coef: Weight = 1.0
     """Weight of the whole loss beside PPO's, a number or a schedule (`linear:1:0:200000` fades it out)."""
     loss: Loss = "auto"
     """nll: negative log-likelihood, any action distribution; mse: squared error of the mode, for Box actions, which
     does not train the standard deviation; auto: mse for Box actions, nll for all others."""
-    batch_size: Annotated[int, In(1)] = 256
+    batch_size: BatchSize = 256
     """Transitions per step; a policy with a memory takes batch_size / sequence_length windows."""
-    sequence_length: Annotated[int, In(1)] = 16
+    sequence_length: SequenceLength = 16
     """Steps per window, for a policy with a memory."""
     label_smoothing: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.0
     """Share of the target spread evenly over all actions (discrete actions only)."""
-    entropy_coef: Number = 0.0
+    entropy_coef: RewardWeight = 0.0
     """Weight of an entropy bonus inside the loss."""
-    l2_coef: Annotated[float, In(0.0)] = 0.0
+    l2_coef: Annotated[float, In(0.0, 1e6)] = 0.0
     """Weight of half the squared norm of the actor's parameters inside the loss."""
 
     def build(self, context: PartContext) -> BehaviorCloning:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from understudy.core.check import nearest
 from understudy.core.registry import load_object
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import Scalar, Weight
 from understudy.nn.estimator import EstimatorHead
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
@@ -32,7 +32,7 @@ class EstimatorConfig(PartConfig):
     binary_cross_entropy_with_logits, ...), or your own as `module:function`, called with `reduction="none"`."""
     loss_kwargs: dict[str, float | bool | str] = field(default_factory=dict)
     """Its options: `{"delta": 0.5}`."""
-    coef: Number = 1.0
+    coef: Weight = 1.0
     """Weight of the loss beside PPO's, a number or a schedule."""
 
     def build(self, context: PartContext) -> Estimator:

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.check import In
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import RewardWeight, Scalar
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.protocol import Policy
@@ -96,15 +96,15 @@ class MotionPriorConfig(PartConfig):
     """The clips."""
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that hold the style features of one frame."""
-    columns: tuple[int, ...] = ()
+    columns: Annotated[tuple[int, ...], In(0)] = ()
     """Their columns with style features; empty: all."""
     fields: tuple[str, ...] = ()
     """The clips' field for each of these columns, in order; empty: fields with the columns' names (`policy[3]`)."""
-    step_time: Annotated[float, In(0.0, without=(0.0,))] = 0.02
+    step_time: Annotated[float, In(1e-4, 1e3)] = 0.02
     """Seconds between two observations; the clips are resampled to it."""
-    frames: Annotated[int, In(1)] = 2
+    frames: Annotated[int, In(1, 10_000)] = 2
     """Frames that the discriminator sees together; 2 show movement."""
-    reward_weight: Number = 1.0
+    reward_weight: RewardWeight = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     reward_form: RewardForm = "least_squares"
     """least_squares: max(0, 1 - (d - 1)^2 / 4); softplus: -log(1 - D), with the loss bce."""
@@ -115,11 +115,11 @@ class MotionPriorConfig(PartConfig):
     terminal features, which the environment must provide (`final_obs`)."""
     tracking_observations: tuple[str, ...] = ()
     """Observations with the features of a reference at the same moment; empty: no tracking reward."""
-    tracking_weight: Number = 0.0
+    tracking_weight: RewardWeight = 0.0
     """Weight of the tracking reward beside the style reward."""
     tracking_form: TrackingForm = "exp"
     """exp: exp(-mean e^2 / scale^2); distance: -norm(e) / scale; e in standard deviations of each feature."""
-    tracking_scale: Annotated[float, In(0.0, without=(0.0,))] = 0.5
+    tracking_scale: Annotated[float, In(1e-6, 1e6)] = 0.5
     """Scale of tracking errors, in standard deviations."""
     discriminator: DiscriminatorConfig = field(default_factory=_discriminator)
     """The discriminator and how it learns."""

@@ -9,9 +9,9 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import In
-from understudy.core.schedules import Number, Scalar
-from understudy.nn.networks import MLP
+from understudy.core.check import In, Size
+from understudy.core.schedules import RewardWeight, Scalar
+from understudy.nn.networks import MLP, Activation
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
 from understudy.nn.protocol import Policy
 from understudy.parts.shared.features import FeatureReader
@@ -25,25 +25,25 @@ from understudy.types import Metrics
 class RandomNetworkDistillationConfig(PartConfig):
     """Options of random network distillation."""
 
-    reward_weight: Number = 0.1
+    reward_weight: RewardWeight = 0.1
     """Weight of the bonus, a number or a schedule."""
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that make up the state."""
-    num_outputs: Annotated[int, In(1)] = 64
+    num_outputs: Size = 64
     """Size of the random features."""
-    predictor_hidden_sizes: tuple[int, ...] = (128, 128)
+    predictor_hidden_sizes: tuple[Size, ...] = (128, 128)
     """Hidden layers of the network that learns."""
-    target_hidden_sizes: tuple[int, ...] = (128, 128)
+    target_hidden_sizes: tuple[Size, ...] = (128, 128)
     """Hidden layers of the fixed random network."""
-    activation: str = "elu"
+    activation: Activation = "elu"
     """Hidden activation of both."""
     normalize_observations: bool = True
     """Normalise the state by running statistics, which only move after a rollout was scored and learnt from."""
     normalize_reward: bool = True
     """Divide the bonus by the running standard deviation of its discounted sum."""
-    epochs: Annotated[int, In(1)] = 1
+    epochs: Annotated[int, In(1, 1000)] = 1
     """Passes of the predictor over each rollout."""
-    minibatches: Annotated[int, In(1)] = 4
+    minibatches: Annotated[int, In(1, 100_000)] = 4
     """Minibatches per pass."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
     """Optimizer of the predictor."""

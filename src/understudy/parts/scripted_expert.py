@@ -7,13 +7,11 @@ and cloning on the expert's states, each alone (`ppo.surrogate_coef` 0), beside 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import In
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import Probability, Scalar, Weight
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.expert_labels import ExpertLabels, ExpertLabelsConfig, cross_entropy, masked_mean
 from understudy.parts.shared.teacher_forcing import ForcingUnit, TeacherForcing, act_where_forced
@@ -27,9 +25,9 @@ class ScriptedExpertConfig(PartConfig):
 
     labels: ExpertLabelsConfig = field(default_factory=ExpertLabelsConfig)
     """Observation groups that hold its labels."""
-    imitation_coef: Annotated[Number, In(0.0)] = 1.0
+    imitation_coef: Weight = 1.0
     """Weight of the cross-entropy with its labels; 0: it only acts."""
-    teacher_forcing: Annotated[Number, In(0.0, 1.0)] = 0.0
+    teacher_forcing: Probability = 0.0
     """Probability that it acts in the student's place, where it has a label."""
     teacher_forcing_unit: ForcingUnit = "step"
     """Draw for each step, or once for each episode."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from understudy.core.check import Config
-from understudy.core.schedules import Number, Scalar
+from understudy.core.check import Config, In
+from understudy.core.schedules import Scalar, Weight
 from understudy.core.spaces import find_components, key_of, module_name
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.losses import clipped_surrogate, value_loss
@@ -46,13 +47,13 @@ class SymmetryConfig(PartConfig):
     """Mirror of each group or group/component that the policy sees; the others stay unchanged."""
     action: MirrorSpec | None = None
     """Mirror of the raw action."""
-    mirror_coef: Number = 1.0
+    mirror_coef: Weight = 1.0
     """Weight of the mirror loss; 0 only logs it."""
-    augmentation_coef: Number = 0.0
+    augmentation_coef: Weight = 0.0
     """Weight of PPO's own loss on the mirrored minibatch (data augmentation); 1 counts it like the original."""
-    clip_epsilon: float = 0.2
+    clip_epsilon: Annotated[float, In(0.0, 1e3)] = 0.2
     """Ratio clip of the augmented loss."""
-    value_coef: float = 0.5
+    value_coef: Annotated[float, In(0.0, 1e6)] = 0.5
     """Value-loss weight inside the augmented loss."""
 
     def build(self, context: PartContext) -> Symmetry:

@@ -14,8 +14,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.check import In
+from understudy.core.devices import check_memory
 from understudy.core.ring import Ring
-from understudy.core.schedules import Number, Scalar
+from understudy.core.schedules import Probability, Scalar, Weight
 from understudy.nn.distributions import Distribution
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget, action_distance, before_tanh, vector_distance
@@ -45,21 +46,21 @@ class TeacherConfig(PartConfig):
     """With several teachers: the Discrete group or group/component that selects an environment's teacher."""
     label: Label = "mean"
     """The teacher's action: the mode of its distribution, or a sample."""
-    teacher_forcing: Annotated[Number, In(0.0, 1.0)] = 0.0
+    teacher_forcing: Probability = 0.0
     """Probability that the teacher acts in the student's place, a number or a schedule (`exp:1:0:100it`)."""
     teacher_forcing_unit: ForcingUnit = "episode"
     """Draw once for each episode, or for each step."""
     target: ActionTarget = "real"
     """Distance between student and teacher; real: Euclidean, not squared."""
-    coef: Number = 1.0
+    coef: Weight = 1.0
     """Weight of that distance beside PPO's losses."""
     latents: dict[str, str] = field(default_factory=dict)
     """Latents of the student -> the teacher's that they imitate: `{"actor/proprioception": "actor/privileged"}`."""
     latent_target: MeanTarget = "real"
     """Distance between latents."""
-    latent_coef: Number = 1.0
+    latent_coef: Weight = 1.0
     """Weight of each latent's distance."""
-    rollouts: Annotated[float, In(1.0)] = 1.0
+    rollouts: Annotated[float, In(1.0, 1e4)] = 1.0
     """Rollouts' worth of labelled data for each update, the newest included (aggregation); PPO only uses the newest."""
     resample_state_prob: Annotated[float, In(0.0, 1.0)] = 0.0
     """Recurrent students: share of sequences that start from a random state instead of the stored one."""
@@ -109,6 +110,11 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         )
         units = context.num_envs * (1 if self.recurrent else context.num_steps)
         self.draws = config.rollouts > 1.0 or config.resample_state_prob > 0.0
+        if self.draws:
+            observed: Any = policy.blank_observation(1).values(True, True)
+            row = sum(x.nbytes for x in observed)
+            size = config.rollouts * context.num_envs * context.num_steps * row
+            check_memory(size, f"{config.rollouts:g} rollouts", f"{self.name}.rollouts", context.device)
         self.memory = Ring(int(config.rollouts * units))
         self.register_buffer("low", torch.zeros(policy.state_size))
         self.register_buffer("high", torch.zeros(policy.state_size))

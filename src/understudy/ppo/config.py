@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from understudy.core.capture import CaptureMode
 from understudy.core.check import Config, In, nearest
-from understudy.core.schedules import Number, OptionalNumber, Schedule
+from understudy.core.schedules import Number, OptionalNumber, Probability, RewardWeight, Schedule, Weight
 from understudy.ppo.losses import SURROGATES, ValueLossKind
 from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
 from understudy.ppo.returns import ValueNormalization
@@ -15,38 +15,38 @@ from understudy.ppo.returns import ValueNormalization
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(Config):
-    """Every choice of the PPO core; the defaults are those of the paper's continuous-control experiments."""
+    """Every choice of the PPO core."""
 
     PREFIX = "ppo."
 
-    num_steps: Annotated[int, In(1)] = 128
+    num_steps: Annotated[int, In(1, 100_000)] = 128
     """T, steps per environment and rollout."""
-    epochs: Annotated[int, In(1)] = 4
+    epochs: Annotated[int, In(1, 1000)] = 4
     """Passes over the rollout."""
-    minibatches: Annotated[int, In(1)] = 4
+    minibatches: Annotated[int, In(1, 100_000)] = 4
     """Minibatches per pass; must divide T x N (feed-forward) or N (recurrent: whole environment columns)."""
     surrogate: str = "clip"
     """Loss of a sample: clip (PPO's clipped ratio), a2c (plain policy gradient, with epochs 1 and minibatches 1), or
     "module:function" of your own."""
-    clip_epsilon: Annotated[Number, In(0.0)] = 0.2
+    clip_epsilon: Annotated[Number, In(0.0, 1e3)] = 0.2
     """The ratio is clipped to [1 - this, 1 + clip_epsilon_high]."""
-    clip_epsilon_high: Annotated[OptionalNumber, In(0.0)] = None
+    clip_epsilon_high: Annotated[OptionalNumber, In(0.0, 1e3)] = None
     """Upper clip; None: symmetric."""
-    dual_clip: Annotated[float | None, In(1.0, without=(1.0,))] = None
+    dual_clip: Annotated[float | None, In(1.0, 1e6, without=(1.0,))] = None
     """c > 1: lower bound c A of the objective where A < 0; None: off."""
-    value_coef: Number = 0.5
+    value_coef: Weight = 0.5
     """Weight of the value loss."""
-    value_clip: Annotated[OptionalNumber, In(0.0)] = None
+    value_clip: Annotated[OptionalNumber, In(0.0, 1e9)] = None
     """Pessimistic value clipping, in the critic's units; None: off."""
     loss_critic_type: ValueLossKind = "l2"
     """Value loss (l2 is the squared error, without a half)."""
-    surrogate_coef: Annotated[Number, In(0.0)] = 1.0
+    surrogate_coef: Weight = 1.0
     """Weight of the surrogate alone; 0 with `entropy_coef` 0 leaves the parts' losses: pure imitation."""
-    entropy_coef: Number = 0.0
+    entropy_coef: RewardWeight = 0.0
     """Weight of the entropy bonus."""
-    samples_mc_entropy: Annotated[int, In(1)] = 1
+    samples_mc_entropy: Annotated[int, In(1, 1000)] = 1
     """Samples where the entropy has no closed form."""
-    gamma: Annotated[Number, In(0.0, 1.0)] = 0.99
+    gamma: Probability = 0.99
     """Discount. A schedule can lengthen the horizon: `step:0=0.97,1500000=0.99`."""
     gae_lambda: Annotated[float, In(0.0, 1.0)] = 0.95
     """Lambda of GAE."""
@@ -54,25 +54,25 @@ class PPOConfig(Config):
     """Where advantages are standardised."""
     recompute_advantage: bool = False
     """Values and advantages again, with the current critic, before each pass but the first (feed-forward only)."""
-    reward_weight: Number = 1.0
+    reward_weight: RewardWeight = 1.0
     """Weight of the task reward beside the parts' rewards."""
     reward_normalization: bool = False
     """Divide task rewards by the running standard deviation of their discounted sum."""
-    reward_clip: Annotated[float, In(0.0, without=(0.0,))] = 10.0
+    reward_clip: Annotated[float, In(0.0, 1e6, without=(0.0,))] = 10.0
     """Normalised rewards are clipped to +- this."""
     value_normalization: ValueNormalization = "none"
     """Units of the critic: scale (divide returns by their running std) or standardize (subtract the mean too)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of policy and loss parts."""
-    desired_kl: Annotated[float | None, In(0.0, without=(0.0,))] = None
-    """KL-adaptive learning rate: times or over 1.5 where a minibatch's KL is below half or above twice this."""
-    learning_rate_range: Annotated[tuple[float, float], In(0.0, without=(0.0,))] = (1e-5, 1e-2)
+    desired_kl: Annotated[float | None, In(0.0, 1e3, without=(0.0,))] = None
+    """Adapts the learning rate: x 1.5 if a minibatch's KL falls below half this value, / 1.5 if it exceeds twice it."""
+    learning_rate_range: Annotated[tuple[float, float], In(0.0, 1.0, without=(0.0,))] = (1e-5, 1e-2)
     """Where the adaptive learning rate stays."""
     lr_scheduler: LRSchedulerConfig | None = None
     """Any torch.optim.lr_scheduler, stepped once per iteration."""
-    target_kl: Annotated[float | None, In(0.0, without=(0.0,))] = None
+    target_kl: Annotated[float | None, In(0.0, 1e3, without=(0.0,))] = None
     """Stop the iteration's updates where a minibatch's KL exceeds 1.5 times this."""
-    warmup_steps: Annotated[int, In(0)] = 32
+    warmup_steps: Annotated[int, In(0, 100_000)] = 32
     """Steps per environment before the first rollout that only give the normaliser its first statistics."""
     on_nonfinite: Literal["mask", "raise"] = "mask"
     """A NaN from the environment: report it and leave the transition out, or stop."""

@@ -19,6 +19,7 @@ from understudy.core.check import Config, In, nearest
 from understudy.core.registry import load_object
 from understudy.core.schedules import Number, Scalar
 
+LearningRate = Annotated[Number, In(0.0, 1.0)]
 OptimizerKind = Literal["adam", "adamw", "sgd", "rmsprop"]
 LossFunction = Callable[[Batch], tuple[Tensor, Mapping[str, Tensor]]]
 
@@ -30,20 +31,20 @@ class OptimizerConfig(Config):
     PREFIX = "optimizer."
 
     kind: OptimizerKind = "adam"
-    """Which rule."""
-    learning_rate: Annotated[Number, In(0.0)] = 3e-4
+    """Optimizer."""
+    learning_rate: LearningRate = 3e-4
     """Step size, a number or a schedule such as `linear:3e-4:0`."""
-    betas: Annotated[tuple[float, float], In(0.0, 1.0, without=(1.0,))] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], In(0.0, 0.99999)] = (0.9, 0.999)
     """Decay of the first and second moment (Adam)."""
-    eps: Annotated[float, In(0.0)] = 1e-5
+    eps: Annotated[float, In(1e-12, 1.0)] = 1e-5
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, In(0.0)] = 0.0
+    weight_decay: Annotated[float, In(0.0, 1.0)] = 0.0
     """L2 penalty (decoupled for adamw)."""
-    momentum: Annotated[float, In(0.0)] = 0.0
+    momentum: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.0
     """Momentum of SGD and RMSprop."""
     alpha: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.99
     """Smoothing of RMSprop."""
-    max_grad_norm: Annotated[float | None, In(0.0, without=(0.0,))] = 0.5
+    max_grad_norm: Annotated[float | None, In(0.0, 1e9, without=(0.0,))] = 0.5
     """L2 norm to which the gradient of all parameters together is clipped; None: no clipping."""
 
 
@@ -203,8 +204,10 @@ def average_over_ranks(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LRSchedulerConfig:
+class LRSchedulerConfig(Config):
     """Any `torch.optim.lr_scheduler`, stepped once per iteration."""
+
+    PREFIX = "lr_scheduler."
 
     name: str
     """Class name in torch.optim.lr_scheduler, for example CosineAnnealingLR."""

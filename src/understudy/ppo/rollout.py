@@ -12,6 +12,7 @@ from torch import Tensor
 
 from understudy.core import devices
 from understudy.core.capture import Batch, CaptureMode, capture
+from understudy.core.devices import check_memory
 from understudy.core.spaces import Key, blank, component, unflatten
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate
@@ -86,6 +87,10 @@ class Collector:
     def _allocate(self) -> TensorDict:
         T, N, device = self.num_steps, self.env.num_envs, self.env.device
         head = self.policy.head
+        seen = sum(blank(component(self.env.observation_space, key), (1,)).nbytes for key in self.keys)
+        row = seen * (1 + self.keeps_next_obs) + 8 * head.action_shape.numel() + 4 * head.num_params + 35
+        # twice: each epoch shuffles into a copy
+        check_memory(2.0 * T * N * row, f"a rollout of {T} steps x {N} copies", "ppo.num_steps or env.num_envs", device)
         data = TensorDict({}, batch_size=[T, N], device=device)
         for key in self.keys:
             data["obs", *key] = self._zeros(key)

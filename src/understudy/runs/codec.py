@@ -115,8 +115,10 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
     if isinstance(plain, str):
         if origin is Schedule or origin is Path:
             return Schedule.parse(plain) if origin is Schedule else Path(plain)
-        if origin is float and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", plain):
-            return float(plain)  # YAML 1.1 reads 1e-3, unlike 1.0e-3, as text
+        if origin in (float, int) and re.fullmatch(r"[-+]?\d+\.?\d*[eE][-+]?\d+", plain):
+            plain = float(plain)  # YAML 1.1 reads 1e-3, unlike 1.0e-3, as text
+    if origin is int and isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)  # total_steps: 1e5
     if isinstance(plain, list | tuple) and origin in (tuple, list) and arguments:
         several = origin is list or arguments[-1] is Ellipsis
         members = arguments[:1] * len(plain) if several else arguments
@@ -132,8 +134,7 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
             return _decode_dataclass(part_kind(str(plain[PART_TAG]), _below(where, PART_TAG)), rest, where)
         if dataclasses.is_dataclass(origin):
             return _decode_dataclass(origin, plain, where)
-    value = fit(kind, plain, where)
-    return float(value) if origin is float else value
+    return fit(kind, plain, where)
 
 
 def _decode_union(kind: Any, members: tuple[Any, ...], plain: Any, where: str) -> Any:

@@ -12,11 +12,11 @@ import tyro
 import yaml
 
 from understudy.core.check import Config, In
-from understudy.core.schedules import Condition, Number, Schedule
+from understudy.core.schedules import Condition, Probability, Schedule, Unconditional
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import LRSchedulerConfig
+from understudy.ppo.optim import LearningRate, LRSchedulerConfig
 from understudy.ppo.part import PartConfig
 from understudy.runs.codec import PART_TAG, check_imports, from_plain, to_plain
 
@@ -29,14 +29,14 @@ class EvaluationConfig(Config):
 
     interval: Annotated[int | None, In(1)] = None
     """Environment steps between evaluations while training; None: only at the end."""
-    episodes: Annotated[int, In(0)] = 10
+    episodes: Annotated[int, In(0, 100_000)] = 10
     """Episodes per evaluation; 0: never evaluate."""
     deterministic: bool = True
     """Take the mode of the action distribution instead of a sample."""
     video: bool = False
     """Film one episode at the end (needs the extra `video`)."""
     env_kwargs: dict[str, KwargValue] = field(default_factory=dict)
-    """Options of the environment that are others than in training, over `env.kwargs`: {"repeat_failed": False}."""
+    """Environment options that differ from training; they override `env.kwargs`: {"repeat_failed": False}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,11 @@ class DaggerConfig(Config):
     """A run or checkpoint to ask, or "labels": the environment's own expert (observation group "expert_action")."""
     rounds: Annotated[int, In(1)] = 10
     """Rounds after the first one, which is the expert's alone."""
-    episodes_per_round: Annotated[int, In(1)] = 3
+    episodes_per_round: Annotated[int, In(1, 100_000)] = 3
     """Whole episodes of a round, at least."""
-    steps_per_round: Annotated[int, In(1)] = 500
+    steps_per_round: Annotated[int, In(1, 1_000_000)] = 500
     """Steps of a round, at least."""
-    beta: Annotated[Number, In(0.0, 1.0)] = field(
+    beta: Annotated[Probability, Unconditional()] = field(
         default_factory=lambda: Schedule(kind="linear", start=1.0, length=15, unit="iterations")
     )
     """Probability that the expert's action is executed, a number or a schedule over the rounds (as iterations)."""
@@ -105,7 +105,7 @@ class OfflineConfig(Config):
 
     epochs: Annotated[int, In(1)] = 100
     """Passes over the demonstrations, at most (with DAgger: in each round)."""
-    learning_rate: Number = 1e-3
+    learning_rate: Annotated[LearningRate, Unconditional()] = 1e-3
     """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
     lr_scheduler: LRSchedulerConfig | None = None
     """Any torch.optim.lr_scheduler, stepped once per epoch."""
@@ -146,7 +146,7 @@ class TrainConfig(Config):
     """Torch device of policy and rollouts; "auto" takes a GPU if there is one."""
     stop_when: str | None = None
     """End the training when a logged metric gets there, `evaluation/return>=475` (or `<=`); None: after total_steps."""
-    torch_threads: Annotated[int | None, In(1)] = None
+    torch_threads: Annotated[int | None, In(1, 512)] = None
     """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
     env: EnvConfig
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from understudy.core.check import check_choice
+from understudy.core.check import fit
 from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.core.spaces import Key, classes_of, shape_of
@@ -76,7 +76,7 @@ def export_policy(
     into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format, ExportError
     where the file differs from the policy, ImportError that names the extra to install.
     """
-    check_choice("format", format, get_args(ExportFormat))
+    fit(ExportFormat, format, "format")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[format]

@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import flatdim
 
 from understudy.core import randomness
+from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import as_vec_env
 from understudy.nn.policy import build_policy
@@ -69,7 +70,9 @@ def building(
                     f"evaluation.env_kwargs {config.evaluation.env_kwargs} change the spaces of {config.env.id}, which "
                     "the policy is made for: leave those options out"
                 )
-            yield env, _build(config, env, policy)
+            with allocating("env.num_envs, ppo.num_steps or the sizes of the networks"):
+                ppo = _build(config, env, policy)
+            yield env, ppo
     finally:
         torch.set_num_threads(threads)
 

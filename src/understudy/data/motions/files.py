@@ -58,11 +58,11 @@ class MotionClip(Config):
     name: str
     fields: tuple[str, ...]
     frames: Array  # [F, D]
-    frame_time: Annotated[float, In(0.0, without=(0.0,))]  # s
+    frame_time: Annotated[float, In(1e-6, 1e6)]  # s
     loop: Loop = "clamp"
     cycle_offset_position: bool = False  # each cycle starts where the last one ended
     cycle_offset_rotation: bool = False
-    weight: Annotated[float, In(0.0)] = 1.0
+    weight: Annotated[float, In(0.0, 1e6)] = 1.0
 
     def __post_init__(self) -> None:
         try:

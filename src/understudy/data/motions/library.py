@@ -36,11 +36,11 @@ class MotionsConfig(Config):
     """Names of the columns of JSON text without names."""
     quaternion_order: QuaternionOrder = "wxyz"
     """Of files whose quaternions have no names: Isaac Lab writes xyzw since January 2026."""
-    weights: dict[str, Annotated[float, In(0.0)]] = field(default_factory=dict)
+    weights: dict[str, Annotated[float, In(0.0, 1e6)]] = field(default_factory=dict)
     """Weights by clip, in place of the files'."""
     frame_begin: Annotated[int, In(0)] = 0
     """First frame of each clip to use, counted in the file's own frames."""
-    frame_end: int | None = None
+    frame_end: Annotated[int | None, In(2)] = None
     """The frame to stop before; None: the clip's end."""
     mirror: MirrorRule | None = None
     """Add a mirrored copy of each clip; both have half its weight."""

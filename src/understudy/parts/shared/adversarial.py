@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.core.check import Config
-from understudy.core.schedules import Number
+from understudy.core.schedules import RewardWeight
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import DiagGaussian
 from understudy.nn.protocol import Policy
@@ -31,7 +31,7 @@ from understudy.types import Metrics
 class AdversarialOptions(Config):
     """Options of GAIL and AIRL alike."""
 
-    reward_weight: Number = 1.0
+    reward_weight: RewardWeight = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
     observations: tuple[str, ...] = ("policy",)
     """Observation groups, or group/component names, that the discriminator sees."""

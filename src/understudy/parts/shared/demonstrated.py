@@ -15,6 +15,9 @@ from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.envs.actions import ActionMap
 from understudy.ppo.part import PartContext
 
+BatchSize = Annotated[int, In(1, 1_000_000)]
+SequenceLength = Annotated[int, In(1, 10_000)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemonstrationOptions(Config):
@@ -22,7 +25,7 @@ class DemonstrationOptions(Config):
 
     demonstrations: str = ""
     """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
-    num_trajectories: int | None = None
+    num_trajectories: Annotated[int | None, In(1)] = None
     """Use only the first n trajectories; None: all."""
     min_return: float | None = None
     """Minimum return, among these trajectories; failed ones would be imitated too."""

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from understudy.core.capture import Batch, unbind
-from understudy.core.check import Config, In
-from understudy.core.schedules import Number, Scalar
-from understudy.nn.networks import MLP
+from understudy.core.check import Config, In, Size
+from understudy.core.devices import check_memory
+from understudy.core.schedules import Scalar, Weight
+from understudy.nn.networks import MLP, Activation
 from understudy.ppo.metrics import mean_statistics
 from understudy.ppo.optim import Optimizer, OptimizerConfig, capture_gradient, gradient_step
 from understudy.types import Metrics
@@ -107,30 +108,37 @@ class DiscriminatorConfig(Config):
 
     PREFIX = "discriminator."
 
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[Size, ...] = (256, 256)
     """Hidden layers."""
-    activation: str = "relu"
+    activation: Activation = "relu"
     """Hidden activation."""
     spectral_norm: bool = False
     """Divide every weight matrix by its largest singular value (Miyato et al. 2018, arXiv:1802.05957)."""
     loss: DiscriminatorLoss = "bce"
     """Binary cross-entropy on logits, or least squares to +1 (expert) and -1 (policy)."""
-    disc_update_num: Annotated[int, In(1)] = 4
+    disc_update_num: Annotated[int, In(1, 10_000)] = 4
     """Gradient steps for each rollout."""
-    batch_size: Annotated[int | None, In(1)] = None
+    batch_size: Annotated[int | None, In(1, 1_000_000)] = None
     """Policy rows in each step, and as many expert rows; None: the rollout, split among the steps."""
-    gradient_penalty: Annotated[Number, In(0.0)] = 0.0
+    gradient_penalty: Weight = 0.0
     """Weight of the gradient penalty, a number or a schedule; 0: none."""
     penalty_on: Penalty = "interpolates"
     """Where: (norm - 1)^2 between policy and expert rows (WGAN-GP), or norm^2 on expert rows (R1) or on both sides'."""
-    logit_regularizer: Annotated[float, In(0.0)] = 0.0
+    logit_regularizer: Annotated[float, In(0.0, 1e6)] = 0.0
     """Weight of the sum of squares of the last layer's weights, which keeps logits small."""
-    replay_size: Annotated[int, In(0)] = 0
+    replay_size: Annotated[int, In(0, 100_000_000)] = 0
     """Policy rows of earlier rollouts to keep; half of each step's policy rows then come from them. 0: none."""
     replay_add: Annotated[int | None, In(1)] = None
     """Rows of each rollout that enter the replay; None: as many as fit. Few rows reach far back."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(max_grad_norm=None))
     """Own optimizer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replay_size and self.batch_size == 1:
+            raise ValueError(
+                "discriminator.batch_size must be at least 2 beside replay_size: half of the rows come from the replay"
+            )
 
 
 class DiscriminatorNetwork(nn.Module):
@@ -185,6 +193,9 @@ class Discriminator(nn.Module):
         self.outputs = [x for x in network.modules() if isinstance(x, nn.Linear) and x.out_features == 1]
         self.optimizer = Optimizer(network.parameters(), config.optimizer)
         device = self.optimizer.flat.device
+        rows = config.replay_size + 4 * self.updates * self.batch_size
+        remedy = "discriminator.replay_size, batch_size or disc_update_num"
+        check_memory(4.0 * rows * row_size, "the discriminator's rows", remedy, device)
         self.replay = Replay(config.replay_size, row_size, device) if config.replay_size else None
         self.coefficient = Scalar(config.gradient_penalty, device)
         # a schedule that is 0 for now still needs the penalty in the program
