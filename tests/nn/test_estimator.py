@@ -197,7 +197,7 @@ def test_what_is_refused(head: dict[str, Any], message: str) -> None:
 
 
 def test_what_a_head_refuses() -> None:
-    with pytest.raises(ValueError, match="needs targets"):
+    with pytest.raises(ValueError, match="targets must not be empty"):
         EstimatorHeadConfig(targets=())
     with pytest.raises(ValueError, match=r"replace_prob must lie in \[0, 1\], got 2"):
         EstimatorHeadConfig(targets=("policy/speed",), replace_prob=2.0)

@@ -342,7 +342,7 @@ def test_the_auxiliary_head() -> None:
         ({"bound": 1.5}, r"bound must lie in \[0, 1\]"),
         ({"bound": -0.1}, r"bound must lie in \[0, 1\]"),
         ({"stage": 2.0}, r"stage must lie in \[0, 1\]"),
-        ({"smooth_expert_weight_decay": 1.0}, "lie in \(0, 1\)"),
+        ({"smooth_expert_weight_decay": 1.0}, r"lie in \(0, 0.99\]"),
         ({"distance": "kl"}, "distance must be one of auto"),
     ],
 )

@@ -317,7 +317,7 @@ def test_saturation_is_measured_and_reported(clips: str, caplog: pytest.LogCaptu
         ({"columns": (0, 2)}, "columns names 2, but the observations have columns 0 to 1"),
         ({"frames": 30}, "shorter than the window of 30 frames"),
         ({"frames": 0}, "at least 1"),
-        ({"step_time": 0.0}, "step_time must be greater than 0"),
+        ({"step_time": 0.0}, "step_time must be at least 0.0001"),
         ({"ending_steps": "terminals"}, "did you mean terminal"),
         ({"observations": ("polcy",)}, "policy"),
         ({"tracking_weight": 1.0}, "name the reference's observations"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json as json_text
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR
+from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
 from understudy.core.registry import Registry, load_object
 from understudy.version import __version__
@@ -68,8 +70,9 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     size = 2 if words and words[0] == "motions" else 1
     name = " ".join(words[:size])
     if name in COMMANDS:
-        call: Callable[[], None] = tyro.cli(_bound(COMMANDS[name]), prog=f"understudy {name}", args=words[size:])
-        return call
+        function = COMMANDS[name]
+        known = [f"--{option.replace('_', '-')}" for option in inspect.signature(function).parameters]
+        return parse_words(_bound(function), words[size:], f"understudy {name}", known)
     if len(words) >= size and not words[size - 1].startswith("-"):
         raise ValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
     try:
@@ -122,7 +125,7 @@ def evaluate(
 
     Args:
         run: Folder of a run (its newest checkpoint), or a checkpoint.
-        episodes: How many.
+        episodes: Number of episodes.
         seed: Seed of environments and sampling; None: as in training.
         deterministic: Take the mode of the action distribution; this is the default.
         sample: Sample actions.
@@ -178,7 +181,7 @@ def export(
     path = export_policy(
         policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments
     )
-    print(f"policy: {path} (acts as the checkpoint does)")
+    print(f"wrote {path} (checked: same actions as the checkpoint)")
 
 
 @command("record")
@@ -202,7 +205,7 @@ def record(
         run: Folder of a run, or a checkpoint.
         output: Id of the Minari dataset to make, or a .npz path.
         expert: Play the scripted expert of this environment instead of a run.
-        episodes: How many.
+        episodes: Number of episodes.
         format: None: npz if the output ends in .npz, else minari.
         seed: Seed of environments and sampling.
         sample: Sample actions instead of taking the mode.

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import UseAppendAction, arg
 
+from understudy.cli.words import option_names, parse
 from understudy.data.demonstrations.read import open_recording
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
@@ -28,7 +29,8 @@ Modules = Annotated[Several, arg(metavar="MODULE")]
 USAGE = """Train a policy: `understudy train RECIPE [--options]`.
 
 `understudy list recipes` shows the recipes, `understudy train RECIPE --help` all options, also those of parts that
---with adds. With --config FILE the recipe may be omitted. `understudy train --resume RUN` continues a run."""
+--with adds. With --config FILE the recipe may be omitted. Some that every recipe has: --total-steps, --seed, --run-dir,
+--env.id, and --start-from RUN for the weights of an earlier run. `understudy train --resume RUN` continues a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +57,7 @@ class Composition:
         elif recipe is not None:
             config = find_recipe(recipe)()
         else:
-            raise ValueError(
-                f"name a recipe ({', '.join(RECIPES)}), a file with --config FILE, or a run with --resume RUN"
-            )
+            raise ValueError(_no_recipe())
         parts = dict(config.parts)
         for name in self.without:
             if name not in parts:
@@ -104,21 +104,30 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
     options = list(words[1:] if recipe else words)
     program = f"understudy train {recipe or '--config FILE'}"
     if any(word == "--resume" or word.startswith("--resume=") for word in options):
-        call: Callable[[], None] = tyro.cli(_resuming, prog="understudy train", args=options)
-        return call
+        if recipe is not None:
+            raise ValueError(f"--resume continues a run with the run's own recipe: leave {recipe!r} out")
+        known = ("--resume", "--total-steps", "--allow-import")
+        why = "a resumed run keeps its options, except --total-steps; for others: --config RUN/config.yaml"
+        return parse(_resuming, options, "understudy train --resume", known, otherwise=why)
     composition, unknown = tyro.cli(Composition, prog=program, args=options, return_unknown_args=True, add_help=False)
-    if recipe is None and composition.config is None and unknown:
-        tyro.cli(_WithoutRecipe, prog="understudy train [RECIPE]", description=USAGE, args=options)  # help, or an error
-    default = composition.compose(recipe)
-    chosen = tyro.cli(
+    if recipe is None and composition.config is None and unknown:  # help, or an error
+        alone = ("--resume", *option_names(Composition()))
+        parse(_WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
+    default = Training(composition, composition.compose(recipe))
+    chosen = parse(
         Training,
-        default=Training(composition, default),
-        args=options,
-        prog=program,
+        options,
+        program,
+        (*option_names(composition), *option_names(default.config)),
+        default=default,
         description=(find_recipe(recipe).__doc__ if recipe else None) or USAGE,
         config=(tyro.conf.AvoidSubcommands,),
     )
     return functools.partial(_start, chosen.config)
+
+
+def _no_recipe() -> str:
+    return f"no recipe is given: name one ({', '.join(RECIPES)}), a file with --config FILE, or a run with --resume RUN"
 
 
 def new_part(text: str) -> tuple[str, PartConfig]:

@@ -58,7 +58,7 @@ class MotionClip(Config):
     name: str
     fields: tuple[str, ...]
     frames: Array  # [F, D]
-    frame_time: Annotated[float, In(1e-6, 1e6)]  # s
+    frame_time: Annotated[float, In(0.0, 1e6, without=(0.0,))]  # s
     loop: Loop = "clamp"
     cycle_offset_position: bool = False  # each cycle starts where the last one ended
     cycle_offset_rotation: bool = False
