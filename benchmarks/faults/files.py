@@ -110,6 +110,8 @@ def write_result(piece: str, verdicts: Sequence[Verdict], command: str) -> None:
     """results/<piece>.md, with the command on top."""
     RESULTS.mkdir(exist_ok=True)
     text = f"`{command}`\n\n{mutate.table(verdicts)}\n"
+    if said := sum(verdict.detail == mutate.AS_SAID for verdict in verdicts):
+        text += f"\n{said} of the same hold other values, without a checksum over them: so says the file.\n"
     (RESULTS / f"{piece}.md").write_text(text)
 
 

@@ -32,6 +32,9 @@ Mutation = Callable[[bytes, random.Random], bytes | None]
 RIGHT = ("same", "refused")
 """Outcomes that are right; the others are "other" content, "unnamed" file, "traceback", "memory", "hang", "crash"."""
 
+AS_SAID = "as the file says"
+"""Detail of the verdict on a mutant whose content changed with its bytes, where the format has no checksum."""
+
 
 # ---------------------------------------------------------------------------------------------- any bytes
 
@@ -405,7 +408,7 @@ def _verdict(case: Case, path: Path, data: bytes | None, expected: Any) -> tuple
     if equal(content, expected):
         return "same", ""
     if data is not None and case.faithful is not None and case.faithful(data, content):
-        return "same", "as the file says"
+        return "same", AS_SAID
     return "other", repr(content)[:300]
 
 

@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from understudy import cli
 from understudy.data.demonstrations.demonstrations import Demonstrations
+from understudy.data.demonstrations.write import Episode
 from understudy.data.motions.files import read_motions
 from understudy.envs.registry import EnvConfig, make_env
 from understudy.nn.policy import ActorCritic, PolicyConfig
@@ -51,6 +52,23 @@ def test_rows_on_which_an_environment_resets_are_no_steps(scripted_env: Any) -> 
     episodes = record_episodes(env, lambda obs, is_first: torch.zeros(1, 2), 2, seed=0)
     assert [episode.length for episode in episodes] == [3, 3]
     assert torch.equal(torch.as_tensor(episodes[1].observations["policy",][0]), env.seen[4]["policy"][0])
+
+
+def test_episodes_with_nan_are_left_out_and_it_is_said_whose_they_are(scripted_env: Any, caplog: Any) -> None:
+    def bad(t: int, step: Any) -> Any:
+        return step._replace(reward=step.reward * float("nan")) if t in broken else step
+
+    def play() -> list[Episode]:
+        env = scripted_env(1, ends=lambda t, n: "terminated" if t % 3 == 2 else "", edit=bad)
+        return record_episodes(env, lambda obs, is_first: torch.zeros(1, 2), 2, seed=0)
+
+    broken = {1}
+    assert len(play()) == 1
+    assert "left out 1 of 2 episodes" in caplog.text
+    assert "(episode 0, step 1: rewards is nan): they come from the environment" in caplog.text
+    broken = {1, 4}
+    with pytest.raises(ValueError, match=r"left out 2 of 2 .*fix the environment"):
+        play()
 
 
 def test_a_policy_with_a_memory_starts_each_episode_afresh() -> None:

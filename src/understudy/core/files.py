@@ -39,6 +39,10 @@ def beside(path: Path) -> Iterator[Path]:
     try:
         with _locked(folder):
             yield folder
+    except OSError as error:
+        if error.filename is None and error.errno is not None:  # a full disk: say for which file
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

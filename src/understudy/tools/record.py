@@ -44,7 +44,8 @@ def record_episodes(
 ) -> list[Episode]:
     """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
 
-    The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones.
+    The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones. Episodes
+    with numbers that are not finite are left out, with a warning; ValueError where all have some.
     """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
     finished: list[list[Episode]] = [[] for _ in tracks]
@@ -54,7 +55,15 @@ def record_episodes(
         for n, episode in _follow(tracks, moment):
             if moment.kept[n]:
                 finished[n].append(episode)
-    return [episode for done in finished for episode in done]
+    played = [episode for done in finished for episode in done]
+    flaws = {k: flaw for k, episode in enumerate(played) if (flaw := episode.flaw())}
+    if flaws:
+        k, flaw = next(iter(flaws.items()))
+        said = f"left out {len(flaws)} of {len(played)} episodes with numbers that are not finite (episode {k}, {flaw})"
+        if len(flaws) == len(played):
+            raise ValueError(f"{said}: nothing is left to record; fix the environment, or the policy")
+        logger.warning("%s: they come from the environment, or from the policy", said)
+    return [episode for k, episode in enumerate(played) if k not in flaws]
 
 
 class _Track:

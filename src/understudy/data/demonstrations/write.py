@@ -42,6 +42,15 @@ class Episode:
         """Undiscounted return."""
         return float(self.rewards.sum(dtype=np.float64))
 
+    def flaw(self) -> str:
+        """Where a number is NaN or infinite, which no reader takes; empty if nowhere."""
+        arrays = {"/".join(("observations", *key)): x for key, x in self.observations.items()}
+        for name, array in (arrays | {"actions": self.actions, "rewards": self.rewards}).items():
+            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(1))
+            if len(bad):
+                return f"step {bad[0]}: {name} is {array[bad[0]].tolist()}"
+        return ""
+
     def flags(self) -> tuple[np.ndarray, np.ndarray]:
         """Terminations and truncations, `[T]` bool each."""
         flags = np.zeros((2, self.length), dtype=bool)
