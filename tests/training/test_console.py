@@ -10,7 +10,7 @@ import pytest
 
 from understudy.envs.registry import EnvConfig
 from understudy.runs.config import TrainConfig
-from understudy.training.console import LINE_INTERVAL, Console, duration
+from understudy.training.console import LINE_INTERVAL, LINE_WIDTH, Console, duration
 from understudy.training.loggers import Phase
 
 
@@ -65,6 +65,21 @@ def test_lines_are_rare_but_the_last_one_is_never_left_out() -> None:
     console.note("checkpoint [written]")
     assert "checkpoint [written]" in out.getvalue()
     console.close()
+
+
+def test_lines_are_short_and_say_what_they_count() -> None:
+    out = io.StringIO()
+    console = Console(file=out, clock=Clock())
+    config = TrainConfig(env=EnvConfig(id="PointMass"), total_steps=1)
+    console.start(Phase("offline", Path("runs/x"), config, 0, 20, "2 x PointMass (its own maker), device cpu"))
+    console.log(20, {"episode/return": 1.0, **{f"some_part/metric_{n}": float(n) for n in range(40)}})
+    console.note("word " * 60)
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "runs/x: 20 epochs on 2 x PointMass (its own maker), device cpu"
+    assert lines[1].startswith("20 epochs (100 %)")
+    assert "steps" not in lines[1]
+    assert "episode return 1 | some_part/metric_0 0 | " in lines[1]
+    assert all(80 < len(line) <= LINE_WIDTH for line in lines[1:4])
 
 
 def test_nan_keeps_the_last_value() -> None:

@@ -234,8 +234,10 @@ def test_a_folder_that_is_deleted_comes_back_with_a_checkpoint(tmp_path: Path, m
     assert resume(tmp_path / "run").env_steps == 6 * STEPS
 
 
-def test_a_folder_where_nothing_can_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(point(tmp_path))
+def test_a_folder_where_nothing_can_be_written_is_said(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
     original = Path.open
 
     def read_only(self: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
@@ -252,28 +254,28 @@ def test_a_folder_where_nothing_can_be_written_is_said(tmp_path: Path, monkeypat
 # --------------------------------------------------------------------------------------- before the first checkpoint
 
 
-@pytest.mark.parametrize("again", [resume, None])
-@pytest.mark.parametrize("reached", [".lock", "config.yaml", "run.json", "metrics.jsonl"])
-def test_a_folder_without_a_checkpoint_is_a_beginning(again: Any, reached: str, tmp_path: Path) -> None:
-    chosen = point(tmp_path)
-    whole = train(dataclasses.replace(chosen, run_dir=str(tmp_path / "whole")))
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    return train(point(tmp_path_factory.mktemp("whole"))).path
+
+
+@pytest.mark.parametrize(
+    ("reached", "resumed"),
+    [(1, False), (2, False), (2, True), (3, False), (4, False), (4, True)],
+)
+def test_a_folder_without_a_checkpoint_is_a_beginning(reached: int, resumed: bool, whole: Path, tmp_path: Path) -> None:
+    folder, chosen = tmp_path / "run", point(tmp_path)
     folder.mkdir()
-    for name in (".lock", "config.yaml", "run.json", "metrics.jsonl"):
-        shutil.copy(whole.path / name, folder / name)
-        if name == reached:
-            break
-    if reached != ".lock":
-        config_file = folder / "config.yaml"
-        config_file.write_text(config_file.read_text().replace("whole", "run"))
-        (folder / ".config.yaml.abc.tmp").mkdir()
-    elif again is resume:
+    for name in (".lock", "config.yaml", "run.json", "metrics.jsonl")[:reached]:
+        shutil.copy(whole / name, folder / name)
+    if reached == 1:
         with pytest.raises(ValueError, match=r"no config\.yaml"):
             resume(folder)
-        return
-    run = train(chosen) if again is None else resume(folder)
-    assert same(weights(newest(run.path)), weights(newest(whole.path)))
-    assert timeless(run.path) == timeless(whole.path)
+    (folder / ".config.yaml.abc.tmp").mkdir()
+    run = resume(folder) if resumed else train(chosen)
+    assert same(weights(newest(run.path)), weights(newest(whole)))
+    assert timeless(run.path) == timeless(whole)
     assert not [*folder.rglob("*.tmp")]
 
 
@@ -285,13 +287,12 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    whole = train(point(tmp_path))
-    expected = weights(newest(whole.path))
-    newest(whole.path).write_bytes(b"PK\x03\x04")
-    run = resume(whole.path)
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    newest(run).write_bytes(b"PK\x03\x04")
+    resume(run)
     assert "continuing from" in caplog.text
-    assert same(weights(newest(run.path)), expected)
+    assert same(weights(newest(run)), weights(newest(whole)))
 
 
 def test_names_of_folders_are_valid_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,9 +317,9 @@ def _hold(path: str, ready: Any, done: Any) -> None:
         done.wait(60)
 
 
-def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
-    train(point(tmp_path))
-    context = multiprocessing.get_context("spawn")
+def test_two_trainings_do_not_share_a_folder(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(str(tmp_path / "run"), ready, done))
     other.start()
@@ -407,7 +408,66 @@ def test_a_dagger_run_goes_on_from_another_folder(tmp_path: Path, monkeypatch: p
     assert run.config.parts["bc"].demonstrations == ""  # type: ignore[attr-defined]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert resume("../run", total_steps=STEPS, expert=steer).env_steps == STEPS
+    assert resume("../run", total_steps=STEPS).env_steps == STEPS  # the rounds are over: nobody is asked any more
+
+
+def test_a_run_finds_its_files_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    expert = train(point(tmp_path, run_dir="expert"))
+    chosen = rounds(tmp_path, run_dir="run")
+    assert chosen.offline is not None
+    asking = dataclasses.replace(chosen.offline.dagger or DaggerConfig(), expert="./expert")
+    chosen = dataclasses.replace(chosen, offline=dataclasses.replace(chosen.offline, dagger=asking))
+    whole = train(chosen)
+    again = shutil.copytree(whole.path, tmp_path / "there" / "copy")
+    for file in again.glob("checkpoints/*"):
+        file.unlink()
+    (again / "evaluation.json").unlink(missing_ok=True)
+    train(
+        dataclasses.replace(
+            chosen,
+            run_dir="clone",
+            total_steps=STEPS,
+            offline=None,
+            parts={"bc": BehaviorCloningConfig(demonstrations="run/demonstrations")},
+        )
+    )
+    monkeypatch.chdir(tmp_path / "there")
+    for run, steps in ((again, 0), (tmp_path / "here" / "clone", 2 * STEPS)):
+        assert resume(run, total_steps=steps).env_steps == steps
+    assert expert.path == Path("expert")
+    run = resume(tmp_path / "here" / "clone", total_steps=3 * STEPS)
+    assert run.config.parts["bc"].demonstrations == "run/demonstrations"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", ["", '["x"]'])
+def test_a_damaged_record_of_starts_stops_nothing(text: str, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "run.json").write_text(text)
+    assert resume(run, total_steps=7 * STEPS).env_steps == 7 * STEPS
+    assert len(json.loads((run / "run.json").read_text())) == 1
+
+
+def test_rounds_end_where_episodes_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from understudy.training import dagger
+
+    monkeypatch.setattr(dagger, "LONGEST", 40)
+    endless = EnvConfig(id="PointMass", num_envs=2, kwargs={"max_episode_steps": 10**9})
+    run = train(rounds(tmp_path, env=endless), expert=lambda obs, is_first: 0 * steer(obs))  # it never arrives
+    for file in (run.path / "demonstrations").iterdir():
+        assert max(np.load(file)["lengths"]) == 40
+    assert caplog.text.count("episodes of 40 steps were cut") == 1
+
+
+def test_rounds_that_are_gone_are_named(tmp_path: Path) -> None:
+    run = train(rounds(tmp_path), expert=steer)
+    (run.path / "demonstrations" / "round_001.npz").unlink()
+    with pytest.raises(ValueError, match=r"round_001\.npz is gone"):
+        resume(run.path, total_steps=STEPS, expert=steer)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda x: x.tolist(), lambda x: x.double(), lambda x: 2 * x])
@@ -457,6 +517,9 @@ def test_tensorboard_is_complete_after_a_resume(tmp_path: Path) -> None:
 
     loud = LoggingConfig(console=False)
     run = train(rounds(tmp_path, total_steps=2 * STEPS, logging=loud), expert=steer)
+    newest(run.path).unlink()  # as if killed in the second iteration: from the last epoch on
+    assert newest_step(run.path) == 0
+    resume(run.path, total_steps=2 * STEPS, expert=steer)
     resume(run.path, total_steps=4 * STEPS, expert=steer)
     events = read_events(run.path)
     assert [step for step, _ in events["ppo/kl"]] == [STEPS * n for n in range(1, 5)]
@@ -464,9 +527,9 @@ def test_tensorboard_is_complete_after_a_resume(tmp_path: Path) -> None:
 
 
 def test_the_command_says_where_it_was_and_leaves_with_a_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(point(tmp_path))
+    shutil.copytree(whole, tmp_path / "run")
 
     def leave(ppo: Any) -> None:
         raise KeyboardInterrupt

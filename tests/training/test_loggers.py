@@ -89,6 +89,7 @@ def test_tensorboard_holds_finite_metrics_and_forgets_what_is_done_again(tmp_pat
     board.log(20, {"a/x": 2.0, "b": 0.5})
     board.close()
     assert read_events(tmp_path) == {"a/x": [(10, 1.0), (20, 2.0)], "b": [(20, 0.5)]}
+    board = TensorBoard()
     board.start(phase(tmp_path, first_step=15))  # resumed from the checkpoint of step 15
     board.log(20, {"a/x": 3.0})
     board.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -17,14 +18,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path of the same name to write to, which takes the place of `path` when the block ends without an error.
 
     A crash or a full disk at any moment leaves the old or the new file, never a mix: the new one is written in a
-    folder beside the old one, synced, renamed, and the rename synced. Raises OSError; `path` is then untouched.
+    folder beside the old one, synced, renamed, and the rename synced. Raises OSError that names `path`, which is then
+    untouched.
     """
     with beside(path) as folder:
         unfinished = folder / path.name
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        try:
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            reason = error.strerror or str(error)  # a full disk: neither the system nor numpy say which file
+            raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     _sync_folder(path.parent)
 
 

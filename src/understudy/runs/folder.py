@@ -30,54 +30,22 @@ from understudy.types import CheckpointError
 from understudy.version import __version__
 
 CHECKPOINT_KIND = "training"
-LOCK = ".lock"
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The names of the files in a run's folder."""
+    """The files in a run's folder."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The config, as YAML."""
-        return self.path / "config.yaml"
-
-    @property
-    def provenance(self) -> Path:
-        """One JSON record per start of the run: git revision, versions, platform."""
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per iteration."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of step_*.pt and best.pt."""
-        return self.path / "checkpoints"
-
-    @property
-    def demonstrations(self) -> Path:
-        """Folder of round_*.npz, what DAgger collected."""
-        return self.path / "demonstrations"
-
-    @property
-    def evaluation(self) -> Path:
-        """Result of the last evaluation of a finished training."""
-        return self.path / "evaluation.json"
-
-    @property
-    def video(self) -> Path:
-        """Film of an episode, if one was asked for."""
-        return self.path / "video.mp4"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.provenance = path / "run.json"  # a list, one record per start: git revision, versions, platform
+        self.metrics = path / "metrics.jsonl"  # one JSON object per iteration
+        self.tensorboard = path / "tensorboard"  # folder of event files
+        self.checkpoints = path / "checkpoints"  # folder of step_*.pt and best.pt
+        self.demonstrations = path / "demonstrations"  # folder of round_*.npz, what DAgger collected
+        self.evaluation = path / "evaluation.json"  # the last one of a finished training
+        self.video = path / "video.mp4"  # of an episode, if one was asked for
+        self.lock = path / ".lock"  # held by the training that is running
 
     def read_config(self, allow: Collection[str] = ()) -> TrainConfig:
         """The run's config. Raises ValueError if the folder is not a run, or for an import not in `allow`."""
@@ -110,7 +78,7 @@ class RunFolder:
         """
         with ExitStack() as stack:
             with _writing(self.path):
-                stack.enter_context(locked(self.path, LOCK))
+                stack.enter_context(locked(self.lock))
             own = (self.config, self.provenance, self.metrics, self.evaluation, self.video)
             patterns = [f".{file.name}.*.tmp" for file in own]
             patterns += [f"{folder.name}/.*.tmp" for folder in (self.checkpoints, self.demonstrations)]
@@ -120,15 +88,22 @@ class RunFolder:
 
     def forget(self) -> None:
         """Remove what a training without a checkpoint left."""
-        for file in (self.provenance, self.metrics):
-            file.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.tensorboard, self.demonstrations):
             shutil.rmtree(folder, ignore_errors=True)
 
     def record_start(self) -> None:
         """Append where and with what this start of the run happens."""
-        starts = json.loads(self.provenance.read_text()) if self.provenance.is_file() else []
-        write_atomic(self.provenance, (json.dumps([*starts, provenance()], indent=2) + "\n").encode())
+        starts = [*self.starts(), provenance()]
+        write_atomic(self.provenance, (json.dumps(starts, indent=2) + "\n").encode())
+
+    def starts(self) -> list[dict[str, Any]]:
+        """The records of all starts so far; none where they cannot be read, which no training depends on."""
+        try:
+            starts = json.loads(self.provenance.read_bytes())
+        except (OSError, ValueError):
+            return []
+        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 @dataclass
@@ -166,20 +141,21 @@ def new_run(config: TrainConfig) -> Iterator[RunFolder]:
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
-    if any(path.iterdir()) and not (path / LOCK).is_file():
+    if any(path.iterdir()) and not folder.lock.is_file():
         raise _occupied(path)
     with folder.locked():
         if step_checkpoints(folder.checkpoints) or folder.evaluation.exists():
             raise _occupied(path)
         try:
             folder.forget()
+            folder.provenance.unlink(missing_ok=True)  # from now on it tells whether the training began
             with _writing(path):
                 write_atomic(folder.config, text.encode())
             yield folder
         except BaseException:
             if not folder.provenance.exists():
                 folder.forget()
-                for file in (folder.config, path / LOCK):
+                for file in (folder.config, folder.lock):
                     file.unlink(missing_ok=True)
                 for empty in made:
                     empty.rmdir()

@@ -16,10 +16,11 @@ _PACKAGES = ("torch", "tensordict", "numpy", "gymnasium", "envpool", "mujoco", "
 
 
 def provenance() -> dict[str, Any]:
-    """Start time (UTC, ISO 8601), command line, git revisions, versions and platform, ready for JSON."""
+    """Start time (UTC, ISO 8601), command line, folder, git revisions, versions and platform, ready for JSON."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "directory": str(Path.cwd()),
         "git": {"working_directory": git_revision(Path.cwd()), "library": git_revision(Path(__file__).parent)},
         "versions": {"understudy": __version__, "python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),

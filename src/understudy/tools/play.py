@@ -52,18 +52,23 @@ class Moment(NamedTuple):
     step: Step
     returns: np.ndarray  # [N] float64, of the running episodes, this step included
     lengths: np.ndarray  # [N] int64, the same
-    over: np.ndarray  # [N] bool: the episode ended with this step, or reached STEP_LIMIT
+    over: np.ndarray  # [N] bool: the episode ended with this step, or is cut there
     kept: np.ndarray  # [N] bool: it did, and is one of those asked for
 
 
 @torch.no_grad()
-def play(env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 0) -> Iterator[Moment]:
+def play(
+    env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 0, longest: int | None = None
+) -> Iterator[Moment]:
     """Play from a reset until `episodes` whole episodes, of at least `min_steps` steps together, are over.
+
+    An episode of `longest` steps (None: STEP_LIMIT) counts as it stands.
 
     Each environment owes its share of the episodes, so that short ones, which end sooner, are not over-represented.
     The environment is left in the middle of others: reset it before you use it again.
     """
     owed, steps = np.array(quotas(episodes, env.num_envs)), 0
+    longest = STEP_LIMIT if longest is None else longest
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     gate = Gate(env)
     obs, is_first = gate.reset(seed), torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -74,7 +79,7 @@ def play(env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 
         ended = step.terminated | step.truncated
         returns += step.reward.double().cpu().numpy()
         lengths += 1 if step.valid is None else step.valid.cpu().numpy()  # False: the row only reset its environment
-        over = ended.cpu().numpy() | (lengths >= STEP_LIMIT)
+        over = ended.cpu().numpy() | (lengths >= longest)
         kept = np.zeros_like(over)
         for n in np.flatnonzero(over):
             kept[n] = owed[n] > 0 or steps < min_steps

@@ -18,7 +18,16 @@ from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig
 from understudy.runs.folder import read_policy
 from understudy.tools.clips import clip_writer
-from understudy.tools.play import OWN_ENV, Actor, Moment, PolicyActor, check_episodes, evaluation_seed, opened, play
+from understudy.tools.play import (
+    OWN_ENV,
+    Actor,
+    Moment,
+    PolicyActor,
+    check_episodes,
+    evaluation_seed,
+    opened,
+    play,
+)
 from understudy.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -40,7 +49,14 @@ def scripted_expert(env: VecEnv) -> Actor:
 
 
 def record_episodes(
-    env: VecEnv, act: Actor, episodes: int, seed: int, *, label: Actor | None = None, min_steps: int = 0
+    env: VecEnv,
+    act: Actor,
+    episodes: int,
+    seed: int,
+    *,
+    label: Actor | None = None,
+    min_steps: int = 0,
+    longest: int | None = None,
 ) -> list[Episode]:
     """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
 
@@ -49,7 +65,7 @@ def record_episodes(
     """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
     finished: list[list[Episode]] = [[] for _ in tracks]
-    for moment in play(env, act, episodes, seed, min_steps=min_steps):
+    for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest):
         if label is not None:
             moment = moment._replace(action=label(moment.obs, moment.is_first))
         for n, episode in _follow(tracks, moment):

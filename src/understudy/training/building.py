@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from understudy.nn.policy import build_policy
 from understudy.nn.protocol import Policy, check_policy
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
+from understudy.runs.codec import from_plain, to_plain
 from understudy.runs.config import TrainConfig
 from understudy.runs.folder import load
 from understudy.runs.spaces import space_from_plain
@@ -43,6 +45,22 @@ def with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | N
     if config.evaluation.env_kwargs:
         raise ValueError("evaluation.env_kwargs need an environment of their own, which env= replaces: leave them out")
     return dataclasses.replace(config, env=dataclasses.replace(named, num_envs=own.num_envs)), own
+
+
+def located(config: TrainConfig, start: Path) -> TrainConfig:
+    """`config` with the relative paths that lead to a file only from `start`, where its run began, as absolute ones."""
+
+    def find(plain: Any) -> Any:
+        if isinstance(plain, dict):
+            return {name: find(inner) for name, inner in plain.items()}
+        if isinstance(plain, list):
+            return [*map(find, plain)]
+        is_path = isinstance(plain, str) and ("/" in plain or "." in plain)
+        return str(start / plain) if is_path and not Path(plain).exists() and (start / plain).exists() else plain
+
+    plain = to_plain(config)
+    found = from_plain(TrainConfig, plain | {name: find(plain[name]) for name in ("parts", "offline")}, allow=None)
+    return dataclasses.replace(config, parts=found.parts, offline=found.offline)
 
 
 @contextmanager

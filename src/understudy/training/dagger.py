@@ -29,6 +29,9 @@ from understudy.tools.record import record_episodes, scripted_expert
 
 logger = logging.getLogger(__name__)
 
+LONGEST = 10_000
+"""Steps after which an episode is cut, where a round does not ask for more: rounds end where episodes do not."""
+
 
 class Dagger:
     """Collects the rounds of a DAgger run: `demonstrations/round_000.npz`, `round_001.npz`, ... in the run's folder.
@@ -55,7 +58,12 @@ class Dagger:
             torch.manual_seed(seed)  # coins are thrown
             actor = Mixture(self._ask, None if learner is None else PolicyActor(learner), beta)
             least, steps = self.config.episodes_per_round, self.config.steps_per_round
-            episodes = record_episodes(self.env, actor, least, seed, label=actor.label, min_steps=steps)
+            longest = max(LONGEST, steps)
+            episodes = record_episodes(
+                self.env, actor, least, seed, label=actor.label, min_steps=steps, longest=longest
+            )
+        if any(episode.length == longest for episode in episodes):
+            _say_once(f"{self.env_id}: episodes of {longest:,} steps were cut: do they end? (env.max_episode_steps)")
         metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
         write_npz(_round_file(self.folder, number), episodes, metadata)
         return {
@@ -163,12 +171,14 @@ def first_round(config: TrainConfig, folder: RunFolder, expert: Actor | None = N
         Dagger(config, folder, env, expert).collect(0, None)
 
 
-def drop_rounds(folder: RunFolder, after: int) -> None:
-    """Remove the rounds later than `after`, which a resumed run will collect again."""
-    number = after + 1
-    while (file := _round_file(folder.demonstrations, number)).exists():
+def keep_rounds(folder: RunFolder, last: int) -> None:
+    """Remove the rounds after `last`, which will be collected again. Raises ValueError if an earlier one is missing."""
+    wanted = {_round_file(folder.demonstrations, number) for number in range(last + 1)}
+    found = {*folder.demonstrations.glob("round_*.npz")}
+    if lost := sorted(wanted - found):
+        raise ValueError(f"{lost[0]} is gone, so the training cannot continue; its policy can still be loaded")
+    for file in found - wanted:
         file.unlink()
-        number += 1
 
 
 def _round_file(folder: Path, number: int) -> Path:

@@ -22,7 +22,7 @@ from understudy.core.schedules import Condition
 from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig
 from understudy.runs.folder import RunFolder
-from understudy.runs.metrics import STEP, json_line
+from understudy.runs.metrics import EPOCH, STEP, json_line, read_metrics
 
 T = TypeVar("T")
 
@@ -141,6 +141,8 @@ class TensorBoard(Logger):
     are written at once, by this thread: an error in TensorBoard's own is a traceback, and the training goes on.
     """
 
+    resumes = True  # until it has started
+
     def start(self, phase: Phase) -> None:
         """Open an event file in the run's folder."""
         # importing it takes a second, so only where it is used
@@ -148,16 +150,20 @@ class TensorBoard(Logger):
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         self.event, self.summary = event_pb2.Event, summary_pb2.Summary
-        folder = RunFolder(phase.folder).tensorboard
+        folder, metrics = RunFolder(phase.folder).tensorboard, RunFolder(phase.folder).metrics
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
         with _writing(self.path):
             folder.mkdir(exist_ok=True)
             self.file = self.path.open("xb", buffering=0)
         self.records = RecordWriter(self.file)
         self._write(file_version="brain.Event:2")
-        if phase.first_step:  # what is at `first_step` stays
+        if self.resumes:
             restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=phase.first_step + 1, session_log=restart)
+            self._write(step=phase.first_step + 1, session_log=restart)  # what is at `first_step` stays
+            for row in read_metrics(metrics) if metrics.exists() else ():
+                if EPOCH in row and row[STEP] > phase.first_step:  # an epoch is no step
+                    self.log(int(row.pop(STEP)), row)
+        self.resumes = False
 
     def log(self, step: int, metrics: Row) -> None:
         """Write every finite metric. Raises OSError with the path."""

@@ -35,8 +35,8 @@ from understudy.runs.policies import describe_policy, policy_config
 from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
 from understudy.tools.play import OWN_ENV, Actor, evaluation_seed
-from understudy.training.building import building, check_spaces, with_own_env
-from understudy.training.dagger import Dagger, drop_rounds, first_round, with_rounds
+from understudy.training.building import building, check_spaces, located, with_own_env
+from understudy.training.dagger import Dagger, first_round, keep_rounds, with_rounds
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining
 from understudy.training.signals import StopSignals, Terminated
@@ -107,11 +107,6 @@ def resume(
         checkpoint = _newest_checkpoint(folder)
         if checkpoint is None:
             folder.forget()
-        elif _is_over(checkpoint, config):
-            raise ValueError(
-                f"{run} already has its {config.total_steps:,} steps; give it more with --total-steps, say "
-                f"{2 * config.total_steps or 100_000}"
-            )
         return _start(folder, config, checkpoint, own, policy, expert, listening)
 
 
@@ -137,13 +132,6 @@ def _newest_checkpoint(folder: RunFolder) -> Mapping[str, Any] | None:
     return None
 
 
-def _is_over(checkpoint: Mapping[str, Any], config: TrainConfig) -> bool:
-    """Whether there is nothing left to do, the last evaluation included."""
-    trained = checkpoint["env_steps"] >= config.total_steps
-    cloned = config.offline is None or checkpoint["offline"]["finished"]
-    return bool(trained and cloned and checkpoint.get("unreported") is None)
-
-
 def _start(
     folder: RunFolder,
     config: TrainConfig,
@@ -154,22 +142,33 @@ def _start(
     loggers: Loggers,
 ) -> Run:
     """Train in a locked folder, from a checkpoint or from the start."""
-    built_from = config
-    if config.offline is not None and config.offline.dagger is not None:
+    starts = folder.starts()
+    built_from = located(config, Path(starts[0]["directory"])) if starts and "directory" in starts[0] else config
+    asks = config.offline is not None and config.offline.dagger is not None
+    if asks:
         if checkpoint is None:
-            first_round(config, folder, expert, own)
+            first_round(built_from, folder, expert, own)
         else:
-            drop_rounds(folder, after=checkpoint["offline"]["round"])
-        built_from = with_rounds(config, folder)
+            keep_rounds(folder, checkpoint["offline"]["round"])
+        built_from = with_rounds(built_from, folder)
     source = str(folder.checkpoints)
     if checkpoint is not None and policy is None and "policy" in checkpoint:
         policy_config(checkpoint, source)  # it was an object: only its owner can make another one
     with building(built_from, own, policy, "" if checkpoint is None else OWN_ENV) as (env, ppo):
-        training = _Training(config, folder, env, ppo, loggers, expert, own is not None)
+        offline = None
+        if config.offline is not None:
+            asks &= checkpoint is None or not checkpoint["offline"]["finished"]
+            offline = OfflineTraining(ppo, config.offline, Dagger(built_from, folder, env, expert) if asks else None)
+        training = _Training(config, folder, env, ppo, offline, loggers, own is not None)
         if checkpoint is not None:
             check_spaces(env, checkpoint, config.env.id)
             check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], source)
             training.load_state_dict(checkpoint)
+            if training.over and training.row is None:
+                raise ValueError(
+                    f"{folder.path} already has its {config.total_steps:,} steps; give it more with --total-steps, for "
+                    f"example {2 * config.total_steps or 100_000}"
+                )
         elif config.start_from is not None:
             weights = load(config.start_from, allow=config.allowed).state_dict()
             check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
@@ -197,28 +196,27 @@ class _Training:
         folder: RunFolder,
         env: VecEnv,
         ppo: PPO,
+        offline: OfflineTraining | None,
         loggers: Loggers,
-        expert: Actor | None,
         own_env: bool,
     ) -> None:
-        self.config, self.folder, self.env, self.ppo, self.loggers = config, folder, env, ppo, loggers
+        self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
+        self.offline, self.loggers = offline, loggers
         self.evaluated_in: EnvConfig | VecEnv = env if own_env else config.evaluation_env()
         self.own_env, self.collecting = own_env, False
         self.best_return = -math.inf
         self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
-        self.offline: OfflineTraining | None = None
-        if config.offline is not None:
-            asks = config.offline.dagger is not None
-            dagger = Dagger(config, folder, env, expert) if asks else None
-            self.offline = OfflineTraining(ppo, config.offline, dagger)
         self.row: _Row | None = None
         self.start, self.stop = time.monotonic(), StopSignals(loggers.note)
 
     def run(self) -> Run:
         """The epochs on demonstrations, then the iterations of PPO; whatever ends them leaves a checkpoint."""
         offline, ppo, total = self.offline, self.ppo, self.config.total_steps
-        with self.stop, self._rescued():
+        epochs = 0 if offline is None else offline.epochs_done
+        again = int(self.row is not None)  # it was not reported, or not evaluated
+        drop_after(self.folder.metrics, ppo.env_steps - again, epochs - (0 if ppo.env_steps else again))
+        with self.stop.heeded(), self._rescued():
             if offline is not None and ppo.env_steps == 0 and not (offline.finished and self.row is None):
                 with self._phase("offline", offline.epochs_done, offline.most_epochs):
                     self._pretrain(offline)
@@ -253,15 +251,18 @@ class _Training:
             yield
 
     def _setting(self) -> str:
-        env, own = self.config.env, "" if not self.own_env else ", an environment of your own"
-        copies = f"{self.env.num_envs} x {env.id}{own or f' ({backend_of(env)})'}"
-        return f"{copies}, device {self.env.device}"
+        """What it trains on, for people."""
+        env = self.config.env
+        backend = "an environment of your own" if self.own_env else backend_of(env)
+        return f"{env.num_envs} x {env.id} ({backend}), device {self.env.device}"
 
     def _pretrain(self, offline: OfflineTraining) -> None:
         """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
         self.loggers.note(f"demonstrations: {offline.summary()}")
         while not offline.finished and self.stopped_by is None:
             metrics, done = offline.epoch(), offline.epochs_done
+            if offline.stopped_early:
+                self.loggers.note(f"stopped early: no better validation loss for {offline.config.patience} epochs")
             if offline.finished:
                 offline.finish()
             due = _crossed(offline.config.evaluation_interval, done - 1, done)
@@ -363,25 +364,29 @@ class _Training:
         )
 
     def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore a checkpoint, and drop the metrics that come again."""
+        """Restore a checkpoint."""
         self.ppo.load_state_dict(checkpoint["state"])
         if self.offline is not None:
             self.offline.load_state_dict(checkpoint["offline"])
         self.best_return = checkpoint["best_return"]
         if (unreported := checkpoint.get("unreported")) is not None:
             self.row = _Row(unreported["step"], dict(unreported["metrics"]), unreported["evaluated"])
-        again = int(self.row is not None)
-        steps, epochs = self.ppo.env_steps, 0 if self.offline is None else self.offline.epochs_done
-        drop_after(self.folder.metrics, steps - again, epochs if steps else epochs - again)
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
         """Whatever ends the training, write a checkpoint beside the older ones (all kept), and say so in the error."""
         try:
-            with _without_exits():
-                yield
+            yield
         except BaseException as error:  # Ctrl-C, too
-            error.add_note(self._rescue())
+            note = self._rescue()
+            if isinstance(error, SystemExit) and not isinstance(error, Terminated):
+                stopped = WorkerError(
+                    f"the environment, a network or a logger called sys.exit({error.code!r}), which would end the "
+                    "training without a word: raise an error there, or us.StopTraining in a logger"
+                )
+                stopped.add_note(note)
+                raise stopped from error
+            error.add_note(note)
             raise
 
     def _rescue(self) -> str:
@@ -400,20 +405,6 @@ class _Training:
         except Exception as failure:  # a broken environment may not give its state either
             return f"{at} No checkpoint could be written ({failure}); the older ones are intact."
         return f"{at} Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
-
-
-@contextmanager
-def _without_exits() -> Iterator[None]:
-    """Turn the SystemExit of an environment, a network or a logger into an error: nobody asked for a quiet end."""
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error, Terminated):
-            raise
-        raise WorkerError(
-            f"the environment, a network or a logger called sys.exit({error.code!r}), which would end the training "
-            "without a word: raise an error there, or us.StopTraining in a logger"
-        ) from error
 
 
 def _crossed(interval: int | None, before: int, after: int) -> bool:

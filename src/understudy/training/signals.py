@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,7 +20,7 @@ class Terminated(SystemExit):
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM sets `received`, and says so through `announce`.
+    """While they are `heeded`, the first SIGINT or SIGTERM sets `received`, and says so through `announce`.
 
     The second one raises KeyboardInterrupt or `Terminated`, a third one acts as it did before. Handlers can only be set
     in the main thread: elsewhere this does nothing and the caller's handlers stay.
@@ -30,15 +31,15 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopSignals:
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Listen while the block runs."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
+        try:
+            yield
+        finally:
+            self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
