@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import understudy.training.building as building
 import understudy.training.loop as loop
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import ENVS, EnvConfig
@@ -119,7 +120,7 @@ def test_a_config_of_another_version_is_named(tmp_path: Path) -> None:
         read_policy(run.path)
     text = (run.path / "config.yaml").read_text()
     (run.path / "config.yaml").write_text(text.replace("gamma:", "discount:"))
-    assert RunFolder(run.path).env_id() == "CartPole-v1"  # enough for a plot
+    assert RunFolder(run.path).read_plain()["env"]["id"] == "CartPole-v1"  # enough for a plot
 
 
 def test_equal_seeds_give_equal_weights_and_evaluation_changes_nothing(tmp_path: Path) -> None:
@@ -368,12 +369,21 @@ def test_missing_extras_are_named_before_the_work(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "run").exists()
 
 
-def test_torch_threads_are_set_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("chosen", "width", "expected"), [(2, 512, 2), (None, 64, 1), (None, 512, 3)])
+def test_threads_are_chosen_by_size_and_given_back(
+    chosen: int | None, width: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, seen = torch.get_num_threads(), []
     act_during(monkeypatch, 0, lambda ppo: seen.append(torch.get_num_threads()))
-    train(config(tmp_path, total_steps=1, torch_threads=before + 1))
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before
+    monkeypatch.setattr(building, "THREADS_PAY_FROM", 1e6)  # 16 rows x 600,000 parameters, and x 10,000
+    policy = PolicyConfig(hidden_sizes=(width, width))
+    chosen_config = config(tmp_path, total_steps=1, torch_threads=chosen, policy=policy)
+    try:
+        torch.set_num_threads(3)
+        train(dataclasses.replace(chosen_config, evaluation=EvaluationConfig(episodes=0)))
+        assert (seen, torch.get_num_threads()) == ([expected], 3)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_parts_start_from_weights_that_do_not_depend_on_other_parts(tmp_path: Path) -> None:

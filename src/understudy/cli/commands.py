@@ -243,7 +243,7 @@ def plot(
     metric: str = "episode/return",
     title: str | None = None,
 ) -> None:
-    """Draw the learning curves of runs into one PNG.
+    """Draw the learning curves of runs into one PNG; runs that differ in nothing but their seed become one curve.
 
     Args:
         runs: Folders of runs.
@@ -252,15 +252,13 @@ def plot(
         title: None: the environment.
     """
     from understudy.runs.folder import RunFolder
-    from understudy.tools.plot import plot_learning_curves
+    from understudy.tools.plot import group_seeds, plot_learning_curves
 
     if not runs:
         raise ValueError("name the folders of the runs to draw")
-    short = len({path.name for path in runs}) == len(runs)
-    folders = {path.name if short else str(path): RunFolder(path) for path in runs}
-    envs = dict.fromkeys(folder.env_id() for folder in folders.values())
+    envs = dict.fromkeys(str(RunFolder(run).read_plain()["env"]["id"]) for run in runs)
     path = plot_learning_curves(
-        {label: folder.metrics for label, folder in folders.items()},
+        {label: [RunFolder(run).metrics for run in group] for label, group in group_seeds(runs).items()},
         output or runs[0] / "learning-curve.png",
         title=", ".join(envs) if title is None else title,
         metric=metric,

@@ -21,7 +21,6 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
         offline=OfflineConfig(epochs=100, learning_rate=Schedule(kind="linear", start=1e-3)),
         total_steps=total_steps,
         seed=seed,
-        torch_threads=1,
     )
 
 

@@ -147,7 +147,7 @@ class TrainConfig(Config):
     stop_when: str | None = None
     """End the training when a logged metric gets there, `evaluation/return>=475` (or `<=`); None: after total_steps."""
     torch_threads: Annotated[int | None, In(1, 512)] = None
-    """Threads of torch's CPU operators; None leaves torch's choice. Small networks are fastest with 1."""
+    """Threads of torch's CPU operators; None: 1 where networks and minibatches are small, else torch's choice."""
     env: EnvConfig
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from understudy.core.borders import parsing
 from understudy.core.files import write_atomic
 from understudy.nn.protocol import Policy
 from understudy.runs.checkpoint import latest_checkpoint, load_checkpoint, step_checkpoints
@@ -55,11 +56,12 @@ class RunFolder:
         except ValueError as error:
             raise ValueError(f"{self.config}: {error}") from error
 
-    def env_id(self) -> str:
-        """The run's environment, also where an older version wrote a config that this one no longer reads."""
+    def read_plain(self) -> dict[str, Any]:
+        """The run's config as YAML has it, also where another version wrote it; nothing that it names is imported."""
         self._require_config()
-        plain = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return str(plain["env"]["id"])
+        with parsing(self.config, "give another run, or restore the file"):
+            plain = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            return {"recipe": plain["recipe"], "env": {"id": plain["env"]["id"]}} | plain
 
     def _require_config(self) -> None:
         if not self.config.is_file():

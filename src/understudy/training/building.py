@@ -27,6 +27,10 @@ from understudy.runs.spaces import space_from_plain
 from understudy.tools.play import OWN_ENV, opened
 from understudy.training.offline import find_cloning_part
 
+THREADS_PAY_FROM = 2e8
+"""Parameters x rows of a minibatch from which on more than one thread pays: its gradient takes one thread some 20 ms.
+Below, handing out the work costs more than it saves, and on a busy machine many times more."""
+
 
 def with_own_env(config: TrainConfig, env: Any) -> tuple[TrainConfig, VecEnv | None]:
     """The environment that was given, if one was, and a config that says how many copies it steps.
@@ -76,8 +80,7 @@ def building(
     """
     device = config.torch_device()
     threads = torch.get_num_threads()
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
+    torch.set_num_threads(config.torch_threads or 1)
     try:
         scored = _evaluation_spaces(config)
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
@@ -90,6 +93,9 @@ def building(
                 )
             with allocating("env.num_envs, ppo.num_steps or the sizes of the networks"):
                 ppo = _build(config, env, policy)
+            rows = env.num_envs * (1 if ppo.policy.recurrent else config.ppo.num_steps) / config.ppo.minibatches
+            if config.torch_threads is None and len(ppo.optimizer.flat) * rows >= THREADS_PAY_FROM:
+                torch.set_num_threads(threads)
             yield env, ppo
     finally:
         torch.set_num_threads(threads)
