@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from tests.fresh import Fresh
 from tests.test_cli import TINY, fits, run
 
 import understudy as us
+from understudy.cli.compose import parse_training
 from understudy.runs.checkpoint import latest_checkpoint
 from understudy.runs.config import from_yaml
 from understudy.runs.folder import RunFolder
@@ -136,6 +138,25 @@ def test_demonstrations_reach_added_parts(here: Path, capsys: pytest.CaptureFixt
     config = config_of(here / "run")
     assert config.env.id == "PoisonedDoors-v0"
     assert config.parts == {"behavior_cloning": us.parts.BehaviorCloningConfig(demonstrations="doors.npz")}
+
+
+def composed(*words: str) -> us.TrainConfig:
+    """The training that `understudy train WORDS` would start."""
+    (config,) = parse_training(words).args  # type: ignore[attr-defined]
+    assert isinstance(config, us.TrainConfig)
+    return config
+
+
+def test_a_recipe_fits_itself_to_the_options(here: Path) -> None:
+    assert composed("ppo", "--env.num-envs", "4096").ppo == us.recipes.ppo(num_envs=4096).ppo
+    chosen = composed("ppo", "--policy.memory", "gru", "--ppo.num-steps", "7", "--total-steps", "5000000")
+    fitted = us.recipes.ppo(memory="gru", total_steps=5_000_000)
+    assert chosen == dataclasses.replace(fitted, ppo=dataclasses.replace(fitted.ppo, num_steps=7))  # what is said holds
+    assert composed("gail", "--total-steps", "100000") == us.recipes.gail(total_steps=100_000)
+    assert composed("appo", "--env.id", "Ant-v5") == us.recipes.appo("Ant-v5")
+    (here / "mine.yaml").write_text("total_steps: 60000\nenv: {num_envs: 32}")
+    assert composed("ppo", "--config", "mine.yaml") == us.recipes.ppo(num_envs=32, total_steps=60_000)
+    assert composed("cartpole", "--total-steps", "7") == us.recipes.cartpole(total_steps=7)
 
 
 # ---------------------------------------------------------------------------------------------- own parts

@@ -1,6 +1,7 @@
 """Short trainings at fixed seeds whose numbers are kept: every recipe, and every part alone, in pairs and all together.
 
-`python -m tests.golden.cases` writes `golden.json` anew; do so only in a commit that says why numbers changed.
+`python -m tests.golden.cases [NAME ...]` writes `golden.json` (or those cases in it) anew; do so only in a commit that
+says why numbers changed.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +162,15 @@ class Inputs:
 
     def teacher(self, recipe: str, **options: Any) -> str:
         if recipe not in self._made:
-            config = shortened(us.recipes.find_recipe(recipe)(**options), self.folder / f"teacher-{recipe}")
+            make = plain_ppo if recipe == "ppo" else us.recipes.find_recipe(recipe)
+            config = shortened(make(**options), self.folder / f"teacher-{recipe}")
             self._made[recipe] = str(us.train(config).path)
         return self._made[recipe]
+
+
+def plain_ppo(env_id: str) -> us.TrainConfig:
+    """PPO's own defaults: what the recipe `ppo` was when the teachers' numbers were kept."""
+    return us.TrainConfig(env=EnvConfig(id=env_id), total_steps=100_000)
 
 
 def shortened(config: Any, folder: Path, **changes: Any) -> Any:
@@ -252,12 +260,14 @@ def every_case(folder: Path) -> dict[str, Case]:
     return {**part_cases(), **recipe_cases(folder)}
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: case() for name, case in every_case(Path(folder)).items()}
-    GOLDEN.write_text(json.dumps({"machine": machine(), "cases": found}, indent=0, sort_keys=True) + "\n")
+        cases = every_case(Path(folder))
+        found = {name: {**cases[name](), "machine": machine()} for name in names or cases}
+    kept = json.loads(GOLDEN.read_text())["cases"] if names else {}
+    GOLDEN.write_text(json.dumps({"cases": kept | found}, indent=0, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import UseAppendAction, arg
@@ -50,12 +51,12 @@ class Composition:
     """Modules that FILE, the demonstrations' environment and the policies loaded while training may import, which runs
     their code."""
 
-    def compose(self, recipe: str | None) -> TrainConfig:
+    def compose(self, recipe: Callable[..., TrainConfig] | None, **facts: Any) -> TrainConfig:
         """The training, before options. Raises ValueError for an unknown name and for a file that does not fit."""
         if self.config is not None:
-            config = self._read(self.config, None if recipe is None else find_recipe(recipe)())
+            config = self._read(self.config, None if recipe is None else recipe(**facts))
         elif recipe is not None:
-            config = find_recipe(recipe)()
+            config = recipe(**facts)
         else:
             raise ValueError(_no_recipe())
         parts = dict(config.parts)
@@ -113,17 +114,35 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
     if recipe is None and composition.config is None and unknown:  # help, or an error
         alone = ("--resume", *option_names(Composition()))
         parse(_WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
-    default = Training(composition, composition.compose(recipe))
-    chosen = parse(
-        Training,
-        options,
-        program,
-        (*option_names(composition), *option_names(default.config)),
-        default=default,
-        description=(find_recipe(recipe).__doc__ if recipe else None) or USAGE,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    return functools.partial(_start, chosen.config)
+    make = None if recipe is None else find_recipe(recipe)
+
+    def complete(config: TrainConfig) -> TrainConfig:
+        chosen = parse(
+            Training,
+            options,
+            program,
+            (*option_names(composition), *option_names(config)),
+            default=Training(composition, config),
+            description=(make.__doc__ if make else None) or USAGE,
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+        return chosen.config
+
+    config = complete(composition.compose(make))
+    if make is not None and (facts := facts_for(make, config)) != facts_for(make, make()):
+        config = complete(composition.compose(make, **facts))  # the same words over the recipe as it fits them
+    return functools.partial(_start, config)
+
+
+def facts_for(recipe: Callable[..., TrainConfig], config: TrainConfig) -> dict[str, Any]:
+    """What the recipe fits itself to, as far as it has such parameters, from a config that the user has completed."""
+    facts = {
+        "env_id": config.env.id,
+        "num_envs": config.env.num_envs,
+        "memory": config.policy.memory,
+        "total_steps": config.total_steps,
+    }
+    return {name: facts[name] for name in inspect.signature(recipe).parameters if name in facts}
 
 
 def _no_recipe() -> str:

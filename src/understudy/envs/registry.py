@@ -251,7 +251,7 @@ def gymnasium_maker(
         try:
             return gym.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
-            extra = install("mujoco") if "mujoco" in str(error).lower() else "install it"
+            extra = next((install(name) for name in ("mujoco", "box2d") if name in str(error).lower()), "install it")
             raise ImportError(f"{env_id} needs a package that is missing ({extra}): {error}") from error
         except TypeError as error:
             raise ValueError(f"{env_id} refuses the options {dict(env_kwargs)}: {error}") from error

@@ -62,9 +62,9 @@ class DistributionConfig(Config):
     state_dependent_std: bool = False
     """The network outputs the standard deviation too, instead of one learned number per action."""
     min_std: Annotated[float | tuple[float, ...] | None, In(1e-6, 1e4)] = None
-    """Floor of the standard deviation: one number, or one per action."""
+    """Floor of the standard deviation: one number, or one per action. Ignored if "auto" takes a family without one."""
     max_std: Annotated[float | tuple[float, ...] | None, In(1e-4, 1e6)] = None
-    """Ceiling of the standard deviation: one number, or one per action."""
+    """Ceiling of the standard deviation, likewise."""
     learn_std: bool = True
     """False keeps the standard deviation at init_std."""
     mean_activation: Activation | None = None
@@ -166,7 +166,8 @@ def make_family(action_space: ActionSpace, config: DistributionConfig | None = N
         raise ValueError(f"distribution kind {kind!r} does not fit {action_space}: use 'auto' or one of {kinds}")
     size, classes = size_of(action_space), classes_of(action_space)
     changed = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
-    given = [name for name in STD_OPTIONS if name in changed]
+    bounds = ("min_std", "max_std") if config.kind == "auto" else ()
+    given = [name for name in STD_OPTIONS if name in changed and name not in bounds]
     if given and kind not in GAUSSIANS:
         raise ValueError(
             f"{', '.join(given)} would have no effect: {kind!r} (for {action_space}) is no Gaussian; leave it out"

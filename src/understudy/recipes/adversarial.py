@@ -10,17 +10,21 @@ from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.gail import GailConfig
 from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.ppo.part import PartConfig
+from understudy.recipes.basic import first_learning_rate
 from understudy.recipes.mujoco_tasks import mujoco
 from understudy.runs.config import OfflineConfig, TrainConfig
+
+SHORT = 500_000
+"""Fewer steps than this leave no time for small steps after a reward that is smoothed first."""
 
 
 def gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
     """GAIL from demonstrations of a MuJoCo task (or any other); the task's own reward is not used."""
-    # smooth while the policy is far from the expert, sharper when it is near
+    # smooth while the policy is far from the expert (if there is time for that), sharper when it is near
     half, late = max(total_steps // 2, 1), max(total_steps * 4 // 5, 2)
-    penalty = Schedule(kind="piecewise", points=((0, 10.0), (half, 1.0), (late, 0.1)))
+    penalty = Schedule(kind="piecewise", points=((0, 1.0 if total_steps < SHORT else 10.0), (half, 1.0), (late, 0.1)))
     part = GailConfig(
         demonstrations=demonstrations,
         # log D - log(1 - D) does not fade where the discriminator is sure; whether ending pays, absorbing states say
@@ -69,11 +73,13 @@ def _adversarial(
     The discriminator punishes noise too: without `min_std` exploration ends long before the policy is the expert.
     """
     config = mujoco(env_id, total_steps=total_steps, seed=seed)
+    rate = Schedule(kind="linear", start=first_learning_rate(total_steps) if total_steps < SHORT else 3e-4)
+    optimizer = dataclasses.replace(config.ppo.optimizer, learning_rate=rate)
     distribution = dataclasses.replace(config.policy.distribution, min_std=min_std)
     return dataclasses.replace(
         config,
         recipe=name,
         policy=dataclasses.replace(config.policy, distribution=distribution),
-        ppo=dataclasses.replace(config.ppo, reward_weight=0.0),
+        ppo=dataclasses.replace(config.ppo, reward_weight=0.0, optimizer=optimizer),
         parts={name: part},
     )

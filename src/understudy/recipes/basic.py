@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Literal
 
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
+from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
 from understudy.runs.config import TrainConfig
 
 
-def ppo(env_id: str = "CartPole-v1", *, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
-    """PPO with its default settings; choose the task with --env.id."""
-    return TrainConfig(recipe="ppo", env=EnvConfig(id=env_id), total_steps=total_steps, seed=seed, torch_threads=1)
+def ppo(
+    env_id: str = "CartPole-v1",
+    *,
+    num_envs: int = 8,
+    memory: Literal["none", "lstm", "gru"] = "none",
+    total_steps: int = 100_000,
+    seed: int = 0,
+) -> TrainConfig:
+    """PPO for any task (--env.id), fitted to the number of environments and of steps."""
+    # rollouts of 1,024 steps, from 32 environments on of 32 each; in 16s, so that 16 minibatches divide them
+    steps = 16 * max(2, math.ceil(64 / num_envs))
+    return TrainConfig(
+        recipe="ppo",
+        env=EnvConfig(id=env_id, num_envs=num_envs),
+        policy=PolicyConfig(memory=memory),
+        ppo=PPOConfig(
+            num_steps=steps,
+            epochs=10,
+            # a recurrent policy trains on whole environments
+            minibatches=16 if memory == "none" else math.gcd(num_envs, 16),
+            reward_normalization=True,
+            optimizer=OptimizerConfig(learning_rate=Schedule(kind="linear", start=first_learning_rate(total_steps))),
+        ),
+        total_steps=total_steps,
+        seed=seed,
+    )
+
+
+def first_learning_rate(total_steps: int) -> float:
+    """3e-4 from a million steps on; fewer have to be larger, by the square root, up to 1e-3."""
+    return min(1e-3, 3e-4 * math.sqrt(max(1.0, 1e6 / max(total_steps, 1))))
 
 
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
