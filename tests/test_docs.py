@@ -270,6 +270,13 @@ def test_options_in_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None:
             assert generic in everywhere, f"{name} names the option {option}, which does not exist"
 
 
+def test_every_piece_of_the_fault_campaign_is_on_its_page() -> None:
+    pieces = {path.stem for path in (ROOT / "benchmarks" / "faults").glob("*.py")} - {"__init__", "mutate"}
+    named = set(re.findall(r"`python -m benchmarks\.faults\.(\w+)`", PAGES["reliability.md"].read_text()))
+    assert pieces
+    assert pieces <= named
+
+
 def test_make_targets_in_the_text_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     for name, page in PAGES.items():

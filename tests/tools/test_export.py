@@ -96,8 +96,9 @@ def metadata_of(path: Path, format: str) -> dict[str, Any]:
     return dict(json.loads({p.key: p.value for p in onnx.load(str(path)).metadata_props}[METADATA]))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", ["plain", "estimators"])
+@pytest.mark.parametrize(
+    ("name", "format"), [("plain", "torchscript"), *(("estimators", format) for format in FORMATS)]
+)
 def test_a_file_acts_as_the_policy_and_says_what_it_is(name: str, format: Any, tmp_path: Path) -> None:
     policy = build(name)  # a thousand inputs, one, and a hundred steps: compared while exporting
     path = export_policy(policy, tmp_path / "new" / "policy.file", format, task="Task-v0")

@@ -150,7 +150,8 @@ def test_evaluated_recorded_and_exported(name: str, tmp_path: Path) -> None:
             record(str(tmp_path / "x.npz"), run=run.path, episodes=1)
         assert record(str(tmp_path / "x.npz"), run=run.path, episodes=1, allow=(allow,)).episodes == 1
     # the export compares the file with the policy on a thousand rows and, with a state, over a hundred steps
-    for kind in ("onnx", "torchscript", "safetensors"):
+    # one side's actor is the trunk's; the next test is about a memory in ONNX
+    for kind in (*(["onnx"] if name in ("trunk", "object") else []), "torchscript", "safetensors"):
         path = export_policy(run.policy, tmp_path / kind, kind)  # type: ignore[arg-type]
     given = None if chosen else object_policy()
     if chosen is not None:
