@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -146,6 +147,12 @@ def build_ppo(
     built = build_policy(env, seed, **(policy or {}))
     torch.manual_seed(seed)
     return PPO(env, built, PPOConfig(**options), parts, seed=seed, total_steps=total_steps)
+
+
+def pytest_collection_finish() -> None:
+    """All that is loaded by now stays, so that the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
