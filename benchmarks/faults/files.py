@@ -9,20 +9,27 @@ a summary, writes results/files.md.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
+import random
+import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from benchmarks.faults import mutate
 from benchmarks.faults.mutate import Case, Verdict
+from understudy.runs.archive import archived
 
 RESULTS = Path(__file__).parent / "results"
+OLD = Path(__file__).parents[2] / "tests" / "runs" / "fixtures" / "policy_of_0.1.0.pt"
 
 
 def sound_run(folder: Path) -> Path:
@@ -54,6 +61,8 @@ def sound_run(folder: Path) -> Path:
 
 def cases(run: Path) -> list[Case]:
     """The files of a run with their readers."""
+    import understudy as us
+    from understudy.runs.codec import to_plain
     from understudy.runs.folder import RunFolder, load
     from understudy.runs.metrics import read_metrics
     from understudy.tools.export import read_safetensors
@@ -66,13 +75,57 @@ def cases(run: Path) -> list[Case]:
     def weights(path: Path) -> dict[str, Any]:
         return dict(load(path).state_dict())
 
+    def record(path: Path) -> Any:
+        """The starts; a warning is as good as an error, as nothing depends on them."""
+        said = WarningsKept()
+        logging.getLogger("understudy").addHandler(said)
+        found = RunFolder(path.parent).starts()
+        if said.texts:
+            raise ValueError(said.texts[0])
+        return found
+
+    def beside(place: Path) -> None:
+        """The run around the checkpoint."""
+        shutil.copy(folder.config, place)
+
+    def resumed(path: Path) -> Any:
+        """What a run goes on with."""
+        (path.parent / "checkpoints").mkdir()
+        inner = path.rename(path.parent / "checkpoints" / path.name)
+        run = us.resume(inner, total_steps=96)
+        return dict(run.policy.state_dict()), run.env_steps
+
     def config(path: Path) -> Any:
         return RunFolder(path.parent).read_config()
 
     return [
         Case("checkpoint", checkpoint.read_bytes(), checkpoint.name, weights, both, (mutate.zip_mutation,)),
-        Case("config", folder.config.read_bytes(), "config.yaml", config, mutations=(mutate.text_mutation,)),
-        Case("metrics", folder.metrics.read_bytes(), "metrics.jsonl", read_metrics, mutations=(mutate.lines_mutation,)),
+        Case(
+            "config",
+            folder.config.read_bytes(),
+            "config.yaml",
+            config,
+            mutations=(mutate.text_mutation,),
+            faithful=lambda data, found: _says(yaml.safe_load(data), to_plain(found)),
+        ),
+        Case(
+            "metrics",
+            folder.metrics.read_bytes(),
+            "metrics.jsonl",
+            read_metrics,
+            mutations=(mutate.lines_mutation,),
+            faithful=_says_lines,
+        ),
+        Case(
+            "run.json",
+            folder.provenance.read_bytes(),
+            "run.json",
+            record,
+            mutations=(mutate.json_mutation,),
+            faithful=lambda data, found: mutate.equal(json.loads(data), found),
+        ),
+        Case("old checkpoint", OLD.read_bytes(), OLD.name, weights, both, (mutate.zip_mutation,)),
+        Case("entries", checkpoint.read_bytes(), checkpoint.name, resumed, both, (entry_mutation,), None, beside),
         Case(
             "safetensors",
             (run / "policy.safetensors").read_bytes(),
@@ -81,6 +134,71 @@ def cases(run: Path) -> list[Case]:
             both,
         ),
     ]
+
+
+class WarningsKept(logging.Handler):
+    """Keeps what was warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def entry_mutation(data: bytes, rng: random.Random) -> bytes | None:
+    """A sealed checkpoint with an entry missing, renamed, or of another type, shape or dtype."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "x.pt"
+        path.write_bytes(data)
+        payload = torch.load(path, weights_only=True)
+    holders = [x for x in _mappings(payload) if x]
+    holder = rng.choice(holders)
+    key = rng.choice(list(holder))
+    value = holder[key]
+    what = rng.choice(("delete", "rename", "type", "shape", "dtype"))
+    if what in ("delete", "rename"):
+        del holder[key]
+        if what == "rename":
+            holder[f"{key}_"] = value
+    elif isinstance(value, torch.Tensor):
+        choices = {
+            "type": [1.0],
+            "shape": torch.cat((value.reshape(-1), value.reshape(-1)[:1])),
+            "dtype": value.to(torch.complex64),
+        }
+        holder[key] = choices[what]
+    else:
+        holder[key] = rng.choice(({"a": 1}, [[]], "\ud800", torch.zeros(2), {1: 2}))
+    return archived(payload)
+
+
+def _mappings(plain: Any) -> Iterator[dict[Any, Any]]:
+    if isinstance(plain, dict):
+        yield plain
+        for inner in plain.values():
+            yield from _mappings(inner)
+
+
+def _says(plain: Any, found: Any) -> bool:
+    """Whether what YAML says is what was found; what it does not mention has its default."""
+    if isinstance(plain, dict) and isinstance(found, dict):
+        return all(key == "allow_imports" or (key in found and _says(plain[key], found[key])) for key in plain)
+    if isinstance(plain, list) and isinstance(found, list):
+        return len(plain) == len(found) and all(map(_says, plain, found))
+    if isinstance(found, float) and isinstance(plain, int | float | str):
+        return float(plain) == found
+    return str(plain) == str(found)
+
+
+def _says_lines(data: bytes, rows: list[dict[str, Any]]) -> bool:
+    """Whether these are the lines, but for half a line at the end."""
+    lines = data.split(b"\n")
+    if lines and (not lines[-1] or b"}" not in lines[-1]):
+        lines.pop()
+    said = [{key: math.nan if x is None else x for key, x in json.loads(line).items()} for line in lines]
+    return mutate.equal(said, rows)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -95,7 +213,6 @@ def campaign(piece: str, make: Callable[[Path], list[Case]], seed: int, count: i
     """Judge all cases, print what is wrong, write the result; 1 if anything is wrong."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    logging.disable()
     with tempfile.TemporaryDirectory() as name:
         verdicts = mutate.run_cases(make(Path(name)), count, seed, Path(name))
     wrong = [verdict for verdict in verdicts if verdict.outcome not in mutate.RIGHT]

@@ -404,7 +404,7 @@ def _verdict(case: Case, path: Path, data: bytes | None, expected: Any) -> tuple
             return "memory", said
         if not isinstance(error, case.errors):
             return "traceback", said
-        return ("refused" if path.name in str(error) and "\n" not in str(error) else "unnamed"), said
+        return ("refused" if path.name in str(error) else "unnamed"), said
     if equal(content, expected):
         return "same", ""
     if data is not None and case.faithful is not None and case.faithful(data, content):

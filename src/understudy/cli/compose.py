@@ -20,7 +20,7 @@ from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
 from understudy.recipes import RECIPES, find_recipe
 from understudy.runs.codec import check_imports, part_kind
-from understudy.runs.config import TrainConfig, from_yaml
+from understudy.runs.config import TrainConfig, read_config
 from understudy.runs.folder import Run
 from understudy.training import loop
 
@@ -75,10 +75,7 @@ class Composition:
     def _read(self, path: Path, over: TrainConfig | None) -> TrainConfig:
         if not path.is_file():
             raise ValueError(f"--config {path}: there is no such file")
-        try:
-            config = from_yaml(path.read_text(encoding="utf-8"), over=over, allow=self.allow_import)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        config = read_config(path, over=over, allow=self.allow_import)
         own_folder = config.run_dir is not None and Path(config.run_dir).resolve() == path.parent.resolve()
         return dataclasses.replace(config, run_dir=None) if own_folder else config  # a new run is not that run
 
@@ -195,7 +192,7 @@ def _resuming(
     """Continue a run from its newest checkpoint.
 
     Args:
-        resume: Folder of the run.
+        resume: Folder of the run, or one of its checkpoints.
         total_steps: New budget in environment steps; None: the run's own.
         allow_import: Modules that the run's config may import, which runs their code.
     """

@@ -44,7 +44,9 @@ class Ring:
         return {"data": data, "cursor": self.cursor, "written": self.written}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore the result of `state_dict`."""
+        """Restore the result of `state_dict`. Raises ValueError for places outside of the ring."""
+        if not (0 <= state["cursor"] < self.capacity and 0 <= state["written"] <= self.capacity):
+            raise ValueError(f"a ring of {self.capacity} units cannot be at unit {state['cursor']}")
         data = state["data"]
         self.data = None if data is None else TensorDict(data, batch_size=[self.capacity], device=device)
         self.cursor, self.written = state["cursor"], state["written"]

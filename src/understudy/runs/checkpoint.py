@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
+from understudy.core.borders import parse_yaml, parsing
+from understudy.core.check import In
 from understudy.core.files import write_atomic
+from understudy.runs.archive import archived, read_archive
+from understudy.runs.codec import AnyNumber, decode
 from understudy.types import CheckpointError
 from understudy.version import __version__
 
@@ -23,15 +26,132 @@ BEST = "best.pt"
 _STEP_FILE = re.compile(r"step_(\d+)\.pt")
 
 
+class StoredEnv(TypedDict):
+    """What a checkpoint's config says of the environment, whatever else older versions have in there."""
+
+    id: str
+    num_envs: Annotated[int, In(1)]
+
+
+class StoredConfig(TypedDict):
+    """What a checkpoint's config says, whatever else older versions have in there."""
+
+    env: StoredEnv
+    seed: int
+    policy: dict[str, Any] | None
+
+
+class Counters(TypedDict):
+    """Where a training is."""
+
+    iteration: Annotated[int, In(0)]
+    env_steps: Annotated[int, In(0)]
+
+
+class EpisodeWindow(TypedDict):
+    """The last episodes."""
+
+    returns: list[AnyNumber]
+    lengths: list[AnyNumber]
+
+
+class Streams(TypedDict):
+    """Random streams (`core.randomness`)."""
+
+    own: dict[str, Tensor]
+    torch: Tensor
+    cuda: list[Tensor]
+    numpy: tuple[str, Tensor, int, int, float]
+    python: tuple[int, list[int], float | None]
+
+
+class TrainingState(TypedDict):
+    """`PPO.state_dict`."""
+
+    policy: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    coefficients: dict[str, Tensor]
+    reward_scaler: dict[str, Tensor]
+    value_normalizer: dict[str, Tensor]
+    episodes: dict[str, Tensor]
+    parts: dict[str, dict[str, Any]]
+    counters: Counters
+    episode_window: EpisodeWindow
+    rng: Streams
+    lr_scheduler: NotRequired[dict[str, Any]]
+    env: NotRequired[dict[str, Tensor]]
+    collector: NotRequired[dict[str, Tensor]]
+
+
+class OfflineState(TypedDict):
+    """`OfflineTraining.state_dict`."""
+
+    epochs_done: Annotated[int, In(0)]
+    round_epochs: Annotated[int, In(0)]
+    round: Annotated[int, In(0)]
+    best_loss: AnyNumber
+    waited: Annotated[int, In(0)]
+    best: dict[str, Tensor]
+    stopped_early: bool
+    finished: bool
+    lr_scheduler: NotRequired[dict[str, Any]]
+
+
+class UnreportedRow(TypedDict):
+    """Metrics that no logger has seen yet."""
+
+    step: Annotated[int, In(0)]
+    metrics: dict[str, AnyNumber]
+    evaluated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyDescription:
+    """All that rebuilds a policy but the weights."""
+
+    policy: dict[str, Any] | None
+    """Its config; None for one that was given as an object."""
+    policy_class: str = ""
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(PolicyDescription):
+    """A training's state after some step."""
+
+    path: Path
+    understudy_version: str
+    config: str
+    """YAML."""
+    stored: StoredConfig
+    """The config as plain data."""
+    best_return: AnyNumber
+    env_steps: Annotated[int, In(0)]
+    state: TrainingState
+    offline: OfflineState | None
+    unreported: UnreportedRow | None = None
+
+
+def read_checkpoint(path: Path, kind: str) -> Checkpoint:
+    """The checkpoint of a training, every entry checked. Raises CheckpointError, as `load_checkpoint`."""
+    payload = load_checkpoint(path, kind)
+    with parsing(path, "use an older checkpoint of the same run", CheckpointError):
+        del payload["format_version"], payload["kind"]
+        payload["path"] = path
+        payload["stored"] = parse_yaml(decode(str, payload["config"], "config"))
+        payload.setdefault("policy", payload["stored"]["policy"])  # had no description of its own in early 0.1.0
+        return decode(Checkpoint, payload, "")
+
+
 def save_checkpoint(path: Path, kind: str, payload: Mapping[str, Any]) -> None:
-    """Write tensors, numbers, strings, lists and dicts to `path` atomically, stamped with format and library version.
+    """Write tensors, numbers, strings, lists and dicts to `path` atomically, with a checksum, format and version.
 
     Raises CheckpointError (disk full, no permission); an earlier file at `path` is then still whole.
     """
-    buffer = io.BytesIO()  # in memory first: torch's own file writer may abort the process on a full disk
-    torch.save({"format_version": FORMAT_VERSION, "understudy_version": __version__, "kind": kind, **payload}, buffer)
+    stamp = {"format_version": FORMAT_VERSION, "understudy_version": __version__, "kind": kind}
     try:
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, archived({**stamp, **payload}))
     except OSError as error:
         raise CheckpointError(
             f"could not write checkpoint {path}: {error.strerror or error}; checkpoints written before it are intact: "
@@ -39,33 +159,27 @@ def save_checkpoint(path: Path, kind: str, payload: Mapping[str, Any]) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path, kind: str, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint that `save_checkpoint` wrote; pickled code in the file is refused, not run.
+def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint that `save_checkpoint` wrote, checksums compared; code in the file is refused, not run.
 
-    Raises CheckpointError if the file is missing, truncated or foreign, of another format version or another kind.
+    Raises CheckpointError if the file is missing, damaged or foreign, of another format version or another kind.
     """
-    try:
-        payload = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors and plain data; it is not loaded"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({_first_line(error)}); use an older checkpoint of the same run"
-        ) from error
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    with parsing(path, "use an older checkpoint of the same run", CheckpointError):
+        payload = read_archive(path)
     if not isinstance(payload, dict) or "format_version" not in payload:
         raise CheckpointError(f"{path} is a torch file, but not a checkpoint of understudy")
     found = payload["format_version"]
     if found != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {found} (understudy {payload.get('understudy_version')}), this is format "
-            f"{FORMAT_VERSION} (understudy {__version__}): install that version to read it"
+            f"{path} has checkpoint format {found!r:.80} (understudy {payload.get('understudy_version')!s:.80}), this "
+            f"is format {FORMAT_VERSION} (understudy {__version__}): install that version to read it"
         )
     if payload.get("kind") != kind:
-        raise CheckpointError(f"{path} is a {payload.get('kind')!r} checkpoint, a {kind!r} checkpoint was asked for")
+        raise CheckpointError(
+            f"{path} is a {payload.get('kind')!r:.80} checkpoint, a {kind!r} checkpoint was asked for"
+        )
     return payload
 
 
@@ -89,6 +203,13 @@ def latest_checkpoint(folder: Path) -> Path:
             f"`understudy train --resume {folder.parent}`"
         )
     return found[-1]
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename the checkpoints after `step`: a training that goes on from there writes others."""
+    for path in step_checkpoints(folder):
+        if path > step_path(folder, step):
+            path.rename(f"{path}.replaced")
 
 
 def prune(folder: Path, keep_last: int) -> None:
@@ -133,20 +254,17 @@ def all_finite(state: Mapping[str, Any]) -> bool:
     return True
 
 
-def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[int, ...] | str]:
-    flat: dict[str, tuple[int, ...] | str] = {}
+def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
     for key, value in state.items():
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = tuple(value.shape) if isinstance(value, Tensor) else "a plain value"
+            kind = "" if not isinstance(value, Tensor) or value.is_floating_point() else f" of {value.dtype}"
+            flat[f"{prefix}{key}"] = f"{tuple(value.shape)}{kind}" if isinstance(value, Tensor) else "a plain value"
     return flat
 
 
 def _some(names: list[str], limit: int = 6) -> str:
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NewType, NotRequired, TypeVar
 
 from understudy.core.check import fit, hints_of, nearest
 from understudy.core.registry import announced_modules, reference_to
@@ -17,6 +17,9 @@ from understudy.parts import PARTS
 from understudy.ppo.part import PartConfig
 
 T = TypeVar("T")
+
+AnyNumber = NewType("AnyNumber", float)
+"""A number in a file that may also be NaN or infinite."""
 
 PART_TAG = "part"
 """Key under which a part's config carries its registered name, or the `module:Config` of one that is not registered."""
@@ -58,6 +61,11 @@ def from_plain(kind: type[T], plain: Any, where: str = "", *, allow: Collection[
     """
     if allow is not None:
         check_imports(plain, allow, where, parts_only=True)
+    return decode(kind, plain, where)
+
+
+def decode(kind: type[T], plain: Any, where: str) -> T:
+    """`from_plain` of data whose imports, if it names any, are allowed. Keys beside those of a TypedDict are kept."""
     value: T = _decode(kind, plain, where)
     return value
 
@@ -119,12 +127,18 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
             plain = float(plain)  # YAML 1.1 reads 1e-3, unlike 1.0e-3, as text
     if origin is int and isinstance(plain, float) and plain.is_integer():
         plain = int(plain)  # total_steps: 1e5
+    if kind is AnyNumber:
+        return float(plain) if type(plain) in (int, float) else fit(float, plain, where)
     if isinstance(plain, list | tuple) and origin in (tuple, list) and arguments:
         several = origin is list or arguments[-1] is Ellipsis
         members = arguments[:1] * len(plain) if several else arguments
         if len(members) == len(plain):
             return origin(_decode(m, inner, f"{where}[{i}]") for i, (m, inner) in enumerate(zip(members, plain)))
     if isinstance(plain, Mapping):
+        if not all(isinstance(key, str) for key in plain):
+            raise ValueError(f"{where or 'the config'} has a key that is not text")
+        if typing.is_typeddict(origin):
+            return dict(plain) | _decode_record(origin, plain, where)
         if isinstance(origin, type) and issubclass(origin, Mapping) and arguments:
             return {key: _decode(arguments[1], inner, _below(where, key)) for key, inner in plain.items()}
         if origin is PartConfig:
@@ -134,7 +148,18 @@ def _decode(kind: Any, plain: Any, where: str) -> Any:
             return _decode_dataclass(part_kind(str(plain[PART_TAG]), _below(where, PART_TAG)), rest, where)
         if dataclasses.is_dataclass(origin):
             return _decode_dataclass(origin, plain, where)
+    elif typing.is_typeddict(origin):
+        raise ValueError(f"{where} must be a mapping, got {plain!r:.200}")
     return fit(kind, plain, where)
+
+
+def _decode_record(kind: Any, plain: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    optional = {key for key, hint in hints.items() if typing.get_origin(hint) is NotRequired}
+    if lacking := [key for key in hints if key not in plain and key not in optional]:
+        raise ValueError(f"{where} lacks {', '.join(lacking)}")
+    kinds = {key: typing.get_args(hint)[0] if key in optional else hint for key, hint in hints.items()}
+    return {key: _decode(kinds[key], plain[key], _below(where, key)) for key in hints if key in plain}
 
 
 def _decode_union(kind: Any, members: tuple[Any, ...], plain: Any, where: str) -> Any:
@@ -147,7 +172,7 @@ def _decode_union(kind: Any, members: tuple[Any, ...], plain: Any, where: str) -
         except ValueError as error:
             if member is Schedule and isinstance(plain, str):
                 telling = ValueError(f"{where}: {error}")
-            elif dataclasses.is_dataclass(member) and isinstance(plain, Mapping):
+            elif member is AnyNumber or (dataclasses.is_dataclass(member) and isinstance(plain, Mapping)):
                 telling = error
     if telling:  # a schedule or a nested config knows what is wrong in it; the others are named together
         raise telling

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 import yaml
 
+from understudy.core.borders import LONGEST_YAML, parse_yaml
 from understudy.core.check import Config, In
 from understudy.core.schedules import Condition, Probability, Schedule, Unconditional
 from understudy.envs.registry import EnvConfig, KwargValue
@@ -216,16 +219,44 @@ def from_yaml(text: str, *, over: TrainConfig | None = None, allow: Collection[s
     the nearest names), values that do not fit, and for a `module:attribute` outside of `allow` (see `from_plain`),
     which becomes `allow_imports`; None allows all that the YAML names.
     """
-    try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the config is not valid YAML: {error}") from error
+    plain = parse_yaml(text)
     if not isinstance(plain, dict):
-        raise ValueError(f"the config must be a mapping of options, got {plain!r}")
+        raise ValueError(f"the config must be a mapping of options, got {plain!r:.200}")
     if allow is not None:
         check_imports(plain, allow)
         plain["allow_imports"] = [*allow]
     return from_plain(TrainConfig, plain if over is None else _merged(to_plain(over), plain), allow=None)
+
+
+def whole_yaml(config: TrainConfig) -> str:
+    """`to_yaml` under a line that counts its options, by which `read_config` knows whether any are missing."""
+    return f"# {_count(to_plain(config))} options\n{to_yaml(config)}"
+
+
+def read_config(path: Path, *, over: TrainConfig | None = None, allow: Collection[str] = ()) -> TrainConfig:
+    """`from_yaml` of a file, which its errors name; also raises ValueError if options of a `whole_yaml` are missing."""
+    try:
+        text = read_yaml(path)
+        config = from_yaml(text, over=over, allow=allow)
+        counted, found = re.match(r"# (\d+) options\n", text), _count(parse_yaml(text))
+        if counted and found < int(counted[1]):
+            raise ValueError(
+                f"the first line counts {counted[1]} options, but there are {found}: restore the others, or delete "
+                "that line to give them their defaults"
+            )
+        return config
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _count(plain: Any) -> int:
+    return sum(map(_count, plain.values())) if isinstance(plain, dict) and plain else 1
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file, as far as `parse_yaml` reads it."""
+    with path.open(encoding="utf-8") as file:
+        return file.read(LONGEST_YAML + 1)
 
 
 def _merged(old: Any, new: Any) -> Any:

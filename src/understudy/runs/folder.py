@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,17 +12,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
-import yaml
 
-from understudy.core.borders import parsing
+from understudy.core.borders import parse_json, parse_yaml, parsing
 from understudy.core.files import write_atomic
 from understudy.nn.protocol import Policy
-from understudy.runs.checkpoint import latest_checkpoint, load_checkpoint, step_checkpoints
-from understudy.runs.codec import from_plain
-from understudy.runs.config import TrainConfig, from_yaml, to_yaml
+from understudy.runs.checkpoint import BEST, Checkpoint, latest_checkpoint, read_checkpoint, step_checkpoints
+from understudy.runs.codec import decode, from_plain
+from understudy.runs.config import TrainConfig, read_config, read_yaml, whole_yaml
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.lock import locked
 from understudy.runs.metrics import read_metrics
@@ -30,7 +30,15 @@ from understudy.runs.provenance import provenance
 from understudy.types import CheckpointError
 from understudy.version import __version__
 
+logger = logging.getLogger(__name__)
+
 CHECKPOINT_KIND = "training"
+
+
+class Start(TypedDict):
+    """What is read back of one start of a run (`provenance`)."""
+
+    directory: NotRequired[str]
 
 
 class RunFolder:
@@ -51,16 +59,13 @@ class RunFolder:
     def read_config(self, allow: Collection[str] = ()) -> TrainConfig:
         """The run's config. Raises ValueError if the folder is not a run, or for an import not in `allow`."""
         self._require_config()
-        try:
-            return from_yaml(self.config.read_text(encoding="utf-8"), allow=allow)
-        except ValueError as error:
-            raise ValueError(f"{self.config}: {error}") from error
+        return read_config(self.config, allow=allow)
 
     def read_plain(self) -> dict[str, Any]:
         """The run's config as YAML has it, also where another version wrote it; nothing that it names is imported."""
         self._require_config()
         with parsing(self.config, "give another run, or restore the file"):
-            plain = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            plain = parse_yaml(read_yaml(self.config))
             return {"recipe": plain["recipe"], "env": {"id": plain["env"]["id"]}} | plain
 
     def _require_config(self) -> None:
@@ -70,7 +75,7 @@ class RunFolder:
     def write_config(self, config: TrainConfig) -> None:
         """Store the config, in a folder that somebody may have deleted."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config, to_yaml(config).encode())
+        write_atomic(self.config, whole_yaml(config).encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,13 +104,16 @@ class RunFolder:
         starts = [*self.starts(), provenance()]
         write_atomic(self.provenance, (json.dumps(starts, indent=2) + "\n").encode())
 
-    def starts(self) -> list[dict[str, Any]]:
-        """The records of all starts so far; none where they cannot be read, which no training depends on."""
-        try:
-            starts = json.loads(self.provenance.read_bytes())
-        except (OSError, ValueError):
+    def starts(self) -> list[Start]:
+        """The records of all starts so far; none, and a warning, where they are damaged: nothing depends on them."""
+        if not self.provenance.exists():
             return []
-        return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+        try:
+            with parsing(self.provenance, "the starts before this one are forgotten"):
+                return decode(list[Start], parse_json(self.provenance.read_bytes()), "the list of starts")
+        except ValueError as error:
+            logger.warning("%s", error)
+            return []
 
 
 @dataclass
@@ -133,7 +141,7 @@ def new_run(config: TrainConfig) -> Iterator[RunFolder]:
     `record_start` (what cannot be built), nothing of it stays. Raises ValueError if the folder holds anything else, is
     in use or cannot be written.
     """
-    text = to_yaml(config)  # what cannot be stored leaves no folder behind
+    text = whole_yaml(config)  # what cannot be stored leaves no folder behind
     if config.run_dir is None:
         path = _unused_folder(config)
         made = [path]
@@ -207,8 +215,7 @@ def load(
     """
     if isinstance(source, Run):
         return source.policy
-    path = find_checkpoint(Path(source))
-    return _policy_of(load_checkpoint(path, CHECKPOINT_KIND), str(path), allow, policy).to(device)
+    return _policy_of(open_checkpoint(Path(source)), allow, policy).to(device)
 
 
 def read_policy(
@@ -218,19 +225,17 @@ def read_policy(
 
     `env`: the caller means to build the config's environment, whose imports `allow` has to list, too.
     """
-    path = find_checkpoint(run)
-    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    plain = yaml.safe_load(checkpoint["config"])
+    checkpoint = open_checkpoint(run)
     if env:
-        check_consent(plain["env"], allow, f"{path}: env")
+        check_consent(checkpoint.stored["env"], allow, f"{checkpoint.path}: env")
     try:
-        config = from_plain(TrainConfig, {**plain, "parts": {}})
+        config = from_plain(TrainConfig, {**checkpoint.stored, "parts": {}})
     except ValueError as error:
         raise CheckpointError(
-            f"{path} was written by understudy {checkpoint['understudy_version']}, whose config this version "
+            f"{checkpoint.path} was written by understudy {checkpoint.understudy_version}, whose config this version "
             f"({__version__}) does not read: {error}"
         ) from error
-    return _policy_of(checkpoint, str(path), allow, policy), config
+    return _policy_of(checkpoint, allow, policy), config
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -243,8 +248,25 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def _policy_of(checkpoint: dict[str, Any], source: str, allow: Collection[str], policy: Policy | None) -> Policy:
-    """Rebuild the policy that a checkpoint holds, without decoding the rest of its config."""
-    if "policy" not in checkpoint:  # written before policies had a description of their own
-        checkpoint = {**checkpoint, "policy": yaml.safe_load(checkpoint["config"])["policy"]}
-    return rebuild_policy(checkpoint, checkpoint["state"]["policy"], source, allow=allow, policy=policy)
+def open_checkpoint(source: Path) -> Checkpoint:
+    """The checkpoint that `find_checkpoint` finds.
+
+    Raises CheckpointError if it cannot be read; the message names an older one of the same run that can.
+    """
+    path = find_checkpoint(source)
+    try:
+        return read_checkpoint(path, CHECKPOINT_KIND)
+    except CheckpointError as error:
+        if path == source:
+            raise
+        for older in (*reversed(step_checkpoints(path.parent)[:-1]), path.parent / BEST):
+            try:
+                read_checkpoint(older, CHECKPOINT_KIND)
+            except CheckpointError:
+                continue
+            raise CheckpointError(f"{error}: {older} is whole, name it instead of {source}") from error
+        raise CheckpointError(f"{error}, but {path.parent} has no other that is whole") from error
+
+
+def _policy_of(checkpoint: Checkpoint, allow: Collection[str], policy: Policy | None) -> Policy:
+    return rebuild_policy(checkpoint, checkpoint.state["policy"], str(checkpoint.path), allow=allow, policy=policy)

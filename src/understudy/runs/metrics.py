@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from understudy.core.borders import parse_json, parsing
 from understudy.core.files import write_atomic
+from understudy.runs.codec import AnyNumber, decode
 
 STEP = "step"
 """Key of the environment steps (all environments together) in every line."""
-
 EPOCH = "offline/epoch"
 """Key in every line of offline training, whose `step` counts epochs."""
 
@@ -25,18 +26,24 @@ def json_line(values: Mapping[str, object]) -> str:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """All lines of a metrics file, null as NaN; a half-written last line (a crash) is left out.
 
-    Raises ValueError that names the line if any other line is damaged, FileNotFoundError if there is no file.
+    Raises ValueError, which names the line, for any other damage, a step that is not after the last one among it.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    if unfinished and (b"}" in unfinished or not unfinished.startswith(b'{"')):  # no half of a line
+        lines.append(unfinished)
     rows: list[dict[str, float]] = []
+    last = (0, 0.0)
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number} is not JSON; delete that line") from error
+        with parsing(f"{path}, line {number}", "delete that line"):
+            row = parse_json(line.decode())
+            decode(dict[str, AnyNumber | None], row, "it")
+            place = (0 if EPOCH in row else 1, decode(int, row.get(STEP), STEP))
+            if place <= last:
+                raise ValueError(f"step {place[1]} follows step {last[1]}")
         rows.append({key: math.nan if value is None else value for key, value in row.items()})
+        last = place
     return rows
 
 

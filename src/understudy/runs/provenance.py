@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -44,15 +46,37 @@ def git_revision(folder: Path) -> str | None:
     revision = _git(folder, "rev-parse", "HEAD")
     if revision is None:
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     return f"{revision}-dirty" if changed else revision
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says; it runs nothing that the checkout, which may have been downloaded, configures."""
+    off = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+    listed = _run_git(folder, off, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    for name in (listed or "").split("\0"):  # filters have names of their own; without a command they do nothing
+        if name:
+            off[name] = "false" if name.endswith(".required") else ""
+    return _run_git(folder, off, *arguments)
+
+
+def _run_git(folder: Path, options: Mapping[str, str], *arguments: str) -> str | None:
+    # in the environment, options may have any name, and are inherited
+    variables = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1"}
+    variables |= {"GIT_ALLOW_PROTOCOL": "none", "GIT_CONFIG_COUNT": str(len(options))}
+    for number, (name, value) in enumerate(options.items()):
+        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+            ["git", "--no-pager", *arguments],
+            cwd=folder,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 from gymnasium import spaces
 
+from understudy.core.borders import check_unpacked
+from understudy.core.check import In
 from understudy.core.spaces import bounds_of, children, classes_of, kind_of, shape_of
+from understudy.runs.codec import decode
 
 
 def space_to_plain(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -39,23 +43,62 @@ def space_to_plain(space: spaces.Space[Any]) -> dict[str, Any]:
     return plain | {"nvec": nvec, "start": start}
 
 
-def space_from_plain(plain: Mapping[str, Any]) -> spaces.Space[Any]:
-    """The space that `space_to_plain` described. Raises ValueError for an unknown kind."""
-    kind = plain["space"]
+class _Shaped(TypedDict):
+    shape: tuple[Annotated[int, In(0)], ...]
+
+
+class _Box(_Shaped):
+    dtype: str
+    low: Any
+    high: Any
+
+
+class _Discrete(TypedDict):
+    dtype: NotRequired[str]
+    n: Annotated[int, In(1)]
+    start: int
+
+
+class _MultiDiscrete(TypedDict):
+    dtype: NotRequired[str]
+    nvec: list[Any]
+    start: list[Any]
+
+
+class _Dict(TypedDict):
+    spaces: dict[str, dict[str, Any]]
+
+
+_DESCRIPTIONS: dict[str, Any] = {
+    "dict": _Dict,
+    "box": _Box,
+    "discrete": _Discrete,
+    "multi_discrete": _MultiDiscrete,
+    "multi_binary": _Shaped,
+}
+
+
+def space_from_plain(plain: Mapping[str, Any], where: str = "space") -> spaces.Space[Any]:
+    """The space that `space_to_plain` described. Raises ValueError for an unknown kind, and what does not fit it."""
+    kind = plain.get("space")
+    if kind not in _DESCRIPTIONS:
+        raise ValueError(f"{where} is of the unknown kind {kind!r:.80}; this checkpoint was written by a newer version")
+    plain = decode(_DESCRIPTIONS[kind], plain, where)
     if kind == "dict":
         # spaces.Dict sorts a plain dict, and a policy reads its components in the order of the space
-        return spaces.Dict(OrderedDict((name, space_from_plain(inner)) for name, inner in plain["spaces"].items()))
+        inner = ((name, space_from_plain(space, f"{where}.{name}")) for name, space in plain["spaces"].items())
+        return spaces.Dict(OrderedDict(inner))
+    dtype = np.dtype(plain.get("dtype", "int64"))
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{where} has the dtype {dtype}, which is none of numbers")
+    shape = tuple(plain.get("shape", ()))
+    check_unpacked(where, 64, math.prod(shape) * dtype.itemsize)
     if kind == "multi_binary":
-        shape = tuple(plain["shape"])
         return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
-    dtype = np.dtype(plain.get("dtype", np.int64))
     if kind == "box":
-        shape = tuple(plain["shape"])
         low, high = (np.broadcast_to(np.array(plain[side], dtype), shape).copy() for side in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "discrete":
         return spaces.Discrete(plain["n"], start=plain["start"], dtype=dtype.type)
-    if kind == "multi_discrete":
-        nvec, start = np.array(plain["nvec"], dtype), np.array(plain["start"], dtype)
-        return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
-    raise ValueError(f"unknown kind of space {kind!r}; this checkpoint was written by a newer version")
+    nvec, start = np.array(plain["nvec"], dtype), np.array(plain["start"], dtype)
+    return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)

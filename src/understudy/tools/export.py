@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -13,21 +16,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from understudy.core.borders import parse_json, parsing
 from understudy.core.check import fit
 from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
 from understudy.nn.protocol import Policy
+from understudy.runs.checkpoint import PolicyDescription
+from understudy.runs.codec import decode
 from understudy.runs.policies import describe_policy, rebuild_policy
 from understudy.version import __version__
 
 ExportFormat = Literal["onnx", "torchscript", "safetensors"]
 SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 
+CHECKSUM = "sha256"
+"""Key of the checksum of weights and metadata in the safetensors header."""
 METADATA = "understudy"
 """Key of the JSON metadata: in the ONNX metadata, the safetensors header, and (a file) in the TorchScript archive."""
 TOLERANCE = 1e-5  # between the file and the policy, relative to actions of size 1
@@ -39,7 +47,7 @@ Act = Callable[[list[Tensor]], list[Tensor]]
 
 
 class ExportError(ValueError):
-    """What was written does not act as the policy does; no file is left."""
+    """What was written does not act as the policy does, or could not be written; an older file stays as it was."""
 
 
 class DeployedPolicy(nn.Module):
@@ -74,18 +82,22 @@ def export_policy(
     onnx and torchscript take observations (and state) and give the executed action; safetensors holds all weights,
     `read_safetensors` makes a policy of it. `task` is the environment's id and `segments` how its flat vectors were cut
     into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format, ExportError
-    where the file differs from the policy, ImportError that names the extra to install.
+    where the file differs from the policy or cannot be written, ImportError that names the extra to install.
     """
     fit(ExportFormat, format, "format")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[format]
     device, training = policy.device, policy.training
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         policy.cpu().eval()
         with torch.no_grad(), replacing(path) as unfinished:
             act = write(policy, unfinished, json.dumps(describe(policy, task, segments)))
             check_same_actions(policy, act)
+    except OSError as error:
+        raise ExportError(
+            f"could not write {path}: {error.strerror or error}; make room, or choose another file"
+        ) from error
     finally:
         policy.to(device).train(training)
     return path
@@ -114,15 +126,30 @@ def describe(policy: Policy, task: str = "", segments: Segments | None = None) -
 def read_safetensors(path: Path | str, *, allow: Collection[str] = (), policy: Policy | None = None) -> Policy:
     """The policy that `export_policy` wrote as safetensors; `allow` and `policy` as in `us.load`.
 
-    Raises ValueError if the file holds no policy, CheckpointError if its policy cannot be rebuilt.
+    Raises ValueError if the file is damaged or holds no policy, CheckpointError if its policy cannot be rebuilt.
     """
-    with safe_open(str(path), framework="pt") as file:
-        metadata = (file.metadata() or {}).get(METADATA)
-        if metadata is None:
+    if not Path(path).is_file():
+        raise ValueError(f"there is no file {path}")
+    with parsing(path, "export the policy again"):
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if METADATA not in header:
             raise ValueError(f"{path} holds tensors, but not a policy: it has no {METADATA!r} in its header")
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    description = json.loads(metadata)
+        if header.get(CHECKSUM, checksum := _checksum(weights, header[METADATA])) != checksum:
+            raise ValueError("its checksum is another")
+        plain = decode(dict[str, Any], parse_json(header[METADATA], finite=False), "its description")
+        described = {field.name for field in dataclasses.fields(PolicyDescription)}
+        description = decode(PolicyDescription, {key: plain[key] for key in plain if key in described}, "")
     return rebuild_policy(description, weights, str(path), allow=allow, policy=policy)
+
+
+def _checksum(weights: Mapping[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
+    for name, x in sorted(weights.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        digest.update(x.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -140,21 +167,20 @@ def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             deployed,
             example,
-            str(path),
             dynamo=True,
             verbose=False,
-            external_data=False,
             opset_version=OPSET,
             input_names=[*rows, *state_in],
             output_names=["action", *state_out],
             dynamic_shapes=(tuple({0: batch} for _ in example),),
         )
-    model = onnx.load(str(path))
+    assert program is not None
+    model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA: metadata})
-    onnx.save(model, str(path))
+    path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -171,14 +197,16 @@ def _write_torchscript(policy: Policy, path: Path, metadata: str) -> Act:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is announced as deprecated, its files are what robots read
         traced = torch.jit.trace(deployed, tuple(_example(policy)), check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={METADATA: metadata})
+        buffer = io.BytesIO()  # torch's own file writer aborts the process on a full disk
+        torch.jit.save(traced, buffer, _extra_files={METADATA: metadata})
+        path.write_bytes(buffer.getvalue())
         loaded = torch.jit.load(str(path))
     return lambda inputs: list(loaded(*inputs))
 
 
 def _write_safetensors(policy: Policy, path: Path, metadata: str) -> Act:
     weights = {name: x.detach().clone().contiguous() for name, x in policy.state_dict().items()}
-    save_file(weights, str(path), metadata={METADATA: metadata})
+    path.write_bytes(save(weights, metadata={METADATA: metadata, CHECKSUM: _checksum(weights, metadata)}))
     if policy.built_from is None:  # given as an object: only its owner can make another one
         return lambda inputs: list(DeployedPolicy(policy)(*inputs))
     loaded = DeployedPolicy(read_safetensors(path, allow=policy.built_from.modules))

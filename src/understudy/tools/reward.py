@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
+from understudy.core.borders import parsing
 from understudy.parts.airl import AirlConfig, RewardFunction, build_reward
-from understudy.runs.checkpoint import load_checkpoint
 from understudy.runs.config import from_yaml
-from understudy.runs.folder import CHECKPOINT_KIND, find_checkpoint, load
+from understudy.runs.folder import load, open_checkpoint
+from understudy.types import CheckpointError
 
 
 def load_reward(
@@ -21,14 +22,14 @@ def load_reward(
     Neither the environment nor the demonstrations are needed. `allow` as in `us.resume`. Raises ValueError if the run
     has no such AIRL part, CheckpointError if there is no readable checkpoint.
     """
-    path = find_checkpoint(Path(run))
-    checkpoint = load_checkpoint(path, CHECKPOINT_KIND)
-    train_config = from_yaml(checkpoint["config"], allow=allow)
+    checkpoint = open_checkpoint(Path(run))
+    train_config = from_yaml(checkpoint.config, allow=allow)
     config = train_config.parts.get(part)
     if not isinstance(config, AirlConfig):
         there = sorted(name for name, each in train_config.parts.items() if isinstance(each, AirlConfig))
         raise ValueError(f"{run} has no AIRL part named {part!r}; AIRL parts in it: {there or 'none'}")
     with torch.random.fork_rng([]):  # the initial weights are drawn, and then replaced
-        reward = build_reward(load(path, allow=allow), config, train_config.ppo.last_gamma)
-    reward.load_part_state(checkpoint["state"]["parts"][part]["modules"])
+        reward = build_reward(load(checkpoint.path, allow=allow), config, train_config.ppo.last_gamma)
+    with parsing(checkpoint.path, "it was written with other options", CheckpointError):
+        reward.load_part_state(checkpoint.state["parts"][part]["modules"])
     return reward.to(device).eval()

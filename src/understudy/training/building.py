@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from gymnasium.spaces import flatdim
 
 from understudy.core import randomness
+from understudy.core.borders import parsing
 from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import as_vec_env
@@ -20,12 +21,14 @@ from understudy.nn.policy import build_policy
 from understudy.nn.protocol import Policy, check_policy
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
+from understudy.runs.checkpoint import Checkpoint
 from understudy.runs.codec import from_plain, to_plain
 from understudy.runs.config import TrainConfig
 from understudy.runs.folder import load
 from understudy.runs.spaces import space_from_plain
 from understudy.tools.play import OWN_ENV, opened
 from understudy.training.offline import find_cloning_part
+from understudy.types import CheckpointError
 
 THREADS_PAY_FROM = 2e8
 """Parameters x rows of a minibatch from which on more than one thread pays: its gradient takes one thread some 20 ms.
@@ -166,9 +169,20 @@ def _fitting(policy: Policy, env: VecEnv) -> Policy:
     return policy if policy.built_from is not None else check_policy(policy)
 
 
-def check_spaces(env: VecEnv, checkpoint: Mapping[str, Any], env_id: str) -> None:
-    """Raise ValueError if the observations and actions are not those that the run was trained with."""
-    for name, space in (("observation", env.observation_space), ("action", env.action_space)):
-        before = space_from_plain(checkpoint[f"{name}_space"])
+def check_fits(env: VecEnv, checkpoint: Checkpoint, env_id: str) -> None:
+    """Raise ValueError if there are other observations, actions or copies of the environment than in training."""
+    if env.num_envs != (copies := checkpoint.stored["env"]["num_envs"]):
+        raise ValueError(
+            f"{checkpoint.path} was trained with env.num_envs {copies}, now it is {env.num_envs}: resume it with "
+            f"{copies}, or start a new training from its policy with --start-from"
+        )
+    for name, space, described in (
+        ("observation", env.observation_space, checkpoint.observation_space),
+        ("action", env.action_space, checkpoint.action_space),
+    ):
+        with parsing(checkpoint.path, "use an older checkpoint of the same run", CheckpointError):
+            before = space_from_plain(described, f"{name}_space")
         if flatdim(before) != flatdim(space) or type(before) is not type(space):
-            raise ValueError(f"{env_id} has the {name} space {space}, the run was trained with {before}{OWN_ENV}")
+            raise ValueError(
+                f"{checkpoint.path}: {env_id} has the {name} space {space}, the run was trained with {before}{OWN_ENV}"
+            )

@@ -7,11 +7,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from understudy.core.borders import parsing
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, backend_of
@@ -19,11 +20,13 @@ from understudy.nn.protocol import Policy
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import (
     BEST,
+    Checkpoint,
     all_finite,
     check_same_layout,
-    load_checkpoint,
     prune,
+    read_checkpoint,
     save_checkpoint,
+    set_aside_after,
     step_checkpoints,
     step_path,
 )
@@ -35,7 +38,7 @@ from understudy.runs.policies import describe_policy, policy_config
 from understudy.tools.evaluate import evaluate, filmed
 from understudy.tools.film import check_video_packages
 from understudy.tools.play import OWN_ENV, Actor, evaluation_seed
-from understudy.training.building import building, check_spaces, located, with_own_env
+from understudy.training.building import building, check_fits, located, with_own_env
 from understudy.training.dagger import Dagger, first_round, keep_rounds, with_rounds
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining
@@ -92,19 +95,21 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint that is whole, up to `total_steps` (default: what its config says).
 
-    A run that ended before its first checkpoint starts again. Objects that `train` was given have to be given again.
-    `allow` lists the modules that may be imported because the config (`module:attribute`) or a policy that it loads
-    names them. Raises ValueError if `run` is not a run's folder, is in use, or its environment is another one,
-    CheckpointError if its checkpoints are missing, damaged or do not fit its config; otherwise as `train`.
+    A run that ended before its first checkpoint starts again. `run` may also be one of a run's checkpoints: the
+    training goes on from there, and the later ones are renamed, to end in `.replaced`. Objects that `train` was given
+    have to be given again. `allow` lists the modules that may be imported because the config (`module:attribute`) or a
+    policy that it loads names them. Raises ValueError if `run` is not a run's folder, is in use, or its environment is
+    another one, CheckpointError if its checkpoints are missing, damaged or do not fit its config; otherwise as `train`.
     """
-    folder = RunFolder(Path(run))
+    given = Path(run)
+    folder = RunFolder(given.parent.parent if given.is_file() else given)
     config = folder.read_config(allow)
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     listening = _listening(config, loggers)
     config, own = with_own_env(config, env)
     with folder.locked():
-        checkpoint = _newest_checkpoint(folder)
+        checkpoint = read_checkpoint(given, CHECKPOINT_KIND) if given.is_file() else _newest_checkpoint(folder)
         if checkpoint is None:
             folder.forget()
         return _start(folder, config, checkpoint, own, policy, expert, listening)
@@ -117,12 +122,12 @@ def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
     return Loggers(config, own)
 
 
-def _newest_checkpoint(folder: RunFolder) -> Mapping[str, Any] | None:
+def _newest_checkpoint(folder: RunFolder) -> Checkpoint | None:
     """The newest checkpoint that can be read; None if there is none yet. Raises CheckpointError if all are damaged."""
     paths = step_checkpoints(folder.checkpoints)[::-1]
     for number, path in enumerate(paths, start=1):
         try:
-            return load_checkpoint(path, CHECKPOINT_KIND)
+            return read_checkpoint(path, CHECKPOINT_KIND)
         except CheckpointError as error:
             if number == len(paths):
                 raise
@@ -135,7 +140,7 @@ def _newest_checkpoint(folder: RunFolder) -> Mapping[str, Any] | None:
 def _start(
     folder: RunFolder,
     config: TrainConfig,
-    checkpoint: Mapping[str, Any] | None,
+    checkpoint: Checkpoint | None,
     own: VecEnv | None,
     policy: Policy | None,
     expert: Actor | None,
@@ -148,27 +153,28 @@ def _start(
     if asks:
         if checkpoint is None:
             first_round(built_from, folder, expert, own)
-        else:
-            keep_rounds(folder, checkpoint["offline"]["round"])
+        elif checkpoint.offline is not None:
+            keep_rounds(folder, checkpoint.offline["round"])
         built_from = with_rounds(built_from, folder)
-    source = str(folder.checkpoints)
-    if checkpoint is not None and policy is None and "policy" in checkpoint:
-        policy_config(checkpoint, source)  # it was an object: only its owner can make another one
+    if checkpoint is not None and policy is None:
+        policy_config(checkpoint, str(checkpoint.path))  # it was an object: only its owner can make another one
     with building(built_from, own, policy, "" if checkpoint is None else OWN_ENV) as (env, ppo):
         offline = None
         if config.offline is not None:
-            asks &= checkpoint is None or not checkpoint["offline"]["finished"]
+            asks &= checkpoint is None or checkpoint.offline is None or not checkpoint.offline["finished"]
             offline = OfflineTraining(ppo, config.offline, Dagger(built_from, folder, env, expert) if asks else None)
         training = _Training(config, folder, env, ppo, offline, loggers, own is not None)
         if checkpoint is not None:
-            check_spaces(env, checkpoint, config.env.id)
-            check_same_layout(ppo.policy.state_dict(), checkpoint["state"]["policy"], source)
-            training.load_state_dict(checkpoint)
+            check_fits(env, checkpoint, config.env.id)
+            check_same_layout(ppo.policy.state_dict(), checkpoint.state["policy"], str(checkpoint.path))
+            with parsing(checkpoint.path, f"it does not fit {folder.config} or the environment", CheckpointError):
+                training.load_state_dict(checkpoint)
             if training.over and training.row is None:
                 raise ValueError(
                     f"{folder.path} already has its {config.total_steps:,} steps; give it more with --total-steps, for "
                     f"example {2 * config.total_steps or 100_000}"
                 )
+            set_aside_after(folder.checkpoints, checkpoint.env_steps)
         elif config.start_from is not None:
             weights = load(config.start_from, allow=config.allowed).state_dict()
             check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
@@ -363,14 +369,17 @@ class _Training:
             },
         )
 
-    def load_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore a checkpoint."""
-        self.ppo.load_state_dict(checkpoint["state"])
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Restore a checkpoint. Raises ValueError if it does not fit the config."""
+        self.ppo.load_state_dict(checkpoint.state)
         if self.offline is not None:
-            self.offline.load_state_dict(checkpoint["offline"])
-        self.best_return = checkpoint["best_return"]
-        if (unreported := checkpoint.get("unreported")) is not None:
-            self.row = _Row(unreported["step"], dict(unreported["metrics"]), unreported["evaluated"])
+            if checkpoint.offline is None:
+                raise ValueError("it has no offline training")
+            self.offline.load_state_dict(checkpoint.offline)
+        self.best_return = checkpoint.best_return
+        if checkpoint.unreported is not None:
+            step, metrics = checkpoint.unreported["step"], checkpoint.unreported["metrics"]
+            self.row = _Row(step, {**metrics}, checkpoint.unreported["evaluated"])
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
