@@ -27,7 +27,7 @@ RAW = torch.tensor([[0.5, 0.5], [-3.0, 2.0], [1.0, -1.0]], dtype=torch.float64)
         (False, None, [[0.5, 0.5], [-3.0, 2.0], [1.0, -1.0]]),
         # tanh: .5 -> .46211716, -3 -> -.99505475, 2 -> .96402758, 1 -> .76159416
         (True, "tanh", [[0.92423431, 2.19317574], [-1.99010951, 2.94604137], [1.52318831, 0.35760877]]),
-        (False, "tanh", [[0.46211716, 0.46211716], [-0.99505475, 0.96402758], [0.76159416, -0.76159416]]),
+        (False, "tanh", [[0.46211716, 0.46211716], [-0.99505475, 0.96402758], [0.76159416, 0.0]]),
     ],
 )
 def test_box_by_hand(scaling: Any, bound: Any, expected: list[list[float]]) -> None:
@@ -140,3 +140,19 @@ def test_nan_passes_and_bad_options_are_refused() -> None:
         ActionMap(UNEVEN, scaling="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no action distribution covers a Dict"):
         ActionMap(spaces.Dict({"a": UNEVEN}))
+
+
+@pytest.mark.parametrize("bound", ["tanh", "unit", "clip"])
+@pytest.mark.parametrize(("low", "high"), [(2, 5), (0, np.inf), (-np.inf, -3), (0, 3.4e38), (-0.5, 0.5)])
+def test_bounded_actions_stay_in_a_space_that_is_not_scaled(bound: Any, low: float, high: float) -> None:
+    space = spaces.Box(low, high, (3,), np.float32)
+    executed = ActionMap(space, False, bound)(torch.tensor([-1.0, 0.0, 1.0]))
+    assert all(row.numpy() in space for row in executed.expand(1, 3))
+
+
+def test_the_largest_numbers_are_no_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    raw, largest = torch.tensor([0.1, -3.0]), float(np.finfo(np.float32).max)
+    assert torch.equal(ActionMap(spaces.Box(-largest, largest, (2,), np.float32))(raw), raw)
+    assert "taken for no bounds" in caplog.text
+    with pytest.raises(ValueError, match="action scaling needs finite bounds"):
+        ActionMap(spaces.Box(-largest, largest, (2,), np.float32), scaling=True)

@@ -201,7 +201,7 @@ def test_an_environment_that_cannot_be_built_or_closed(caplog: pytest.LogCapture
     class Bare(gym.Env[Any, Any]):
         pass
 
-    with pytest.raises(WorkerError, match="environment 0 raised TypeError while it was built: unsupported operand"):
+    with pytest.raises(WorkerError, match="environment 0 raised TypeError in its constructor: unsupported operand"):
         InProcessVectorEnv([Broken])
     with pytest.raises(EnvError, match=r"Bare.observation_space must be a gymnasium.Space"):
         InProcessVectorEnv([Bare])

@@ -21,6 +21,7 @@ from understudy.envs import (
     make_render_env,
     registry,
 )
+from understudy.types import WorkerError
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs EnvPool")
 
@@ -149,3 +150,31 @@ def test_render_env_draws_and_can_be_driven_as_a_vec_env() -> None:
 def test_envpool_only_ids_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match="EnvPool only"):
         make_render_env(EnvConfig(id="Go1JoystickFlatTerrain-v1"))
+
+
+def test_ids_that_were_removed_and_ids_of_own_modules() -> None:
+    with pytest.raises(ValueError, match="Hopper-v3 was removed from Gymnasium: use Hopper-v5"):
+        make_env("Hopper-v3", 1)
+    with pytest.raises(ValueError, match=r'unknown environment .* write "module:Seeker-v0"'):
+        make_env("Seeker-v0", 1)
+
+
+def test_a_constructor_that_raises_is_told_from_options_that_it_refuses() -> None:
+    class Broken(gym.Env[Any, Any]):
+        def __init__(self, size: int = 1) -> None:
+            if size > 1:
+                raise ValueError("size is too large")
+            raise TypeError("unsupported operand") if size else NotImplementedError
+
+    gym.register("Broken-v0", Broken)
+    try:
+        for options, error, message in (
+            ({}, WorkerError, "Broken-v0 raised TypeError in its constructor: unsupported operand"),
+            ({"size": 0}, WorkerError, "Broken-v0 raised NotImplementedError in its constructor .without a message"),
+            ({"size": 2}, ValueError, "Broken-v0 raised ValueError in its constructor: size is too large"),
+            ({"sise": 2}, ValueError, "Broken-v0 refuses the options {'sise': 2}"),
+        ):
+            with pytest.raises(error, match=message):
+                make_env("Broken-v0", 1, env_kwargs=options)
+    finally:
+        gym.registry.pop("Broken-v0")

@@ -10,7 +10,17 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.core.check import fit
-from understudy.core.spaces import check_action_space, classes_of, is_box, is_real, kind_of, limits_of, shape_of
+from understudy.core.spaces import (
+    bounds_of,
+    check_action_space,
+    classes_of,
+    is_box,
+    is_real,
+    kind_of,
+    limits_of,
+    shape_of,
+)
+from understudy.envs.gate import warn_once
 
 _EDGE = 1e-6  # atanh is taken inside [-1 + _EDGE, 1 - _EDGE]: |raw| <= 7.25, and float32 can tell it from 1
 
@@ -20,11 +30,12 @@ class ActionMap(nn.Module):
 
     Box (D = number of entries of the space), with a the raw action:
 
-        bound "clip": a = clip(a, -1, 1)      "tanh": a = tanh(a)      None: as it is
+        bound "clip": a = clip(a, -1, 1)      "tanh": a = tanh(a)      "unit": a is in [-1, 1]      None: as it is
         scaling:      executed = low + (high - low) * (a + 1) / 2
 
-    Without scaling, "clip" clips to the space's own bounds instead. `scaling="auto"` scales where all bounds are
-    finite. With `bound=None` the executed action can lie outside the space. Integer Boxes are rounded.
+    Without scaling, actions are clipped to the space's own bounds instead. `scaling="auto"` scales where all bounds are
+    finite; bounds that only stand for "none" (`core.spaces.HUGE`) are not. With `bound=None` the executed action can
+    lie outside the space. Integer Boxes are rounded.
     Discrete and MultiDiscrete: the index plus the space's `start`, `[...]` and `[..., D]`; MultiBinary: unchanged.
     Identities cost nothing (a Box of [-1, 1] with "clip" is one clamp).
 
@@ -41,10 +52,10 @@ class ActionMap(nn.Module):
         self,
         action_space: spaces.Space[Any],
         scaling: bool | Literal["auto"] = "auto",
-        bound: Literal["clip", "tanh"] | None = "clip",
+        bound: Literal["clip", "tanh", "unit"] | None = "clip",
     ) -> None:
         super().__init__()
-        fit(Literal["clip", "tanh"] | None, bound, "action_bound")
+        fit(Literal["clip", "tanh", "unit"] | None, bound, "action_bound")
         fit(bool | Literal["auto"], scaling, "action_scaling")
         self.action_space = check_action_space(action_space)
         self._tanh = self._rounds = self._clamps = self._scales = self._shifts = False
@@ -91,6 +102,8 @@ class ActionMap(nn.Module):
 
     def _set_box(self, space: spaces.Space[Any], scaling: bool | str, bound: str | None) -> None:
         low, high = _float32_inside(*(side.reshape(-1) for side in limits_of(space)))
+        if any((np.isinf(x) & np.isfinite(y.reshape(-1))).any() for x, y in zip((low, high), bounds_of(space))):
+            warn_once(f"the bounds of the action space {space} are so large that they are taken for no bounds")
         finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
         if scaling is True and not finite:
             raise ValueError(
@@ -107,7 +120,9 @@ class ActionMap(nn.Module):
             # one fused operation if both are there; it takes tensors only
             self._set("scale", scale, as_tensor=self._shifts)
             self._set("shift", shift, as_tensor=self._scales)
-        if bound == "clip" and bool(np.isfinite(low).any() or np.isfinite(high).any()):
+        outside = bound in ("tanh", "unit") and not (scaling is not False and finite)  # of the space, inside [-1, 1]
+        outside = outside and bool((low > -1).any() or (high < 1).any())
+        if outside or (bound == "clip" and bool(np.isfinite(low).any() or np.isfinite(high).any())):
             self._clamps = True
             mixed = np.ptp(low) != 0 or np.ptp(high) != 0 if finite else True  # clamp takes two numbers or two tensors
             self._set("low", low, as_tensor=mixed)

@@ -20,8 +20,9 @@ from understudy.core.extras import require
 from understudy.core.spaces import bounds_of, check_action_space, children, is_real, shape_of
 from understudy.envs.base import Step
 from understudy.envs.buffers import StepBuffers, action_array, write_batch
+from understudy.envs.gate import raised
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
-from understudy.types import EnvError, WorkerError
+from understudy.types import EnvError
 
 _MAX_SEED = 2**31  # EnvPool's seeds are int32
 
@@ -131,9 +132,7 @@ class EnvPoolAdapter:
         try:
             return call()
         except Exception as error:
-            raise WorkerError(
-                f"{self.name} (EnvPool, {self.num_envs} environments) raised {type(error).__name__} in {what}: {error}"
-            ) from error
+            raise raised(f"{self.name} (EnvPool, {self.num_envs} environments)", what, error) from error
 
 
 def make_envpool(

@@ -82,12 +82,19 @@ def _note_range(array: np.ndarray, low: np.ndarray, high: np.ndarray, what: str)
     with np.errstate(invalid="ignore"):
         outside = (array < low - margin) | (array > high + margin)
     if outside.any():
-        _warn_once(f"{what} holds values outside its space, {array[outside].flat[0]:g} for example; they are kept")
+        warn_once(f"{what} holds values outside its space, {array[outside].flat[0]:g} for example; they are kept")
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning, once per process."""
     logger.warning("%s", message)
+
+
+def raised(who: str, what: str, error: Exception) -> WorkerError:
+    """The error for an environment whose own code raised."""
+    said = f": {error}" if str(error) else " (without a message)"
+    return WorkerError(f"{who} raised {type(error).__name__} in {what}{said}")
 
 
 def settled(dtype: np.dtype[Any], space: spaces.Space[Any]) -> bool:
@@ -183,7 +190,7 @@ def close_quietly(close: Callable[[], Any], who: str) -> None:
     try:
         close()
     except Exception as error:
-        logger.warning("%s raised %s in close: %s", who, type(error).__name__, error)
+        logger.warning("%s", raised(who, "close", error))
 
 
 # --------------------------------------------------------------------------------------------------- VecEnv
@@ -274,7 +281,7 @@ class Gate:
         except UnderstudyError:  # an adapter's: it has named the environment already
             raise
         except Exception as error:
-            raise WorkerError(f"{self._who} raised {type(error).__name__} in {what}: {error}") from error
+            raise raised(self._who, what, error) from error
 
     def _admit(self, obs: Any, where: str, careful: bool) -> tuple[TensorDict, tuple[Tensor, ...]]:
         """The observation with every component as its space has it, and its tensors."""

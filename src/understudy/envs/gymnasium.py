@@ -20,6 +20,7 @@ from understudy.envs.gate import (
     close_quietly,
     flag_of,
     number_of,
+    raised,
     reset_values,
     reward_of,
     row_values,
@@ -164,7 +165,7 @@ class InProcessVectorEnv:
         who = f"environment {row} of {self.num_envs} ({env_name(self.envs[row])})"
         if isinstance(error, EnvError):
             return EnvError(f"{who} in {what}: {error}")
-        return WorkerError(f"{who} raised {type(error).__name__} in {what}: {error}")
+        return raised(who, what, error)
 
 
 class GymnasiumVectorAdapter:
@@ -281,7 +282,7 @@ class GymnasiumVectorAdapter:
                 raise
             raise EnvError(f"{who} in {what}: {error}") from None
         except Exception as error:
-            raise WorkerError(f"{self._culprit()} raised {type(error).__name__} in {what}: {error}") from error
+            raise raised(self._culprit(), what, error) from error
 
     def _culprit(self) -> str:
         """Name the environments that failed, as far as it can be told."""
@@ -302,7 +303,7 @@ def _built(build: Callable[[], gym.Env[Any, Any]], index: int) -> gym.Env[Any, A
     except (ImportError, ValueError, UnderstudyError):
         raise
     except Exception as error:
-        raise WorkerError(f"environment {index} raised {type(error).__name__} while it was built: {error}") from error
+        raise raised(f"environment {index}", "its constructor", error) from error
     for name in ("observation_space", "action_space"):
         try:
             space = env.observation_space if name == "observation_space" else env.action_space

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checka
 
 import gymnasium as gym
 import torch
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from understudy.core.check import Config, Filled, In, fit, nearest
@@ -22,11 +22,12 @@ from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
 from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
-from understudy.envs.gate import check_vec_env
+from understudy.envs.gate import check_vec_env, raised
 from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
 from understudy.envs.observations import Groups, Segments
 from understudy.envs.regrouped import with_groups
 from understudy.envs.simulator import Simulator, SimulatorAdapter
+from understudy.types import UnderstudyError
 
 logger = logging.getLogger(__name__)
 
@@ -251,12 +252,38 @@ def gymnasium_maker(
         try:
             return gym.make(spec, max_episode_steps=max_episode_steps, **env_kwargs)
         except (gym.error.DependencyNotInstalled, ImportError) as error:
+            if newest := _newest(spec) if "have been moved" in str(error) else None:
+                raise ValueError(f"{env_id} was removed from Gymnasium: use {newest}") from error
             extra = next((install(name) for name in ("mujoco", "box2d") if name in str(error).lower()), "install it")
             raise ImportError(f"{env_id} needs a package that is missing ({extra}): {error}") from error
-        except TypeError as error:
-            raise ValueError(f"{env_id} refuses the options {dict(env_kwargs)}: {error}") from error
+        except UnderstudyError:
+            raise
+        except Exception as error:
+            if isinstance(error, TypeError) and _refuses(spec, env_kwargs):
+                raise ValueError(f"{env_id} refuses the options {dict(env_kwargs)}: {error}") from error
+            if isinstance(error, ValueError):  # options of a wrong value, most likely
+                raise ValueError(f"{env_id} raised {type(error).__name__} in its constructor: {error}") from error
+            raise raised(env_id, "its constructor", error) from error
 
     return make
+
+
+def _refuses(spec: EnvSpec, env_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the constructor has no such options, as opposed to an error of its own."""
+    entry: Any = spec.entry_point
+    try:
+        signature = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry)
+        signature.bind(**{**spec.kwargs, **env_kwargs})
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def _newest(spec: EnvSpec) -> str | None:
+    """The id of an environment's newest version, if it is another one."""
+    known = [x for x in gym.registry.values() if (x.namespace, x.name) == (spec.namespace, spec.name) and x.version]
+    newest = max(known, key=lambda x: x.version or 0, default=spec)
+    return None if newest.version == spec.version else newest.id
 
 
 # --------------------------------------------------------------------------------------------- makers
@@ -278,7 +305,11 @@ def _find_maker(id: str) -> Maker | None:
         raise ValueError(f"{id!r} names nothing: {module_name} registers no environment {name!r} and has no such maker")
     maker: Maker = load_object(id)
     if isinstance(maker, type) and issubclass(maker, gym.Env):
-        raise ValueError(f"{id} is a class of single environments: have its module call gymnasium.register for it")
+        new = f"gymnasium.register('{name}-v0', '{id}')"
+        raise ValueError(
+            f"{id} is a class of single environments: have its module call gymnasium.register for it, as in {new}, and "
+            f"name it '{module_name}:{name}-v0'"
+        )
     return maker
 
 
@@ -347,7 +378,8 @@ def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Lite
     if in_gymnasium:
         return "gymnasium"
     known, where = (_known_ids(), "") if backend == "auto" else (list(gym.registry), " in Gymnasium")
-    raise ValueError(f"unknown environment {env_id!r}{where}: {nearest(env_id, known)}")
+    own = "" if ":" in env_id else f' (registered in a module of your own: write "module:{env_id}")'
+    raise ValueError(f"unknown environment {env_id!r}{where}: {nearest(env_id, known)}{own}")
 
 
 def _known_ids() -> list[str]:

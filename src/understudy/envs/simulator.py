@@ -13,9 +13,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.envs.base import Step
-from understudy.envs.gate import metric
+from understudy.envs.gate import metric, raised
 from understudy.envs.observations import DEFAULT_GROUP, Groups, group_leaves, leaves_space, regroup
-from understudy.types import EnvError, WorkerError
+from understudy.types import EnvError
 
 
 @runtime_checkable
@@ -102,7 +102,7 @@ class SimulatorAdapter:
         try:
             result = self.env.step(action)
         except Exception as error:
-            raise WorkerError(f"simulator {name} raised {type(error).__name__} in step: {error}") from error
+            raise raised(f"simulator {name}", "step", error) from error
         if len(result) != 4:
             raise EnvError(
                 f"{name}.step returned {len(result)} values instead of (obs, reward, dones, extras): wrap it; "

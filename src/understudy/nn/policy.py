@@ -120,6 +120,8 @@ class ActorCritic(Policy):
             if child in self._modules:  # the optimizer's state in a checkpoint has the order of the parameters
                 self._modules[child] = self._modules.pop(child)
         if make is not None or make_critic is not None:
+            for side in filter(None, (self.actor, self.critic)):
+                side.check_own()
             check_policy(self)
 
     def _estimator(self, name: str, config: EstimatorHeadConfig, make: Callable[..., Trunk]) -> EstimatorHead:

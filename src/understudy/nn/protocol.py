@@ -17,15 +17,20 @@ from understudy.core.check import Config, Filled, In, Size
 from understudy.core.spaces import (
     Key,
     blank,
+    classes_of,
     component,
     find_components,
     is_vector,
     key_of,
     lookup,
     module_name,
+    shape_of,
     size_of,
+    tensor_dtype,
+    unflatten,
 )
 from understudy.envs.actions import ActionMap
+from understudy.envs.gate import admit, admit_tensor, observation_name
 from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
@@ -155,7 +160,7 @@ class Policy(nn.Module, ABC):
         self.action_map = ActionMap(
             action_space,
             scaling="auto" if config.action_scaling == "auto" else config.action_scaling == "on",
-            bound=None if config.action_bound == "none" or self.head.bounded else config.action_bound,
+            bound=None if config.action_bound == "none" else "unit" if self.head.bounded else config.action_bound,
         )
         self.normalizers = nn.ModuleDict()  # by `module_name`; discriminators may share them
         self.estimators = nn.ModuleDict()  # by name; the part `Estimator` trains them
@@ -307,8 +312,7 @@ class Policy(nn.Module, ABC):
         start of an episode. Only the actor runs: what only the critic sees may be missing.
         """
         if isinstance(obs, TensorDictBase):
-            if any(x.dtype == torch.float64 for x in obs.values(True, True)):  # a rollout converts while it copies
-                obs = obs.apply(lambda x: x.float() if x.dtype == torch.float64 else x)
+            obs = self._prepared(obs)
             state = self.initial_state(obs.shape[0]) if state is None else state
             distribution, state, _ = self.run_actor(obs, state)
             raw = distribution.mode() if deterministic else distribution.sample()
@@ -318,27 +322,52 @@ class Policy(nn.Module, ABC):
         action = action[0] if single else action
         return (action.cpu().numpy() if as_numpy else action), state
 
+    def _prepared(self, obs: TensorDictBase) -> TensorDictBase:
+        """Observations `[N]` as their spaces have them: what collecting does at its gate."""
+        changed = {}
+        for key in self.sensor_keys:
+            space, value = self.component(key), obs.get(key, None)
+            if value is None or obs.ndim != 1:
+                have = f"{sorted('/'.join(name) for name in component_names(obs))} in a batch {list(obs.batch_size)}"
+                raise ValueError(f"act needs {observation_name(key)} in a TensorDict [N], got {have}")
+            shape = (obs.shape[0], *shape_of(space))
+            if value.shape != shape or value.dtype != tensor_dtype(space):
+                changed[key] = admit_tensor(value, space, shape, observation_name(key), careful=False)
+        if changed:
+            obs = obs.copy()
+            for key, value in changed.items():
+                obs[key] = value
+        return obs
+
     def observation(self, obs: Any) -> tuple[TensorDict, bool, bool]:
-        """A TensorDict `[N]` for acting, whether the observations came unbatched, and whether as arrays."""
+        """A TensorDict `[N]` for acting, whether the observations came unbatched, and whether as arrays.
+
+        Raises ValueError that says what was expected, and what came.
+        """
         tree = obs if isinstance(obs, Mapping) else {"policy": obs}
-        if isinstance(obs, Mapping) and "policy" in self.observation_space.spaces and "policy" not in obs:
+        inner = [key for key in self.sensor_keys if key[0] == "policy" and len(key) > 1]
+        if isinstance(obs, Mapping) and inner and "policy" not in obs:
             tree = {"policy": obs}  # a Dict space whose keys are components
         leaves: dict[Key, Tensor] = {}
-        single = as_numpy = False
+        singles, as_numpy = set(), False
         for key in self.sensor_keys:
             space, value = self.component(key), tree
             for name in key:
+                if not isinstance(value, Mapping):
+                    raise ValueError(f"act needs a dict with {observation_name(key)}, got a {type(value).__name__}")
                 value = lookup(value, name, "observation")
             as_numpy = not isinstance(value, Tensor)
-            tensor = torch.as_tensor(np.asarray(value) if as_numpy else value, device=self.device)
-            if tensor.is_floating_point():
-                tensor = tensor.float()
-            single = tensor.ndim == len(space.shape or ())
-            leaves[key] = tensor.unsqueeze(0) if single else tensor
-        batch = TensorDict({}, batch_size=[next(iter(leaves.values())).shape[0]], device=self.device)
-        for key, tensor in leaves.items():
-            batch[key] = tensor
-        return batch, single, as_numpy
+            leaves[key], single = _rows(value, space, observation_name(key))
+            singles.add(single)
+        sizes = {len(x) for x in leaves.values()}
+        if len(sizes) > 1 or len(singles) > 1:
+            shapes = {"/".join(key): tuple(x.shape) for key, x in leaves.items()}
+            raise ValueError(f"the observation's components differ in their batch: {shapes}")
+        return (
+            unflatten(tuple(leaves), [x.to(self.device) for x in leaves.values()], [*sizes]),
+            singles == {True},
+            as_numpy,
+        )
 
     def blank_observation(self, batch: int, keys: Iterable[Key] | None = None) -> TensorDict:
         """Observations `[batch]` with nothing in them, zeros or the lowest integer; `keys` None: those for acting."""
@@ -349,30 +378,101 @@ class Policy(nn.Module, ABC):
         return obs
 
 
+def _rows(value: Any, space: spaces.Space[Any], what: str) -> tuple[Tensor, bool]:
+    """A component's values as a tensor `[N, *shape]`, and whether they were one observation's."""
+    given: Any = value.detach() if isinstance(value, Tensor) else np.asarray(value)
+    shape, found = shape_of(space), tuple(given.shape)
+    if shape == (1,) and found != shape and given.ndim < 2:  # the environment's space has no dimension
+        given = given.reshape((*found, 1))
+    if given.shape not in (shape, (*given.shape[:1], *shape)):
+        raise ValueError(f"{what} has shape {found}: act takes {shape}, or {('N', *shape)} for N of them")
+    single = given.ndim == len(shape)
+    admit(given, space, tuple(given.shape), what)
+    tensor = torch.as_tensor(given).to(tensor_dtype(space))
+    return (tensor.unsqueeze(0) if single else tensor), single
+
+
+def component_names(obs: TensorDictBase) -> list[Key]:
+    """The keys of all tensors, each as a tuple."""
+    keys: Any = obs.keys(include_nested=True, leaves_only=True)
+    return [key if isinstance(key, tuple) else (key,) for key in keys]
+
+
 @torch.no_grad()
 def check_policy(policy: Policy) -> Policy:
     """`policy` itself, after a run on a few rows. Raises ValueError that says what it returns wrongly.
 
-    Shapes are checked, that acting needs the actor's observations only, that a sequence equals its steps, and that an
-    episode's start forgets the state. The weights do not move, and neither do random streams.
+    Shapes, types and finiteness are checked, that the same rows give the same results and no row depends on another,
+    that acting needs the actor's observations only, that a sequence equals its steps, and that an episode's start
+    forgets the state. The weights do not move, and neither do random streams.
     """
-    training = policy.training
-    policy.eval()
+    training, kept = policy.training, {name: x.clone() for name, x in policy.state_dict().items()}
     try:
         with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []):
-            _check_one_step(policy)
+            _check_rows(policy.train())
+            _check_one_step(policy.eval())
             if policy.recurrent:
                 _check_sequence(policy)
     finally:
         policy.train(training)
+        for name, x in policy.state_dict().items():
+            x.copy_(kept[name])
     return policy
+
+
+def _check_rows(policy: Policy) -> None:
+    """Training compares the policy with itself, row by row: all that differs must come from its weights."""
+    who, generator = f"the policy {type(policy).__name__}", torch.Generator().manual_seed(0)
+    obs, state = _random_rows(policy, 3, generator), policy.initial_state(3)
+    other = _random_rows(policy, 3, generator)
+    for key in policy.input_keys:
+        other[key][0] = obs[key][0]
+    try:
+        first, again, mixed = (policy(x, state) for x in (obs, obs, other))
+    except Exception as error:  # whatever a network of the user's own raises
+        raise ValueError(
+            f"{who} cannot compute three rows of observations ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(first, PolicyOutput):
+        raise ValueError(f"{who} must return a PolicyOutput from forward, it returns a {type(first).__name__}")
+    outs = (first, again, mixed)
+    results = {"params": [out.distribution.params for out in outs], "value": [out.value for out in outs]}
+    for name, (x, y, z) in results.items():
+        if x.dtype != torch.float32:
+            raise ValueError(f"{who} gives {name} in {x.dtype}: policies compute in float32, so call .float() on it")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{who} gives {name} that are not finite for finite observations")
+        if not torch.allclose(x, y, atol=1e-5, rtol=1e-4):
+            raise ValueError(
+                f"{who} gives other {name} for the same observation the second time: take dropout, noise and moving "
+                "statistics out of it, since PPO compares the policy with itself"
+            )
+        if not torch.allclose(x[:1], z[:1], atol=1e-4, rtol=1e-3):
+            raise ValueError(
+                f"{who} gives {name} for a row that depend on the other rows: take layers that mix environments out of "
+                "it (batch normalisation; layer normalisation is fine)"
+            )
+
+
+def _random_rows(policy: Policy, batch: int, generator: torch.Generator) -> TensorDict:
+    """Observations `[batch]` inside their spaces, drawn."""
+    rows = policy.blank_observation(batch, policy.input_keys)
+    for key in component_names(rows):
+        x = rows[key]
+        if x.is_floating_point():
+            drawn = torch.randn(x.shape, generator=generator)
+        else:
+            classes = classes_of(space := policy.component(key)) if key != REPLACED else None
+            count: Any = 256 if x.dtype == torch.uint8 else 2
+            count = count if classes is None else torch.tensor(classes.counts).reshape(shape_of(space))
+            drawn = (torch.rand(x.shape, generator=generator) * count).long()
+        rows[key] = (x + drawn.to(x.device)).to(x.dtype)
+    return rows
 
 
 def _check_one_step(policy: Policy) -> None:
     who, state = f"the policy {type(policy).__name__}", policy.initial_state(2)
     out = policy(policy.blank_observation(2, policy.input_keys), state)
-    if not isinstance(out, PolicyOutput):
-        raise ValueError(f"{who} must return a PolicyOutput from forward, it returns a {type(out).__name__}")
     found = {"value": out.value, "params": out.distribution.params, "action": out.distribution.mode()}
     expected = {"value": (2,), "params": (2, policy.head.num_params), "action": (2, *policy.head.action_shape)}
     if policy.recurrent:
@@ -394,11 +494,7 @@ def _check_one_step(policy: Policy) -> None:
 def _check_sequence(policy: Policy) -> None:
     """Three steps of two environments, of which the second starts an episode at the second step."""
     generator, who = torch.Generator().manual_seed(0), f"the policy {type(policy).__name__}"
-    rows = policy.blank_observation(6, policy.input_keys)
-    for key in list(rows.keys(True, True)):
-        if rows[key].is_floating_point():
-            rows[key] = rows[key] + torch.randn(rows[key].shape, generator=generator).to(rows.device)
-    obs = rows.view(3, 2)
+    obs = _random_rows(policy, 6, generator).view(3, 2)
     is_first = torch.tensor([[False, False], [False, True], [False, False]], device=policy.device)
 
     def run(obs: Any, state: Any, is_first: Tensor) -> tuple[Tensor, Any]:

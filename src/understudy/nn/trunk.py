@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from understudy.core.spaces import Key
+from understudy.core.spaces import Key, size_of
 from understudy.nn.interactions import ActiveLinear
 from understudy.nn.memory import Changes, Memory
 from understudy.nn.networks import MLP, Activation, Encoder, EncoderConfig, Init, make_encoder
@@ -58,10 +58,12 @@ class Trunk(nn.Module):
         super().__init__()
         self.keys = tuple(components)
         self.precision = precision
+        if empty := ["/".join(key) for key, space in components.items() if not size_of(space)]:
+            raise ValueError(f"the observations {', '.join(empty)} have no entries (a size is 0): choose other groups")
         encoders = [make_encoder(space, encoder) for space in components.values()]
         self.encoders = nn.ModuleList(encoders)
         features = sum(encoder.out_features for encoder in encoders)
-        self.active_columns = encoder.interactions
+        self.in_features, self.active_columns = features, encoder.interactions
         if self.active_columns:
             _check_linear(encoders, hidden_sizes, memory, precision)
         self.memory: Memory | None = None
@@ -85,6 +87,38 @@ class Trunk(nn.Module):
             features, self.state_size = memory_size, self.state_size + self.memory.state_size
         self.mlp = MLP(features, hidden_sizes, activation=activation, init=init)
         self.out_features = self.mlp.out_features
+
+    @torch.no_grad()
+    def check_own(self) -> None:
+        """Raise ValueError, with what is wrong, unless the own network makes of its features what it says."""
+        if self.own is None:
+            return
+        who, training = f"the trunk {type(self.own).__name__}", self.own.training
+        device = next(self.own.parameters(), torch.zeros(0)).device
+        x, expected = torch.zeros(2, self.in_features, device=device), (2, self.out_features)
+        inputs = (x, x.new_zeros(2, self.state_size), x.new_zeros(2).bool()) if self.state_size else (x,)
+        try:
+            with torch.random.fork_rng([]):
+                out = self.own.eval()(*inputs)
+        except Exception as error:  # whatever a network of the user's own raises
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{who} cannot read features [2, {self.in_features}] ({said})") from error
+        finally:
+            self.own.train(training)
+        if self.state_size:
+            if not isinstance(out, tuple) or len(out) != 2:
+                raise ValueError(
+                    f"{who} has a state_size, so it must return (latent, state), not a {type(out).__name__}"
+                )
+            out = out[0]
+        if not isinstance(out, Tensor):
+            raise ValueError(f"{who} must return one tensor {list(expected)}, it returns a {type(out).__name__}")
+        if out.shape != expected:
+            raise ValueError(f"{who} returns {list(out.shape)} for two rows, but out_features says {list(expected)}")
+        if out.dtype != torch.float32:
+            raise ValueError(f"{who} returns {out.dtype}: policies compute in float32, so call .float() on it")
+        if not torch.isfinite(out).all():
+            raise ValueError(f"{who} returns numbers that are not finite for zeros")
 
     def reader(self, linear: nn.Linear) -> nn.Linear:
         """`linear` (in_features: `out_features`) as the layer that reads this trunk's output, with the same parameters.

@@ -37,6 +37,9 @@ from understudy.types import ROLLOUT_KEYS, NonFiniteError
 
 logger = logging.getLogger(__name__)
 
+_SOMETIMES = ("evaluation/", "env/", "episode/success")
+"""Metrics that an iteration may lack: they come with an evaluation, or with an episode's end."""
+
 
 class PPO:
     """Trains `policy` on `env`: `iterate` collects one rollout and learns from it. No files, no console.
@@ -209,7 +212,7 @@ class PPO:
         """Raise ValueError for a metric that no iteration will ever have; evaluations come when they come."""
         for scalar in self._scalars():
             condition = scalar.condition
-            if condition is None or condition.metric in metrics or condition.metric.startswith("evaluation/"):
+            if condition is None or condition.metric in metrics or condition.metric.startswith(_SOMETIMES):
                 continue
             hint = nearest(condition.metric, metrics)
             raise ValueError(f"the schedule {scalar.source} waits for a metric that does not exist; {hint}")
