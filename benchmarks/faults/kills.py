@@ -209,6 +209,9 @@ DISTURBANCES = {
 """What happens, and how often of 60 times."""
 
 
+TOO_LATE = "after the end"
+
+
 class Campaign:
     """The uninterrupted trainings, and the judge of the disturbed ones."""
 
@@ -262,7 +265,7 @@ class Campaign:
                 return moment, f"a torn file: {type(error).__name__}: {error}"
             start = self.go_on
         if (run / "evaluation.json").exists():
-            return moment, ""  # it came too late
+            return TOO_LATE, ""
         code = end(begin(lambda: self.go_on(name, run), log))
         if what == "folder deleted" and "is gone, so the training cannot continue" in log.read_text():
             return moment, ""  # DAgger's rounds were in it
@@ -362,19 +365,23 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=60)
     options = parser.parse_args(words)
     logging.disable()
-    rows, wrong = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    rows, late, wrong = (Counter[tuple[str, str]]() for _ in range(3))
     with tempfile.TemporaryDirectory() as name:
         campaign = Campaign(Path(name))
         for number, (job, what) in enumerate(plan(options.count, options.seed, [*campaign.configs])):
             moment, complaint = campaign.judge(job, what, random.Random(f"{options.seed}/{number}"))
             rows[what, job] += 1
+            late[what, job] += moment == TOO_LATE
             if complaint:
                 wrong[what, job] += 1
                 print(f"{number} | {job} | {what} | {moment} | {complaint}", flush=True)
-    summary = f"{sum(rows.values())} disturbed trainings, {sum(wrong.values())} wrong"
+    count = sum(rows.values())
+    summary = f"{count} trainings, {count - sum(late.values())} disturbed in time, {sum(wrong.values())} wrong"
     print(summary)
-    lines = [f"| {what} | {job} | {rows[what, job]} | {wrong[what, job]} |" for what, job in sorted(rows)]
-    text = ["| disturbance | training | times | wrong |", "|---|---|---|---|", *lines]
+    lines = [
+        f"| {what} | {job} | {rows[what, job]} | {late[what, job]} | {wrong[what, job]} |" for what, job in sorted(rows)
+    ]
+    text = ["| disturbance | training | times | of these too late | wrong |", "|---|---|---|---|---|", *lines]
     RESULTS.mkdir(exist_ok=True)
     command = f"`python -m benchmarks.faults.kills --seed {options.seed} --count {options.count}`"
     (RESULTS / "kills.md").write_text("\n".join([command, "", f"{summary}.", "", *text, ""]))

@@ -143,13 +143,14 @@ def expert_actions(answer: Any, env: VecEnv) -> Tensor:
     if bool(wrong.any()):
         raise ValueError(f"the expert returned the action {numbers[wrong][0].item():g}, which is not in {space}")
     if bool(outside.any()):
-        _say_once(f"the expert's actions exceed {space} (for example {numbers[outside][0].item():g}): they are clipped")
+        _say_once(f"the expert's actions exceed the bounds of {space}: they are clipped")
         actions = numbers.clamp(low, high)
     return actions.to(tensor_dtype(space))
 
 
 @functools.cache
 def _say_once(text: str) -> None:
+    """Warn, once per process: rounds repeat."""
     logger.warning("%s", text)
 
 

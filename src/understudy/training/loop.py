@@ -137,6 +137,22 @@ def _newest_checkpoint(folder: RunFolder) -> Checkpoint | None:
     return None
 
 
+@contextmanager
+def _without_exits() -> Iterator[None]:
+    """Turn the SystemExit of an environment, a network or a logger into an error: nobody asked for a quiet end."""
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error, Terminated):
+            raise
+        notes = " ".join(vars(error).get("__notes__", []))
+        raise WorkerError(
+            f"the environment, a network or a logger called sys.exit({error.code!r}), which would end the training "
+            f"without a word: raise an error there, or us.StopTraining in a logger. {notes}".rstrip()
+        ) from error
+
+
+@_without_exits()
 def _start(
     folder: RunFolder,
     config: TrainConfig,
@@ -387,15 +403,7 @@ class _Training:
         try:
             yield
         except BaseException as error:  # Ctrl-C, too
-            note = self._rescue()
-            if isinstance(error, SystemExit) and not isinstance(error, Terminated):
-                stopped = WorkerError(
-                    f"the environment, a network or a logger called sys.exit({error.code!r}), which would end the "
-                    "training without a word: raise an error there, or us.StopTraining in a logger"
-                )
-                stopped.add_note(note)
-                raise stopped from error
-            error.add_note(note)
+            error.add_note(self._rescue())
             raise
 
     def _rescue(self) -> str:
