@@ -10,12 +10,18 @@ from understudy.version import __version__
 if TYPE_CHECKING:
     from understudy import data, envs, interop, nn, parts, ppo, recipes, runs, tools, training
     from understudy.core.schedules import Schedule
+    from understudy.data.motions.library import MotionsConfig
     from understudy.envs.registry import EnvConfig, make_env, register_env
     from understudy.interop.clip_ppo_loss import ClipPPOLoss
+    from understudy.nn.estimator import EstimatorHeadConfig
+    from understudy.nn.heads import DistributionConfig
+    from understudy.nn.networks import CNNConfig, EncoderConfig
     from understudy.nn.policy import ActorCritic
     from understudy.nn.protocol import Policy, PolicyConfig, PolicyOutput
+    from understudy.parts.shared.discriminator import DiscriminatorConfig
+    from understudy.parts.shared.expert_labels import ExpertLabelsConfig
     from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import OptimizerConfig, gradient_step
+    from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig, gradient_step
     from understudy.ppo.part import (
         Labels,
         Losses,
@@ -29,7 +35,14 @@ if TYPE_CHECKING:
     )
     from understudy.ppo.ppo import PPO
     from understudy.ppo.returns import gae
-    from understudy.runs.config import TrainConfig
+    from understudy.runs.config import (
+        CheckpointConfig,
+        DaggerConfig,
+        EvaluationConfig,
+        LoggingConfig,
+        OfflineConfig,
+        TrainConfig,
+    )
     from understudy.runs.folder import Run, load
     from understudy.tools.evaluate import evaluate
     from understudy.training.loggers import Logger, StopTraining
@@ -37,11 +50,24 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActorCritic": "nn.policy",
+    "CNNConfig": "nn.networks",
+    "CheckpointConfig": "runs.config",
     "ClipPPOLoss": "interop.clip_ppo_loss",
+    "DaggerConfig": "runs.config",
+    "DiscriminatorConfig": "parts.shared.discriminator",
+    "DistributionConfig": "nn.heads",
+    "EncoderConfig": "nn.networks",
     "EnvConfig": "envs.registry",
+    "EstimatorHeadConfig": "nn.estimator",
+    "EvaluationConfig": "runs.config",
+    "ExpertLabelsConfig": "parts.shared.expert_labels",
+    "LRSchedulerConfig": "ppo.optim",
     "Labels": "ppo.part",
     "Logger": "training.loggers",
+    "LoggingConfig": "runs.config",
     "Losses": "ppo.part",
+    "MotionsConfig": "data.motions.library",
+    "OfflineConfig": "runs.config",
     "OptimizerConfig": "ppo.optim",
     "Overrides": "ppo.part",
     "PPO": "ppo.ppo",
@@ -75,11 +101,24 @@ _ROOMS = ("data", "envs", "interop", "nn", "parts", "ppo", "recipes", "runs", "t
 __all__ = [
     "PPO",
     "ActorCritic",
+    "CNNConfig",
+    "CheckpointConfig",
     "ClipPPOLoss",
+    "DaggerConfig",
+    "DiscriminatorConfig",
+    "DistributionConfig",
+    "EncoderConfig",
     "EnvConfig",
+    "EstimatorHeadConfig",
+    "EvaluationConfig",
+    "ExpertLabelsConfig",
+    "LRSchedulerConfig",
     "Labels",
     "Logger",
+    "LoggingConfig",
     "Losses",
+    "MotionsConfig",
+    "OfflineConfig",
     "OptimizerConfig",
     "Overrides",
     "PPOConfig",

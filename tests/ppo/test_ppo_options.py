@@ -287,9 +287,9 @@ def test_shuffling_is_new_in_every_epoch_and_iteration(
         ({"learning_rate_range": (1e-2, 1e-5)}, "learning_rate_range must be"),
         (
             {"desired_kl": 0.01, "optimizer": OptimizerConfig(learning_rate=Schedule.parse("linear:1:0"))},
-            "only one thing may move the learning rate, got desired_kl and a schedule",
+            "at most one mechanism may change the learning rate, got desired_kl and a schedule",
         ),
-        ({"desired_kl": 0.01, "lr_scheduler": LRSchedulerConfig(name="StepLR")}, "only one thing may move"),
+        ({"desired_kl": 0.01, "lr_scheduler": LRSchedulerConfig(name="StepLR")}, "at most one mechanism may change"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(options: dict[str, Any], message: str) -> None:

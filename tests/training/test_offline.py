@@ -195,7 +195,7 @@ def test_configurations_that_cannot_work(configure: Any, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="total_steps must be at least 1"):
         dataclasses.replace(configure(), offline=None)
-    with pytest.raises(ValueError, match="only one thing may move"):
+    with pytest.raises(ValueError, match="at most one mechanism may change"):
         OfflineConfig(learning_rate=Schedule(kind="linear", start=1.0), lr_scheduler=LRSchedulerConfig(name="StepLR"))
     run = train(configure(offline={"epochs": 1}))
     with pytest.raises(ValueError, match="already has its 0 steps"):

@@ -35,7 +35,7 @@ class EstimatorHeadConfig(Config):
     memory_layers: Annotated[int, In(1, 64)] = 1
     """Depth of an own memory."""
     memory_changes: Annotated[float, In(0.0, 1e6)] = 0.0
-    """Gain of the changes since the last step that an own memory reads beside its inputs; 0: none."""
+    """If > 0, an own memory also receives its inputs' change since the last step, scaled by this."""
     replace_prob: Annotated[float, In(0.0, 1.0)] = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
     use it always sees the estimate."""

@@ -78,7 +78,8 @@ class PolicyConfig(Config):
     memory_layers: Annotated[int, In(1, 64)] = 1
     """Depth of the memory."""
     memory_changes: Annotated[float, In(0.0, 1e6)] = 0.0
-    """Gain of the changes since the last step (velocities, for example) that the memory reads too; 0: none."""
+    """If > 0, the memory also receives its inputs' change since the last step (velocities, for example), scaled by
+    this."""
     critic_memory: bool = True
     """Whether a separate critic has a memory where the actor has one; a critic that sees everything needs none."""
     trunk: str | None = None

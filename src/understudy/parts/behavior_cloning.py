@@ -56,7 +56,9 @@ class BehaviorCloningConfig(DemonstrationOptions, PartConfig):
 
 
 class BehaviorCloning(Part, Losses):
-    """Clones recorded actions a of states s, drawn independently (in windows for a policy with a memory):
+    """Clones recorded actions: the policy learns to repeat them.
+
+    Of states s and actions a, drawn independently (in windows for a policy with a memory):
 
         loss = coef (mean_B -log pi(a | s)  -  entropy_coef mean_B H(pi(. | s))  +  l2_coef / 2 ||theta_actor||^2)
 

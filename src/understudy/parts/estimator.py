@@ -41,7 +41,7 @@ class EstimatorConfig(PartConfig):
 
 
 class Estimator(Part, Losses):
-    """Fits an estimator's prediction to the true components of the same observation:
+    """Fits an estimator's prediction to the true components of the same observation.
 
         loss = coef mean_B sum_D l(prediction, truth)
 

@@ -38,7 +38,9 @@ class ScriptedExpertConfig(PartConfig):
 
 
 class ScriptedExpert(Part, Labels, Overrides, Losses):
-    """Imitates an expert whose label e is in the observation, with success m, and lets it act with some probability:
+    """Imitates an expert whose labels are in the observation, and lets it act with some probability.
+
+    With the label e and its success m:
 
         L = imitation_coef * sum(m * -log pi(e | s)) / max(sum(m), 1)
 

@@ -71,7 +71,7 @@ class TeacherConfig(PartConfig):
 
 
 class Teacher(Part, Labels, Overrides, Updates, Losses):
-    """Labels every observation with a teacher's action, which the student imitates:
+    """Labels every observation with a teacher's action, which the student imitates.
 
         loss = coef mean d(pi(. | s), y)  +  latent_coef sum_i mean d'(latent_i(s), teacher's latent_i(s))
 

@@ -100,7 +100,7 @@ class PPOConfig(Config):
             if on
         ]
         if len(movers) > 1:
-            raise ValueError(f"only one thing may move the learning rate, got {' and '.join(movers)}")
+            raise ValueError(f"at most one mechanism may change the learning rate, got {' and '.join(movers)}")
 
     @property
     def last_gamma(self) -> float:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from understudy.core.check import nearest
 from understudy.ppo.losses import check_same_shape, kl_k3
 from understudy.types import Metrics
 
@@ -58,6 +59,30 @@ def ratio_statistics(
         "ratio_max": torch.where(known, high, 1.0),
         "ratio_mean": torch.where(known, _mean(ratio, weight), 1.0),
     }
+
+
+METRICS = {
+    "ppo": (
+        *("surrogate_loss", "value_loss", "entropy", "loss", "kl", "kl_exact", "kl_step", "explained_variance"),
+        *("clip_fraction", "active_clip_fraction", "ess", "ratio_min", "ratio_max", "ratio_mean", "first_ratio_error"),
+        *("grad_norm", "learning_rate", "skipped_steps"),
+    ),
+    "episode": ("return", "length", "finished", "success"),
+    "evaluation": ("return", "return_std", "length"),
+}
+"""Metrics that are known before the first iteration, by the word before the slash."""
+
+
+def check_metric(name: str, parts: Iterable[str], waiting: str) -> None:
+    """Raise ValueError, with the nearest name, if no iteration with these parts logs the metric that is waited for.
+
+    Names of a part's metrics, of the environment's and of times are known after the first iteration only.
+    """
+    group = name.partition("/")[0]
+    known = [f"{prefix}/{metric}" for prefix, metrics in METRICS.items() for metric in metrics]
+    known += [f"reward/{source}" for source in ("task", *parts)]
+    if name not in known and group not in ("env", "time", *parts):
+        raise ValueError(f"{waiting} waits for {name!r}, which is not logged; {nearest(name, known)}")
 
 
 class MinibatchRecord(NamedTuple):

@@ -20,7 +20,13 @@ from understudy.envs.base import StatefulEnv, VecEnv
 from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
-from understudy.ppo.metrics import EpisodeStatistics, MinibatchRecord, explained_variance, update_statistics
+from understudy.ppo.metrics import (
+    EpisodeStatistics,
+    MinibatchRecord,
+    check_metric,
+    explained_variance,
+    update_statistics,
+)
 from understudy.ppo.minibatch import COMPUTED, Minibatches
 from understudy.ppo.optim import (
     LearningRateScheduler,
@@ -92,7 +98,9 @@ class PPO:
         learned += [p for part in self.parts.values() for p in part.core_parameters()]
         self.optimizer = Optimizer(learned, config.optimizer)
         self.lr_scheduler = (
-            LearningRateScheduler(self.optimizer, config.lr_scheduler) if config.lr_scheduler is not None else None
+            LearningRateScheduler(self.optimizer, config.lr_scheduler, -(-self.total_steps // self.steps_per_iteration))
+            if config.lr_scheduler is not None
+            else None
         )
         self.generators = randomness.generators(seed, ("actions", "minibatches"), device)
         self.collector = Collector(
@@ -111,6 +119,9 @@ class PPO:
         self.loss_and_gradient = capture_gradient(
             MinibatchLoss(policy, self.parts, config, self.coefficients), self.optimizer, config.capture
         )
+        for scalar in self._scalars():
+            if scalar.condition is not None:
+                check_metric(scalar.condition.metric, self.parts, f"the schedule {scalar.source}")
         if total_steps is None:
             self._check_lengths()
         self.last_report = ""

@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.core.capture import Batch
+from understudy.core.check import nearest
 from understudy.core.registry import load_object
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.config import PPOConfig
@@ -67,7 +68,12 @@ class MinibatchLoss:
 
     def _surrogate(self, batch: Batch, log_prob: Tensor, log_ratio: Tensor) -> Tensor:
         clip = {name: self.coefficients[name]() for name in ("clip_low", "clip_high")}
-        loss = self.surrogate({**batch, **clip, "new_log_prob": log_prob, "log_ratio": log_ratio})
+        known = {**batch, **clip, "new_log_prob": log_prob, "log_ratio": log_ratio}
+        try:
+            loss = self.surrogate(known)
+        except KeyError as error:
+            hint = nearest(str(error.args[0]), map(str, known))
+            raise ValueError(f"the surrogate {self.config.surrogate} reads {error}, not in a batch; {hint}") from error
         if not isinstance(loss, Tensor) or loss.shape != log_prob.shape:
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(

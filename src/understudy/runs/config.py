@@ -124,7 +124,7 @@ class OfflineConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_scheduler is not None and isinstance(self.learning_rate, Schedule):
-            raise ValueError("only one thing may move offline.learning_rate: drop lr_scheduler or the schedule")
+            raise ValueError("at most one mechanism may change offline.learning_rate: drop lr_scheduler or schedule")
 
 
 @dataclass(frozen=True, kw_only=True)

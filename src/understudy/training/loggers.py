@@ -19,6 +19,7 @@ from understudy.core.extras import require
 from understudy.core.files import write_atomic
 from understudy.core.registry import Registry
 from understudy.core.schedules import Condition
+from understudy.ppo.metrics import check_metric
 from understudy.runs.codec import to_plain
 from understudy.runs.config import TrainConfig
 from understudy.runs.folder import RunFolder
@@ -268,6 +269,9 @@ class Loggers:
         switched = [name for name, on in switches.items() if on and name not in chosen.loggers]
         stops = [] if config.stop_when is None else [StopWhen(config.stop_when)]
         made = [LOGGERS.find(name)() for name in (*chosen.loggers, *switched)]
+        if config.stop_when is not None and not own and not chosen.loggers:  # loggers add metrics of their own
+            names = (*config.parts, *(("offline", "dagger") if config.offline is not None else ()))
+            check_metric(Condition.parse(config.stop_when).metric, names, "stop_when")
         given = [*own, *made[: len(chosen.loggers)], *stops, *made[len(chosen.loggers) :]]
         self.loggers = [_as_logger(each) for each in given]
 

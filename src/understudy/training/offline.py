@@ -53,7 +53,9 @@ class OfflineTraining:
         self.rate = Scalar(config.learning_rate, ppo.env.device)
         ppo.optimizer.learning_rate.value.copy_(self.rate())
         self.lr_scheduler = (
-            None if config.lr_scheduler is None else LearningRateScheduler(ppo.optimizer, config.lr_scheduler)
+            None
+            if config.lr_scheduler is None
+            else LearningRateScheduler(ppo.optimizer, config.lr_scheduler, self.most_epochs)
         )
         observed = [("obs", *_path(key)) for key in self.part.demonstrations.observations.keys(True, True)]
         self.names: tuple[Any, ...] = (*observed, "action", "is_first")
