@@ -273,6 +273,42 @@ def pickle_says(data: bytes, content: Any) -> bool:
     return plain_says(pickle.loads(zlib.decompress(data) if data[:1] == b"x" else data), content)
 
 
+def hdf5_mutation(data: bytes, rng: random.Random) -> bytes:
+    """An HDF5 file with one of its datasets missing, renamed, elsewhere, or of another type, shape or claim."""
+    import h5py
+
+    buffer = io.BytesIO(data)
+    with h5py.File(buffer, "r+") as file:
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        name, other = rng.choice(names), rng.choice(names)
+        old, swapped = file[name][()], file[other][()]
+        what = rng.choice(("delete", "rename", "value", "value", "value", "claim", "chunk", "link", "group", "swap"))
+        del file[name]
+        if what == "rename":
+            file[f"{name}_"] = old
+        elif what == "value":
+            file[name] = rng.choice(
+                (
+                    np.zeros(0), np.float64(1), [b"x"], ["text"], np.zeros((2, 2, 2)), np.arange(len(old)), old[:-1],
+                    old.astype(complex), np.full_like(old, 3), np.full(old.shape, np.nan), old.astype(np.int8),
+                    old[..., None], np.concatenate((old, old)), old.astype(np.float16), np.full(old.shape, 1e300),
+                )
+            )  # fmt: skip
+        elif what == "claim":
+            file.create_dataset(name, (2**36,), "f8", chunks=(1024,))
+        elif what == "chunk":
+            file.create_dataset(name, old.shape[:1], "f8", maxshape=(None,), chunks=(2**28,), compression="gzip")
+        elif what == "link":
+            file[name] = rng.choice((h5py.SoftLink("/nowhere"), h5py.SoftLink(f"/{name}"), h5py.SoftLink("/")))
+        elif what == "group":
+            file.create_group(name)
+        elif what == "swap" and name != other:
+            del file[other]
+            file[name], file[other] = swapped, old
+    return buffer.getvalue()
+
+
 def pickle_mutation(data: bytes, rng: random.Random) -> bytes:
     """A pickle with one place of its plain data changed."""
     raw = zlib.decompress(data) if data[:1] == b"x" else data
@@ -292,6 +328,7 @@ def cases(folder: Path) -> list[Case]:
     write_motions(folder / "motions.npz", [clip(), clip()])
     (own, own_metadata), (foreign, metadata) = minari(folder, own=True), minari(folder, own=False)
     zipped, text, pickled = (mutate.zip_mutation,), (mutate.json_mutation,), (pickle_mutation,)
+    packs = (hdf5_mutation,)
 
     def beside(name: str, data: bytes) -> Callable[[Path], None]:
         return lambda inner: (inner / name).write_bytes(data) and None
@@ -308,14 +345,18 @@ def cases(folder: Path) -> list[Case]:
             npz_says,
         ),
         Case("imitation.npz", packed(imitation()), "d.npz", read_demonstrations, (ValueError,), zipped, npz_says),
-        Case("d4rl.hdf5", hdf5(d4rl()), "d.hdf5", read_demonstrations, faithful=hdf5_says),
-        Case("d4rl-packed.hdf5", hdf5(d4rl(), compression="gzip"), "d.hdf5", read_demonstrations, faithful=hdf5_says),
+        Case("d4rl.hdf5", hdf5(d4rl()), "d.hdf5", read_demonstrations, (ValueError,), packs, hdf5_says),
         Case(
-            "minari, ours", own, "main_data.hdf5", read_demonstrations, prepare=beside("metadata.json", own_metadata)
+            "d4rl-packed.hdf5", hdf5(d4rl(), compression="gzip"), "d.hdf5", read_demonstrations, (ValueError,), packs,
+            hdf5_says,
         ),
         Case(
-            "minari", foreign, "main_data.hdf5", read_demonstrations, faithful=hdf5_says,
-            prepare=beside("metadata.json", metadata),
+            "minari, ours", own, "main_data.hdf5", read_demonstrations, (ValueError,), packs, hdf5_says,
+            beside("metadata.json", own_metadata),
+        ),
+        Case(
+            "minari", foreign, "main_data.hdf5", read_demonstrations, (ValueError,), packs, hdf5_says,
+            beside("metadata.json", metadata),
         ),
         Case("minari, metadata", metadata, "metadata.json", of_metadata, (ValueError,), text,
              prepare=beside("main_data.hdf5", foreign)),

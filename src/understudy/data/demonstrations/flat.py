@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,12 +34,15 @@ Columns = Mapping[str, Mapping[Place, Any]]
 """Arrays by our names, and by the place under them."""
 
 
-def flat(source: str, arrays: Mapping[str, Any], metadata: dict[str, Any]) -> Recording:
-    """One long array per signal, cut into trajectories where the file marks ends, and where its observations jump."""
-    columns = {name: _under(arrays, aliases) for name, aliases in _NAMES.items()}
+def flat(source: str, names: Collection[str], get: Callable[[str], Any], metadata: dict[str, Any]) -> Recording:
+    """One long array per signal, cut into trajectories where the file marks ends, and where its observations jump.
+
+    `names` are those of the file's arrays, of which `get` opens one (numpy's, h5py's).
+    """
+    columns = {name: _under(names, get, aliases) for name, aliases in _NAMES.items()}
     observations, following = columns["observations"], columns["next_observations"]
     signals = {name: columns[name][()] for name in SIGNALS if () in columns[name]}
-    _check_names(source, arrays, columns, metadata)
+    _check_names(source, names, columns, metadata)
     total = _rows(signals["actions"])
     for name, array in signals.items():
         if _rows(array) != total:
@@ -91,16 +94,16 @@ def flat(source: str, arrays: Mapping[str, Any], metadata: dict[str, Any]) -> Re
     )
 
 
-def _under(arrays: Mapping[str, Any], names: tuple[str, ...]) -> dict[Place, Any]:
-    """Arrays called `name` or `name/...`, keyed by the rest of the path; `name` is the first of `names` that exists."""
-    for name in names:
-        full = [other for other in arrays if other == name or other.startswith(f"{name}/")]
+def _under(names: Collection[str], get: Callable[[str], Any], aliases: tuple[str, ...]) -> dict[Place, Any]:
+    """Arrays called `alias` or `alias/...`, keyed by the rest of the path; the first of the aliases that exists."""
+    for alias in aliases:
+        full = [name for name in names if name == alias or name.startswith(f"{alias}/")]
         if full:
-            return {tuple(other.split("/")[1:]): arrays[other] for other in full}
+            return {tuple(name.split("/")[1:]): get(name) for name in full}
     return {}
 
 
-def _check_names(source: str, arrays: Mapping[str, Any], columns: Columns, metadata: Mapping[str, Any]) -> None:
+def _check_names(source: str, names: Collection[str], columns: Columns, metadata: Mapping[str, Any]) -> None:
     """Raise ValueError unless there is what any file needs, and in one of ours all that we write."""
     needed = ["observations", "actions"]
     if "format_version" in metadata:
@@ -111,7 +114,7 @@ def _check_names(source: str, arrays: Mapping[str, Any], columns: Columns, metad
     for name in needed:
         if not columns[name]:
             known = "; ".join(" or ".join(aliases) for aliases in _NAMES.values())
-            held = ", ".join(sorted(arrays)[:20]) or "nothing"
+            held = ", ".join(sorted(names)[:20]) or "nothing"
             raise ValueError(f"{source} has no {name}: it holds {held}. Accepted names: {known}")
 
 

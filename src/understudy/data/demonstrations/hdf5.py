@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from understudy.core.borders import check_unpacked
 from understudy.core.check import fit
 from understudy.core.extras import require
 from understudy.data.demonstrations.flat import flat
-from understudy.data.demonstrations.recording import Place, Recording, read_metadata
+from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, read_metadata
 from understudy.data.npz import AGAIN
 
 _EPISODE = re.compile(r"episode_(\d+)")
@@ -34,7 +34,8 @@ def open_hdf5(path: Path) -> Iterator[Recording]:
         if not len(file) or any(map(_EPISODE.fullmatch, file)):
             yield _minari(path, file, claims)
         else:
-            yield flat(str(path), claims.datasets(file), _attributes(path, file))
+            found = _datasets(path, file)
+            yield flat(str(path), found, lambda name: claims.check(name, found[name]), _attributes(path, file))
 
 
 class _Claims:
@@ -62,29 +63,20 @@ class _Claims:
         check_unpacked(self.path, self.size, self.bytes)
         return dataset
 
-    def datasets(self, group: Any) -> Mapping[str, Any]:
-        """The datasets below a group by their path, each checked when it is first asked for."""
-        return _Datasets(self, group)
 
+def _datasets(path: Path, group: Any) -> dict[str, Any]:
+    """The datasets below a group by their path, those that links lead to among them."""
+    import h5py
 
-class _Datasets(Mapping[str, Any]):
-    def __init__(self, claims: _Claims, group: Any) -> None:
-        import h5py
-
-        self.claims, self.found, self.checked = claims, dict[str, Any](), set[str]()
-        group.visititems(lambda name, item: self.found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.checked:
-            self.claims.check(name, self.found[name])
-            self.checked.add(name)
-        return self.found[name]
+    found, links = dict[str, Any](), dict[str, Any]()
+    group.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    group.visititems_links(lambda name, link: links.update({name: link}))
+    for name, link in links.items():
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(f"{path}: {name} lies in another file, which is not followed: copy the data into one")
+        if isinstance(link, h5py.SoftLink) and isinstance(item := group[name], h5py.Dataset):
+            found[name] = item
+    return found
 
 
 def _attributes(path: Path, file: Any) -> dict[str, Any]:
@@ -111,19 +103,26 @@ def _minari(path: Path, file: Any, claims: _Claims) -> Recording:
         )
 
     def dataset(trajectory: int, name: str, values: int | None = None) -> Any:
+        links = groups[trajectory].id.links
+        if links.exists(top := name.split("/")[0].encode()) and links.get_info(top).type == h5py.h5l.TYPE_EXTERNAL:
+            raise ValueError(f"{path}: episode {trajectory}, {name} lies in another file, which is not followed")
         try:  # h5py's own `group[name]` takes ten times as long as opening the dataset
             opened = h5py.Dataset(h5py.h5d.open(groups[trajectory].id, name.encode()))
         except KeyError:
             raise ValueError(f"{path}: trajectory {trajectory} has no {name}; {AGAIN}") from None
         return claims.check(f"episode {trajectory}, {name}", opened, values)
 
+    signals = {name for name in SIGNALS if any(group.id.links.exists(name.encode()) for group in groups)}
+    for k, group in enumerate(groups):
+        if lacking := [name for name in sorted({"rewards", *signals}) if not group.id.links.exists(name.encode())]:
+            raise ValueError(f"{path}: trajectory {k} has no {' and no '.join(lacking)}; {AGAIN}")
     rewards = [np.atleast_1d(dataset(k, "rewards")[()]) for k in range(len(groups))]
     images: dict[Place, tuple[int, ...]] = {}
     shapes: dict[Place, tuple[int, ...]] = {}
-    for name, first in (claims.datasets(groups[0]) if groups else {}).items():
+    for name, first in (_datasets(path, groups[0]) if groups else {}).items():
         group, *place = name.split("/")
         if group == "observations":
-            shapes[tuple(place)] = tuple(first.shape[1:])
+            shapes[tuple(place)] = tuple(claims.check(name, first).shape[1:])
             if size := _jpeg_size(first):
                 shapes[tuple(place)] = images[tuple(place)] = size
 
@@ -142,7 +141,7 @@ def _minari(path: Path, file: Any, claims: _Claims) -> Recording:
         lengths=np.array([len(x) for x in rewards], dtype=np.int64),
         shapes=shapes,
         metadata=metadata,
-        signals=set(groups[0]) if groups else set(),
+        signals=signals,
         read=read,
         read_observations=read_observations,
     )
@@ -157,6 +156,8 @@ def _minari_metadata(path: Path) -> dict[str, Any]:
         fit(int, metadata["total_episodes"], f"{file}: total_episodes")
     if "env" not in metadata and isinstance(metadata.get("env_spec"), str):
         metadata["env"] = str(read_metadata(f"{file}: env_spec", metadata["env_spec"]).get("id", ""))
+    if not metadata.get("env"):
+        metadata.pop("env", None)
     return metadata
 
 

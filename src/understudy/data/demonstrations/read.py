@@ -40,7 +40,7 @@ def _open_npz(path: Path) -> Iterator[Recording]:
     with open_npz(path) as arrays:
         told = arrays.get("metadata")
         text = told.item() if told is not None and told.size == 1 and told.dtype.kind in "US" else "{}"
-        yield flat(str(path), arrays, read_metadata(str(path), text))
+        yield flat(str(path), arrays, arrays.__getitem__, read_metadata(str(path), text))
 
 
 def minari_root() -> Path:

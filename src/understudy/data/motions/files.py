@@ -229,23 +229,23 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def _clips_of_ours(arrays: Arrays, name: str, order: QuaternionOrder) -> list[MotionClip]:
-    form, names = str(_one(arrays, "format", "US")), _words(arrays, "names")
+    form, names = _words(arrays, "format", None)[0], _words(arrays, "names")
     if form != FORMAT:
         raise ValueError(f"its format is {form!r}; this version reads {FORMAT!r}")
     return [_clip_of_ours(arrays, i, clip) for i, clip in enumerate(names)]
 
 
 def _clip_of_ours(arrays: Arrays, i: int, name: str) -> MotionClip:
-    moves, turns = _column(arrays, f"{i}/cycle_offset", (2,), "b")
+    moves, turns = _array(arrays, f"{i}/cycle_offset", "b", (2,))
     return MotionClip(
         name=name,
         fields=_words(arrays, f"{i}/fields"),
-        frames=_column(arrays, f"{i}/frames", (-1, -1)),
-        frame_time=float(_one(arrays, f"{i}/frame_time")),
-        loop=str(_one(arrays, f"{i}/loop", "US")),  # type: ignore[arg-type]  # checked there
+        frames=_array(arrays, f"{i}/frames", "f", (-1, -1)),
+        frame_time=_number(arrays, f"{i}/frame_time"),
+        loop=_words(arrays, f"{i}/loop", None)[0],  # type: ignore[arg-type]  # checked there
         cycle_offset_position=bool(moves),
         cycle_offset_rotation=bool(turns),
-        weight=float(_one(arrays, f"{i}/weight")),
+        weight=_number(arrays, f"{i}/weight"),
     )
 
 
@@ -254,11 +254,11 @@ def _clips_of_isaac_lab(arrays: Arrays, name: str, order: QuaternionOrder) -> li
     joints, bodies = _words(arrays, "dof_names"), _words(arrays, "body_names")
     if not bodies:
         raise ValueError("body_names names no body, and the first one is the root")
-    F, J, B = len(_column(arrays, "dof_positions", (-1, -1))), len(joints), len(bodies)
+    F, J, B = len(_array(arrays, "dof_positions", "f", (-1, -1))), len(joints), len(bodies)
     fields = [f"{joint}_dof_pos" for joint in joints] + [f"{joint}_dof_vel" for joint in joints]
-    columns = [_column(arrays, name, (F, J)) for name in ("dof_positions", "dof_velocities")]
+    columns = [_array(arrays, name, "f", (F, J)) for name in ("dof_positions", "dof_velocities")]
     kinds = {"positions": 3, "rotations": 4, "linear_velocities": 3, "angular_velocities": 3}
-    of_bodies = {kind: _column(arrays, f"body_{kind}", (F, B, size)) for kind, size in kinds.items()}
+    of_bodies = {kind: _array(arrays, f"body_{kind}", "f", (F, B, size)) for kind, size in kinds.items()}
     if order == "xyzw":
         of_bodies["rotations"] = np.roll(of_bodies["rotations"], 1, axis=-1)
     for i, body in [(0, "root"), *enumerate(bodies)]:
@@ -267,7 +267,7 @@ def _clips_of_isaac_lab(arrays: Arrays, name: str, order: QuaternionOrder) -> li
         fields += [f"{body}_rot_{axis}" for axis in "wxyz"]
         fields += [f"{body}_{kind}_{axis}_w" for kind in ("vel", "ang_vel") for axis in "xyz"]
         columns += [values[:, i] for values in of_bodies.values()]
-    fps = float(_one(arrays, "fps"))
+    fps = _number(arrays, "fps")
     if not fps > 0.0:
         raise ValueError(f"fps is {fps}; it must be positive")
     frames = np.concatenate([np.asarray(x, dtype=np.float64) for x in columns], axis=1)
@@ -309,37 +309,27 @@ def _clips_of_arrays(arrays: Arrays, name: str, order: QuaternionOrder) -> list[
     return form.read(arrays, name, order)
 
 
-def _column(arrays: Arrays, name: str, shape: tuple[int, ...], kinds: str = "f") -> np.ndarray:
-    """An array of numbers; -1 in `shape` stands for any size."""
+def _array(arrays: Arrays, name: str, kinds: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """An array of these kinds of dtype; -1 in `shape` stands for any size, None for a single value."""
     array = arrays.get(name)
     if array is None:
         raise ValueError(f"it lacks the array {name!r}")
-    fits = array.ndim == len(shape) and all(want in (-1, size) for want, size in zip(shape, array.shape))
+    fits = (
+        array.ndim == len(shape) and all(w in (-1, n) for w, n in zip(shape, array.shape)) if shape else array.size == 1
+    )
     if array.dtype.kind not in kinds or not fits:
-        wanted = f"{'floats' if 'f' in kinds else 'flags'} of shape {shape}".replace("-1", "any")
+        what = {"US": "text", "b": "flags"}.get(kinds, "numbers")
+        wanted = f"{what} of shape {shape}".replace("-1", "any") if shape else f"one value, {what}"
         raise ValueError(f"{name} is of type {array.dtype} and shape {array.shape}, expected {wanted}")
     return array
 
 
-def _one(arrays: Arrays, name: str, kinds: str = "iuf") -> Any:
-    """The one value of an array, a number or text."""
-    array = arrays.get(name)
-    if array is None or array.size != 1 or array.dtype.kind not in kinds:
-        found = "is missing" if array is None else f"is of type {array.dtype} and shape {array.shape}"
-        raise ValueError(f"{name} {found}; it must be one {'number' if 'f' in kinds else 'text'}")
-    return _text(array)[0] if "U" in kinds else array.item()
+def _number(arrays: Arrays, name: str) -> float:
+    return float(_array(arrays, name, "iuf").item())
 
 
-def _words(arrays: Arrays, name: str) -> tuple[str, ...]:
-    array = arrays.get(name)
-    if array is None or array.ndim != 1 or array.dtype.kind not in "US":
-        found = "is missing" if array is None else f"is of type {array.dtype} and shape {array.shape}"
-        raise ValueError(f"{name} {found}; it must be a list of names")
-    return _text(array)
-
-
-def _text(array: np.ndarray) -> tuple[str, ...]:
-    texts = array.flatten().tolist()
+def _words(arrays: Arrays, name: str, shape: tuple[int, ...] | None = (-1,)) -> tuple[str, ...]:
+    texts = _array(arrays, name, "US", shape).flatten().tolist()
     return tuple(text.decode() if isinstance(text, bytes) else text for text in texts)
 
 

@@ -93,8 +93,8 @@ class MotionLibrary:
         tables = [_resample(clip, self.fields, frame_time, count) for clip, count in zip(clips, counts)]
         lengths = np.array([len(table) for table in tables])
         weights = np.array([clip.weight for clip in clips])
-        if not 0.0 < (total := sum(clip.weight for clip in clips)) < np.inf:
-            raise ValueError(f"the weights of all clips add up to {total:g}: it must be positive and finite")
+        if weights.sum() <= 0.0:
+            raise ValueError("the weights of all clips are 0: at least one must be positive")
         self.frames = torch.from_numpy(np.concatenate(tables).astype(np.float32))  # [R, D]
         self.offsets = torch.from_numpy(np.cumsum([0, *lengths[:-1]]))  # [C], first row of each clip
         self.starts = torch.from_numpy(lengths - window + 1)  # [C], windows in each clip
