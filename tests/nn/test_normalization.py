@@ -90,6 +90,35 @@ def test_invalid_rows_are_left_out_even_if_they_are_nan() -> None:
     assert masked.count.item() == clean.count.item() > 0
 
 
+@pytest.mark.parametrize("bad", [1e10, -1e30, 1e38, float("inf"), float("nan")])
+def test_an_absurd_row_is_left_out_first_and_later(bad: float) -> None:
+    poisoned, clean = ObservationNormalizer(3), ObservationNormalizer(3)
+    for i, batch in enumerate(_batches()):
+        dirty = torch.cat((batch.flatten(0, 1), batch[0, :1]))
+        dirty[-1, i % 3] = bad
+        poisoned.update(dirty)
+        clean.update(batch)
+        assert poisoned.count == clean.count
+    assert torch.equal(poisoned.mean, clean.mean)
+    assert torch.equal(poisoned.scale, clean.scale)
+    again = ObservationNormalizer(3)
+    again.load_state_dict(poisoned.state_dict())
+    again.update(torch.full((5, 3), bad))  # all of them: only what came before can tell
+    assert torch.equal(again.mean, clean.mean)
+    scalar = RunningMeanStd()
+    scalar.update(torch.tensor([1.0, bad, 3.0]))
+    assert scalar.mean == 2.0
+
+
+def test_data_of_any_size_are_absorbed() -> None:
+    seconds, rare = RunningMeanStd(), RunningMeanStd()
+    seconds.update(1.7e9 + torch.arange(4.0) * 1e6)
+    assert seconds.count == 4.0
+    rare.update(torch.zeros(4))
+    rare.update(torch.tensor([0.0, 1e6]))
+    assert rare.count == 6.0
+
+
 def test_order_and_split_of_the_data_do_not_matter() -> None:
     one, other = ObservationNormalizer(3), ObservationNormalizer(3)
     for batch in _batches():

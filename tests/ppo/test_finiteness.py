@@ -18,7 +18,6 @@ from understudy.core import capture
 from understudy.envs.base import Step
 from understudy.nn.policy import PolicyOutput
 from understudy.parts import RandomNetworkDistillationConfig
-from understudy.ppo.finiteness import all_finite
 from understudy.ppo.part import Labels, Losses, Part, PartContext, Rewards
 from understudy.tasks.point_mass import PointMass
 from understudy.types import Metrics, NonFiniteError
@@ -376,12 +375,91 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_training_goes_on(
     assert_healthy(ppo, metrics, skipped)
 
 
-def test_all_finite() -> None:
-    x = torch.tensor([1e38, -1e38, 0.0])
-    assert all_finite([x, x.double(), torch.zeros(0)])
-    for bad in (NAN, INF, -INF):
-        assert not all_finite([x, torch.tensor([0.0, bad])])
-    assert not all_finite([torch.tensor([INF, -INF])])
+# ---------------------------------------------------------------------- finite, but absurd
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("bad", [3e38, 1e30, -1e20, 1e10])
+@pytest.mark.parametrize("what", ["observation", "reward", "final"])
+def test_an_absurd_number_is_named_left_out_and_moves_nothing(
+    scripted_env: Any, make_ppo: Any, what: str, bad: float, memory: str
+) -> None:
+    """In the first rollout, which is judged by itself, and in a later one."""
+    runs = []
+    for number in (bad, NAN):
+        edits = {
+            "observation": observation((4, 1), (12, 0), bad=number),
+            "reward": lambda t, step, x=number: reward(12, 0, x)(t, reward(4, 1, x)(t, step)),
+            "final": lambda t, step, x=number: final(12, 0, bad=x)(t, final(4, 1, bad=x)(t, step)),
+        }
+        ends = {(4, 1), (12, 0)} if what == "final" else set()
+        env = scripted_env(N, ends=lambda t, n, e=ends: "truncated" if (t, n) in e else "", edit=edits[what])
+        options = {"value_normalization": "standardize", "reward_normalization": True}
+        ppo = make_ppo(env, policy={"memory": memory}, **options)
+        for places in ({(4, 1), (5, 1)}, {(4, 0), (5, 0)}):
+            metrics = ppo.iterate()
+            assert set(invalid(ppo)) == (places if what == "observation" else {min(places)})
+            assert_healthy(ppo, metrics)
+            if number is bad:
+                assert f"is of size {abs(bad):.0e} at step" in ppo.last_report
+                assert "more than 1,000,000 times its usual size (1 cases" in ppo.last_report
+        runs.append(ppo)
+    if memory == "none" or what != "observation":  # a memory saw the first one: nothing was known then
+        assert torch.equal(runs[0].optimizer.flat, runs[1].optimizer.flat)
+
+
+def test_numbers_are_judged_by_what_came_before(scripted_env: Any, make_ppo: Any) -> None:
+    """A whole rollout of faults does not become usual; `absurd=None` takes everything finite."""
+
+    def edit(t: int, step: Step) -> Step:
+        if 4 * T <= t < 5 * T:
+            step.obs["policy"][1:, 0] = 1e30
+        return step
+
+    counts = {}
+    for absurd in (1e6, None):
+        ppo = make_ppo(scripted_env(N, ends=never, edit=edit), absurd=absurd)
+        for _ in range(8):
+            metrics = ppo.iterate()
+            assert_healthy(ppo, metrics)
+            counts[absurd] = counts.get(absurd, 0) + len(invalid(ppo))
+        large = float(ppo.policy.normalizers["policy"].var[0]) > 1e50
+        assert large == (absurd is None)
+    assert counts == {1e6: 2 * (T + 1), None: 0}
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e9, 1e25])
+def test_data_of_any_size_are_data(scripted_env: Any, make_ppo: Any, scale: float) -> None:
+    def edit(t: int, step: Step) -> Step:
+        step.obs["policy"].mul_(scale)
+        return step._replace(reward=step.reward * min(scale, 1e9))
+
+    ppo = make_ppo(scripted_env(N, edit=edit), value_normalization="scale")
+    for _ in range(3):
+        metrics = ppo.iterate()
+        assert ppo.last_report == ""
+    assert_healthy(ppo, metrics)
+
+
+def test_rare_large_rewards_among_zeros_become_usual(scripted_env: Any, make_ppo: Any) -> None:
+    def edit(t: int, step: Step) -> Step:
+        return step._replace(reward=torch.full((N,), 1e8 if t % 5 == 4 else 0.0))
+
+    ppo = make_ppo(scripted_env(N, edit=edit), value_normalization="scale")
+    for _ in range(4):
+        ppo.iterate()
+    assert ppo.last_report == ""
+
+
+def test_what_is_usual_is_kept_in_the_state(scripted_env: Any, make_ppo: Any) -> None:
+    ppo, again = (make_ppo(scripted_env(N, ends=never, edit=observation((T + 4, 1), bad=1e30))) for _ in range(2))
+    ppo.iterate()
+    again.load_state_dict(ppo.state_dict())
+    for name, x in ppo.finiteness.state_dict().items():
+        assert torch.equal(x, again.finiteness.state_dict()[name]), name
+    old = ppo.state_dict()
+    del old["finiteness"]  # a checkpoint from before this check
+    again.load_state_dict(old)
 
 
 def test_large_finite_numbers_are_no_fault(scripted_env: Any, make_ppo: Any) -> None:

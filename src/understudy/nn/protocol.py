@@ -13,6 +13,7 @@ from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from understudy.core import devices
 from understudy.core.check import Config, Filled, In, Size
 from understudy.core.spaces import (
     Key,
@@ -35,7 +36,7 @@ from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
 from understudy.nn.networks import Activation, EncoderConfig
-from understudy.nn.normalization import ObservationNormalizer
+from understudy.nn.normalization import ABSURD, BEYOND_USE, ObservationNormalizer, without_faults
 from understudy.nn.recurrence import Step, unroll
 
 Observations = TensorDictBase | Mapping[Key, Tensor]
@@ -313,7 +314,7 @@ class Policy(nn.Module, ABC):
         start of an episode. Only the actor runs: what only the critic sees may be missing.
         """
         if isinstance(obs, TensorDictBase):
-            obs = self._prepared(obs)
+            obs = self.sane(self._prepared(obs))
             state = self.initial_state(obs.shape[0]) if state is None else state
             distribution, state, _ = self.run_actor(obs, state)
             raw = distribution.mode() if deterministic else distribution.sample()
@@ -339,6 +340,21 @@ class Policy(nn.Module, ABC):
             for key, value in changed.items():
                 obs[key] = value
         return obs
+
+    def sane(self, obs: TensorDictBase) -> TensorDictBase:
+        """Observations of any leading shape as a training has them: float32, 0 in place of NaN and absurd numbers.
+
+        Absurd is what the statistics of a component would leave out, and what float32 cannot square.
+        """
+        clean, leaves = obs.clone(recurse=False), cast("dict[Any, Tensor]", dict(obs.items(True, True)))
+        for key, x in leaves.items():
+            if x.is_floating_point():
+                if not (devices.host_is_device(x.device) and float(torch.linalg.vector_norm(x)) <= ABSURD):
+                    name = module_name(key if isinstance(key, tuple) else (key,))
+                    known: Any = self.normalizers[name] if name in self.normalizers else None  # noqa: SIM401
+                    x = without_faults(x.float(), BEYOND_USE if known is None else known.limit)
+                clean.set(key, x.float())
+        return clean
 
     def observation(self, obs: Any) -> tuple[TensorDict, bool, bool]:
         """A TensorDict `[N]` for acting, whether the observations came unbatched, and whether as arrays.

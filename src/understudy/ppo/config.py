@@ -75,7 +75,9 @@ class PPOConfig(Config):
     warmup_steps: Annotated[int, In(0, 100_000)] = 32
     """Steps per environment before the first rollout that only give the normaliser its first statistics."""
     on_nonfinite: Literal["mask", "raise"] = "mask"
-    """A NaN from the environment: report it and leave the transition out, or stop."""
+    """A broken number from the environment (NaN, infinite, absurd): report it and leave the transition out, or stop."""
+    absurd: Annotated[float | None, In(1.0)] = 1e6
+    """A number is absurd beyond this many times the usual size of its entry, which is 1 at least; None: none is."""
     capture: CaptureMode = "trace"
     """How per-step and per-minibatch code runs: eager, trace, compile (slow to start), cudagraph."""
 

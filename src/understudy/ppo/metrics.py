@@ -197,7 +197,7 @@ class EpisodeStatistics(nn.Module):
         current = total - start
         since_end = torch.gather(total, 1, last_end[-1:].clamp_min(0).expand(2, -1, -1))
         self.running.copy_((total[:, -1:] - torch.where(last_end[-1:] >= 0, since_end, 0.0)).squeeze(1))
-        return torch.where(ended, current, torch.nan)
+        return torch.where(ended & (current[1] > 0.0), current, torch.nan)  # without a sound step it is no episode
 
     def record(self, returns: list[float], lengths: list[float]) -> None:
         """Add finished episodes (host numbers)."""

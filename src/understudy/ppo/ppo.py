@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict
@@ -17,6 +18,7 @@ from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
+from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
@@ -45,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 _SOMETIMES = ("evaluation/", "env/", "episode/success")
 """Metrics that an iteration may lack: they come with an evaluation, or with an episode's end."""
+_ABSORB_EVERY = 10
+"""Iterations between two looks at how large numbers usually are, which is no news while all is well."""
 
 
 class PPO:
@@ -103,12 +107,16 @@ class PPO:
             else None
         )
         self.generators = randomness.generators(seed, ("actions", "minibatches"), device)
+        self.finiteness = FinitenessCheck(env.observation_space, config.absurd, device)
+        for normalizer in policy.normalizers.values():
+            cast(ObservationNormalizer, normalizer).absurd = config.absurd or math.inf
         self.collector = Collector(
             env,
             policy,
             self.parts,
             num_steps=config.num_steps,
             chunks=1 if policy.recurrent else config.minibatches,
+            limits=self.finiteness.limits,
             generator=self.generators["actions"],
             mode=config.capture,
         )
@@ -201,9 +209,11 @@ class PPO:
         before, self.skipped_steps = self.skipped_steps, skipped
         if skipped - before >= self.config.epochs * self.config.minibatches:
             logger.warning(
-                "iteration %d: no gradient was finite, so nothing was learnt; look for NaN in the policy's output, the "
-                "surrogate and the parts' losses (ppo.capture='eager' lets a debugger in)",
+                "iteration %d: no gradient was finite, so nothing was learnt. %s",
                 self.iteration,
+                self._broken_weights()
+                or "Look for NaN in the policy's output, the surrogate and the parts' losses (ppo.capture='eager' lets "
+                "a debugger in)",
             )
 
     def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
@@ -261,24 +271,36 @@ class PPO:
 
     def _check_finite(self, rollout: TensorDict, steps: int) -> bool:
         """Whether `rollout["valid"]` must be looked at; one host sync."""
+        check, first_step = self.finiteness, self.env_steps // self.env.num_envs - steps
         last, finals = self.collector.obs, self.collector.finals
         assert last is not None
-        finiteness = FinitenessCheck(rollout, self.collector.keys)
-        all_valid = rollout["valid"].all()
-        passed, all_valid_host = torch.stack((finiteness.passed(last, finals), all_valid)).tolist()
-        self.last_report = ""
-        if passed:
-            return not all_valid_host
-        self.last_report = finiteness.mask(last, finals, self.env_steps // self.env.num_envs - steps)
+        if first_step == 0:  # judged by its own numbers: nothing came before
+            check.absorb(rollout, first=True)
+        passed, all_valid = torch.stack((check.passed(rollout, last, finals), rollout["valid"].all())).tolist()
+        if first_step and (not passed or self.iteration % _ABSORB_EVERY == 0):
+            check.absorb(rollout, first=False)
+        self.last_report = "" if passed else check.mask(rollout, last, finals, first_step)
+        if not self.last_report:
+            return not all_valid
         if self.config.on_nonfinite == "raise":
-            raise NonFiniteError(f"{self.last_report}. Mend the environment, or set ppo.on_nonfinite to mask")
+            raise NonFiniteError(f"{self.last_report}. Fix the environment, or set ppo.on_nonfinite to mask")
         if not bool(rollout["valid"].any()):
-            raise NonFiniteError(
-                f"{self.last_report}: nothing is left to learn from. The environment gives no finite numbers; "
-                "check its reset and its reward with a random policy first"
+            blame = self._broken_weights() or (
+                "The environment gives no finite numbers; check its reset and its reward with a random policy first"
             )
+            raise NonFiniteError(f"{self.last_report}: nothing is left to learn from. {blame}")
         logger.warning("%s", self.last_report)
         return True
+
+    def _broken_weights(self) -> str:
+        """A sentence if the policy itself is to blame, else ""."""
+        broken = [name for name, x in self.policy.state_dict().items() if not bool(torch.isfinite(x).all())]
+        if not broken:
+            return ""
+        return (
+            f"The policy is to blame, not the environment: {broken[0]} holds numbers that are not finite. Go back to "
+            "an older checkpoint with a lower ppo.optimizer.learning_rate"
+        )
 
     def _rewards(self, rollout: TensorDict, masked: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Total reward of the rollout, what each contributed, and the seconds each part took."""
@@ -335,6 +357,7 @@ class PPO:
             "reward_scaler": self.reward_scaler,
             "value_normalizer": self.value_normalizer,
             "episodes": self.episodes,
+            "finiteness": self.finiteness,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -357,7 +380,8 @@ class PPO:
         if missing:
             raise ValueError(f"the checkpoint has parts {sorted(state['parts'])}, the run has {sorted(self.parts)}")
         for name, module in self._modules().items():
-            _load(module, state[name], name)
+            if name != "finiteness" or name in state:  # younger than the first checkpoints
+                _load(module, state[name], name)
         for name, part in self.parts.items():
             part.load_training_state(state["parts"][name])
         self.iteration, self.env_steps = state["counters"]["iteration"], state["counters"]["env_steps"]

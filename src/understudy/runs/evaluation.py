@@ -25,6 +25,7 @@ class EvaluationResult:
     seed: int
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    broken_steps: int = 0  # steps with a NaN, infinite or absurd number, which counts as 0
     video: str | None = None  # path of the film, if one was made
     video_error: str | None = None  # why filming failed, if it did
 
@@ -58,9 +59,10 @@ class EvaluationResult:
     def sentence(self) -> str:
         """One line for people."""
         how = "deterministic" if self.deterministic else "sampled"
+        broken = f"; {self.broken_steps} steps held broken numbers, taken for 0" if self.broken_steps else ""
         return (
             f"return {self.mean_return:.1f} ± {self.std_return:.1f} "
-            f"({self.episodes} {how} episodes of {self.mean_length:.0f} steps on average)"
+            f"({self.episodes} {how} episodes of {self.mean_length:.0f} steps on average{broken})"
         )
 
     def metrics(self) -> dict[str, float]:

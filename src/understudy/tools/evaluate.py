@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from understudy.tools.play import (
     play,
     undisturbed,
 )
+from understudy.types import NonFiniteError
+
+logger = logging.getLogger(__name__)
 
 MAX_ENVS = ENVPOOL_FROM
 """Environments stepped at once: more only pay off with more episodes than anyone evaluates."""
@@ -51,9 +55,11 @@ def evaluate(
     disk may import, as in `us.load`.
 
     Each environment owes a fixed number of episodes, so that short episodes, which end sooner, are not
-    over-represented. The same seed gives the same result; torch's global random state is left as it was.
+    over-represented. Broken numbers (NaN, infinite, absurd) are taken for 0, as in training, and `broken_steps` counts
+    them. The same seed gives the same result; torch's global random state is left as it was.
     A film that fails does not fail the evaluation: `video_error` says why. Raises ValueError for no episodes and
-    no environment, ImportError that names the extra to install for filming.
+    no environment, NonFiniteError where nothing sound came or the policy itself is broken, ImportError that names the
+    extra to install for filming.
     """
     check_episodes(episodes)
     if video is not None:
@@ -63,10 +69,21 @@ def evaluate(
     with undisturbed(policy, seed):
         with opened(copies, device_of(policy), seed, OWN_ENV) as played_in:
             finished: list[list[tuple[float, int]]] = [[] for _ in range(played_in.num_envs)]
+            broken = 0
             for moment in play(played_in, PolicyActor(policy, deterministic), episodes, seed):
                 for n in np.flatnonzero(moment.kept):
-                    finished[n].append((float(moment.returns[n]), int(moment.lengths[n])))
-        result = EvaluationResult.of([episode for done in finished for episode in done], deterministic, seed)
+                    broken += int(moment.broken[n])
+                    if moment.broken[n] < moment.lengths[n]:
+                        finished[n].append((float(moment.returns[n]), int(moment.lengths[n])))
+        played = [episode for done in finished for episode in done]
+        if not played:
+            raise NonFiniteError(
+                f"all {broken} steps of {episodes} episodes held numbers that are not finite, or absurd: there is "
+                "nothing to score. Check the environment's observations and rewards with a random policy"
+            )
+        result = dataclasses.replace(EvaluationResult.of(played, deterministic, seed), broken_steps=broken)
+        if broken:
+            logger.warning("evaluation: %s", result.sentence())
     return result if video is None else filmed(result, policy, env, Path(video))
 
 

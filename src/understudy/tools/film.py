@@ -1,4 +1,4 @@
-"""Filming a policy: one rendered episode as MP4. What goes wrong while filming is reported, not raised."""
+"""Filming a policy: rendered episodes as MP4. What goes wrong while filming is reported, not raised."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from understudy.tools.play import Actor, PolicyActor, device_of, play, undisturb
 FILM_SECONDS = 30.0
 """A longer episode is cut here: drawing without a GPU takes longer than training the demo did."""
 
+LEAST_SECONDS = 5.0
+"""Where the first episode is shorter, the film goes on with further ones."""
+
 DEFAULT_FPS = 30.0
 SMOOTH_FPS = 50.0  # faster simulations are filmed every k-th step: nobody sees more, and rendering is the slow part
 
@@ -46,7 +49,7 @@ def check_video_packages() -> None:
 
 
 def film(policy: Policy, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
-    """Play one episode with rendering and write it to `path` (MP4, H.264), `FILM_SECONDS` at most.
+    """Play with rendering and write it to `path` (MP4, H.264): `LEAST_SECONDS` to `FILM_SECONDS` of episodes.
 
     `env` is an `EnvConfig`, of which one copy is made, or an environment with a `render` method. Never raises: returns
     the reason why there is no film, None if there is one.
@@ -103,9 +106,12 @@ def _record(actor: Actor, stage: _Stage, path: Path, seed: int) -> None:
         return actor(obs, is_first)
 
     with writer:
-        for moment in itertools.islice(play(stage.env, draw_and_act, 1, seed), round(FILM_SECONDS * stage.fps)):
-            if moment.over[0]:
-                break  # of many copies, another may need longer
+        many = round(FILM_SECONDS * stage.fps)  # episodes of a step at least, of the first copy
+        for count, moment in enumerate(
+            itertools.islice(play(stage.env, draw_and_act, many * stage.env.num_envs, seed), many)
+        ):
+            if moment.over[0] and count + 1 >= LEAST_SECONDS * stage.fps:
+                break
 
 
 def _simplify_drawing(env: gym.Env[Any, Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,10 +17,21 @@ from torch import Tensor, nn
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly
 from understudy.envs.registry import EnvConfig, as_vec_env
+from understudy.nn.normalization import ABSURD, BEYOND_USE, without_faults
 from understudy.nn.protocol import Policy
+from understudy.types import NonFiniteError
 
-STEP_LIMIT = 100_000
+logger = logging.getLogger(__name__)
+
+STEP_LIMIT = 30_000
 """Steps after which an episode counts as it stands, so that an environment without an end cannot hang a training."""
+
+_PROGRESS_SECONDS = 20.0
+"""Time between two lines about a play that takes long."""
+_PATIENCE = 1_000
+"""Steps without a sound number after which there will be none."""
+_RETRIES = 10
+"""Episodes with broken numbers for each one asked for, before a play for whole episodes gives up."""
 
 OWN_ENV = "; if the run was trained on an environment of your own, give that again (env=...)"
 """Hint where a run's config does not lead to its environment."""
@@ -40,54 +54,130 @@ class PolicyActor:
             self.state = fresh if self.state is None else torch.where(is_first.unsqueeze(-1), fresh, self.state)
         action: Tensor
         action, self.state = self.policy.act(obs, self.state, deterministic=self.deterministic)
+        if action.is_floating_point() and not bool(torch.isfinite(action).all()):
+            raise NonFiniteError(
+                "the policy returned an action that is not finite for an observation that is: its weights hold NaN or "
+                "infinity, or its forward divides by zero. Use an older checkpoint"
+            )
         return action
+
+    def sane(self, obs: TensorDict) -> TensorDict:
+        """The observation with 0 in place of what the policy's training would have left out."""
+        return self.policy.sane(obs) if isinstance(self.policy, Policy) else obs
 
 
 class Moment(NamedTuple):
     """One step of N environments, and the episodes that it ended."""
 
-    obs: TensorDict  # [N], a copy: what was acted on
+    obs: TensorDict  # [N], a copy: what was acted on, with 0 in place of broken numbers
     is_first: Tensor  # [N] bool
     action: Tensor  # [N, *A], executed
     step: Step
+    rewards: np.ndarray  # [N] float64, 0 in place of broken ones
     returns: np.ndarray  # [N] float64, of the running episodes, this step included
     lengths: np.ndarray  # [N] int64, the same
+    broken: np.ndarray  # [N] int64, how many of these steps touched a number that is NaN, infinite or absurd
     over: np.ndarray  # [N] bool: the episode ended with this step, or is cut there
     kept: np.ndarray  # [N] bool: it did, and is one of those asked for
 
 
 @torch.no_grad()
 def play(
-    env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 0, longest: int | None = None
+    env: VecEnv,
+    act: Actor,
+    episodes: int,
+    seed: int,
+    *,
+    min_steps: int = 0,
+    longest: int | None = None,
+    sound: bool = False,
 ) -> Iterator[Moment]:
     """Play from a reset until `episodes` whole episodes, of at least `min_steps` steps together, are over.
 
     An episode of `longest` steps (None: STEP_LIMIT) counts as it stands.
 
     Each environment owes its share of the episodes, so that short ones, which end sooner, are not over-represented.
-    The environment is left in the middle of others: reset it before you use it again.
+    With `sound`, only episodes without a broken number are kept. The environment is left in the middle of others:
+    reset it before you use it again. Says how far it is every 20 seconds. Raises NonFiniteError where the environment
+    gives no sound numbers, or hardly an episode of them.
     """
-    owed, steps = np.array(quotas(episodes, env.num_envs)), 0
+    owed, steps, total, N = np.array(quotas(episodes, env.num_envs)), 0, 0, env.num_envs
+    returns, lengths, broken = np.zeros(N), np.zeros(N, dtype=np.int64), np.zeros(N, dtype=np.int64)
+    judge, spoilt, healthy, told, cut = _RewardJudge(), 0, False, time.monotonic(), False
     longest = STEP_LIMIT if longest is None else longest
-    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     gate = Gate(env)
-    obs, is_first = gate.reset(seed), torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    obs, is_first = gate.reset(seed), torch.ones(N, dtype=torch.bool, device=env.device)
     while steps < min_steps or owed.any():
-        before = obs.clone()  # a step may rewrite the tensors that the last one returned
+        before, bad = _sound(obs, act)
         action = act(before, is_first)
         step = gate.step(action)
         ended = step.terminated | step.truncated
-        returns += step.reward.double().cpu().numpy()
-        lengths += 1 if step.valid is None else step.valid.cpu().numpy()  # False: the row only reset its environment
+        valid = np.ones(N, dtype=bool) if step.valid is None else step.valid.cpu().numpy()  # False: only a reset
+        rewards, bad_reward = judge(step.reward.double().cpu().numpy())
+        returns += rewards
+        lengths += valid
         over = ended.cpu().numpy() | (lengths >= longest)
+        if over.any():  # elsewhere the next step looks at the observation
+            final = _sound(step.obs, act)[1] if step.final_obs is None else _sound(step.final_obs, act)[1]
+            bad |= over & np.where(ended.cpu().numpy(), final, _sound(step.obs, act)[1])
+        broken += valid & (bad | bad_reward)
+        total, healthy = total + 1, healthy or bool((valid & ~bad & ~bad_reward).any())
+        if not healthy and total >= _PATIENCE:
+            raise NonFiniteError(f"the environment gave no sound number in {total:,} steps: {_CHECK}")
         kept = np.zeros_like(over)
         for n in np.flatnonzero(over):
-            kept[n] = owed[n] > 0 or steps < min_steps
-            owed[n] -= owed[n] > 0
+            kept[n] = (owed[n] > 0 or steps < min_steps) and not (sound and broken[n])
+            spoilt += bool(sound and broken[n])
+            owed[n] -= owed[n] > 0 and kept[n]
             steps += int(lengths[n] * kept[n])
-        yield Moment(before, is_first, action, step, returns, lengths, over, kept)
-        returns[over], lengths[over] = 0.0, 0
+        if spoilt > _RETRIES * episodes:
+            raise NonFiniteError(f"{spoilt} episodes held numbers that are not finite, or absurd: {_CHECK}")
+        if not cut and longest == STEP_LIMIT and (lengths >= longest).any():
+            cut = True
+            logger.warning("an episode is cut at %s steps: give the environment a time limit", f"{STEP_LIMIT:,}")
+        if time.monotonic() - told > _PROGRESS_SECONDS:
+            told = time.monotonic()
+            logger.warning(
+                "%d of %d episodes are still to be played after %s steps", owed.sum(), episodes, f"{total:,}"
+            )
+        yield Moment(before, is_first, action, step, rewards, returns, lengths, broken, over, kept)
+        returns[over], lengths[over], broken[over] = 0.0, 0, 0
         obs, is_first = step.obs, ended if step.valid is None else ended | ~step.valid
+    if spoilt:
+        logger.warning("%d episodes with numbers that are not finite, or absurd, were left out", spoilt)
+
+
+_CHECK = "check its observations and rewards with a random policy"
+
+
+def _sound(obs: TensorDict, act: Actor) -> tuple[TensorDict, np.ndarray]:
+    """A copy `[N]` with 0 in place of broken numbers, and in which rows there were some."""
+    bad = np.zeros(len(obs), dtype=bool)
+    clean = obs.clone()  # a step may rewrite the tensors that the last one returned
+    if isinstance(act, PolicyActor):
+        clean = act.sane(clean)
+    clean = clean.apply(without_faults)  # type: ignore[assignment]
+    for key, x in obs.items(True, True):
+        if x.is_floating_point():
+            bad |= (x.float() != clean.get(key).float()).flatten(1).any(1).cpu().numpy()
+    return clean, bad
+
+
+class _RewardJudge:
+    """Puts 0 in place of rewards that are not finite, or absurd beside the usual size of all rewards so far."""
+
+    def __init__(self) -> None:
+        self.logs = self.count = self.zeros = 0.0
+
+    def __call__(self, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rewards `[N]`, and where they were broken."""
+        sizes = np.abs(np.nan_to_num(rewards, nan=0.0, posinf=0.0, neginf=0.0))
+        self.logs += float(np.log(np.maximum(sizes, 1.0)).sum())
+        there = np.count_nonzero(sizes)
+        self.count, self.zeros = self.count + there, self.zeros + len(sizes) - there
+        usual = math.exp(self.logs / max(self.count + min(self.zeros, 8.0), 1.0))
+        bad = ~(np.abs(rewards) <= min(ABSURD * usual, BEYOND_USE))
+        return np.where(bad, 0.0, rewards), bad
 
 
 def quotas(episodes: int, num_envs: int) -> list[int]:

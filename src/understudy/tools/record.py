@@ -58,14 +58,14 @@ def record_episodes(
     min_steps: int = 0,
     longest: int | None = None,
 ) -> list[Episode]:
-    """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
+    """Play until `episodes` sound whole episodes of at least `min_steps` steps together are over, as `play`.
 
     The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones. Episodes
     with numbers that are not finite are left out, with a warning; ValueError where all have some.
     """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
     finished: list[list[Episode]] = [[] for _ in tracks]
-    for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest):
+    for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest, sound=True):
         if label is not None:
             moment = moment._replace(action=label(moment.obs, moment.is_first))
         for n, episode in _follow(tracks, moment):
@@ -108,7 +108,7 @@ def _follow(tracks: Sequence[_Track], moment: Moment) -> list[tuple[int, Episode
     """Append one step to every track; the environments whose episode it ended, with these episodes."""
     step, keys = moment.step, list(tracks[0].observations)
     rows = {key: moment.obs.get(key).cpu().numpy() for key in keys}
-    actions, rewards = moment.action.cpu().numpy(), step.reward.cpu()
+    actions, rewards = moment.action.cpu().numpy(), moment.rewards
     terminated = step.terminated.cpu().tolist()
     valid = [True] * len(tracks) if step.valid is None else step.valid.cpu().tolist()
     over = []
