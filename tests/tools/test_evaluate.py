@@ -20,6 +20,7 @@ from understudy.tools import film as video
 from understudy.tools import play
 from understudy.tools.evaluate import evaluate
 from understudy.tools.play import quotas
+from understudy.types import NonFiniteError
 
 
 class CountingEnv:
@@ -124,6 +125,67 @@ def test_endless_episodes_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.lengths == (50,)
 
 
+class Faulty(CountingEnv):
+    """Some of the numbers are broken, from the third step on."""
+
+    def __init__(self, num_envs: int, what: str, value: float, **options: bool) -> None:
+        super().__init__(num_envs, **options)
+        self.what, self.value, self.steps = what, value, 0
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        self.steps += 1
+        if self.what == "all":
+            step.obs["policy"].fill_(self.value)
+            return step._replace(reward=torch.full_like(step.reward, self.value))
+        if self.steps % 3 == 0:
+            (step.obs["policy"] if self.what == "obs" else step.reward)[-1] = self.value
+        return step
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 1e38, 1e20])
+@pytest.mark.parametrize("what", ["obs", "reward"])
+def test_broken_numbers_count_as_zero_and_are_counted(
+    what: str, value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = evaluate(Ones(), env=Faulty(2, what, value), episodes=8)  # type: ignore[arg-type]
+    # environment 1 plays four episodes of two steps; without final observations, the next first one stands for it
+    assert result.broken_steps == (3 if what == "obs" else 2)
+    assert result.returns[4:] == ((20.0,) * 4 if what == "obs" else (20.0, 10.0, 10.0, 20.0))
+    assert "steps held broken numbers" in caplog.text
+    assert "broken" in result.sentence()
+    assert evaluate(Ones(), env=CountingEnv(1), episodes=8).broken_steps == 0  # type: ignore[arg-type]
+
+
+def test_nothing_but_nan_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NonFiniteError, match="nothing to score"):
+        evaluate(Ones(), env=Faulty(2, "all", math.nan), episodes=2)  # type: ignore[arg-type]
+    monkeypatch.setattr(play, "_PATIENCE", 20)
+    with pytest.raises(NonFiniteError, match="no sound number in 20 steps"):
+        evaluate(Ones(), env=Faulty(1, "all", math.nan, endless=True), episodes=1)  # type: ignore[arg-type]
+
+
+def test_a_broken_policy_is_to_blame_itself() -> None:
+    env = CountingEnv(1)
+    policy = ActorCritic(env.observation_space, env.action_space, PolicyConfig(hidden_sizes=(4,)))
+    with torch.no_grad():
+        policy.head.linear.bias.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="the policy returned an action that is not finite"):
+        evaluate(policy, env=env, episodes=1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38, 1e12])
+def test_acting_with_a_memory_forgets_a_broken_number(bad: float) -> None:
+    space = spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (3,), np.float32)})
+    torch.manual_seed(0)
+    policy = ActorCritic(space, spaces.Box(-1.0, 1.0, (2,)), PolicyConfig(memory="lstm", memory_size=4))
+    policy.update_normalizers(TensorDict({"policy": torch.randn(64, 3)}, [64]))
+    poisoned, zeroed = np.array([0.5, bad, -1.0], np.float32), np.array([0.5, 0.0, -1.0], np.float32)
+    (action, state), (expected, clean) = policy.act(poisoned), policy.act(zeroed)
+    assert np.array_equal(action, expected)
+    assert torch.equal(state, clean)  # type: ignore[arg-type]
+
+
 def test_no_episodes_is_an_error() -> None:
     with pytest.raises(ValueError, match="episodes is 0"):
         evaluate(Ones(), env=CountingEnv(1), episodes=0)  # type: ignore[arg-type]
@@ -209,7 +271,8 @@ def test_film_is_an_mp4_of_even_size_and_sane_frame_rate(tmp_path, monkeypatch: 
     path = tmp_path / "new" / "film.mp4"
     film = video.film(policy.eval(), config, path, 0, True)
     assert film is None
-    assert env.rendered == 4  # 100 frames/s are filmed at 50: before steps 0, 2, 4 and 6
+    # 100 frames/s are filmed at 50, every second step of 72 episodes of 7: the first ones that last five seconds
+    assert env.rendered == 72 * 7 / 2
     reader = imageio.get_reader(path)
     assert reader.get_meta_data()["fps"] == 50.0
     assert reader.get_meta_data()["size"] == (96, 64)

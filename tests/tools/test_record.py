@@ -71,6 +71,25 @@ def test_episodes_with_nan_are_left_out_and_it_is_said_whose_they_are(scripted_e
         play()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), 1e38])
+@pytest.mark.parametrize("what", ["obs", "reward", "final"])
+def test_only_sound_episodes_are_recorded(scripted_env: Any, what: str, bad: float) -> None:
+    def edit(t: int, step: Any) -> Any:
+        if t == 2 and what == "final":
+            step.final_obs["policy"][0, 1] = bad
+        elif t == 1 and what == "obs":
+            step.obs["policy"][0, 1] = bad
+        elif t == 1:
+            step.reward[0] = bad if what == "reward" else step.reward[0]
+        return step
+
+    env = scripted_env(1, ends=lambda t, n: "terminated" if t % 3 == 2 else "", edit=edit)
+    episodes = record_episodes(env, lambda obs, _: torch.zeros(1, 2), 2, seed=0)
+    assert len(episodes) == 1  # the first one was left out
+    seen = env.seen[3]["policy"][0]
+    assert torch.equal(torch.as_tensor(episodes[0].observations["policy",][0]), seen)
+
+
 def test_a_policy_with_a_memory_starts_each_episode_afresh() -> None:
     env = PointMass(3, max_episode_steps=5)
     torch.manual_seed(0)

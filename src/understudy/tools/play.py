@@ -30,8 +30,6 @@ _PROGRESS_SECONDS = 20.0
 """Time between two lines about a play that takes long."""
 _PATIENCE = 1_000
 """Steps without a sound number after which there will be none."""
-_RETRIES = 10
-"""Episodes with broken numbers for each one asked for, before a play for whole episodes gives up."""
 
 OWN_ENV = "; if the run was trained on an environment of your own, give that again (env=...)"
 """Hint where a run's config does not lead to its environment."""
@@ -73,7 +71,6 @@ class Moment(NamedTuple):
     is_first: Tensor  # [N] bool
     action: Tensor  # [N, *A], executed
     step: Step
-    rewards: np.ndarray  # [N] float64, 0 in place of broken ones
     returns: np.ndarray  # [N] float64, of the running episodes, this step included
     lengths: np.ndarray  # [N] int64, the same
     broken: np.ndarray  # [N] int64, how many of these steps touched a number that is NaN, infinite or absurd
@@ -83,27 +80,19 @@ class Moment(NamedTuple):
 
 @torch.no_grad()
 def play(
-    env: VecEnv,
-    act: Actor,
-    episodes: int,
-    seed: int,
-    *,
-    min_steps: int = 0,
-    longest: int | None = None,
-    sound: bool = False,
+    env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 0, longest: int | None = None
 ) -> Iterator[Moment]:
     """Play from a reset until `episodes` whole episodes, of at least `min_steps` steps together, are over.
 
     An episode of `longest` steps (None: STEP_LIMIT) counts as it stands.
 
     Each environment owes its share of the episodes, so that short ones, which end sooner, are not over-represented.
-    With `sound`, only episodes without a broken number are kept. The environment is left in the middle of others:
-    reset it before you use it again. Says how far it is every 20 seconds. Raises NonFiniteError where the environment
-    gives no sound numbers, or hardly an episode of them.
+    The environment is left in the middle of others: reset it before you use it again. Says how far it is every 20
+    seconds. Raises NonFiniteError where the environment gives no sound numbers.
     """
     owed, steps, total, N = np.array(quotas(episodes, env.num_envs)), 0, 0, env.num_envs
     returns, lengths, broken = np.zeros(N), np.zeros(N, dtype=np.int64), np.zeros(N, dtype=np.int64)
-    judge, spoilt, healthy, told, cut = _RewardJudge(), 0, False, time.monotonic(), False
+    judge, healthy, told, cut = _RewardJudge(), False, time.monotonic(), False
     longest = STEP_LIMIT if longest is None else longest
     gate = Gate(env)
     obs, is_first = gate.reset(seed), torch.ones(N, dtype=torch.bool, device=env.device)
@@ -126,12 +115,9 @@ def play(
             raise NonFiniteError(f"the environment gave no sound number in {total:,} steps: {_CHECK}")
         kept = np.zeros_like(over)
         for n in np.flatnonzero(over):
-            kept[n] = (owed[n] > 0 or steps < min_steps) and not (sound and broken[n])
-            spoilt += bool(sound and broken[n])
-            owed[n] -= owed[n] > 0 and kept[n]
+            kept[n] = owed[n] > 0 or steps < min_steps
+            owed[n] -= owed[n] > 0
             steps += int(lengths[n] * kept[n])
-        if spoilt > _RETRIES * episodes:
-            raise NonFiniteError(f"{spoilt} episodes held numbers that are not finite, or absurd: {_CHECK}")
         if not cut and longest == STEP_LIMIT and (lengths >= longest).any():
             cut = True
             logger.warning("an episode is cut at %s steps: give the environment a time limit", f"{STEP_LIMIT:,}")
@@ -140,11 +126,9 @@ def play(
             logger.warning(
                 "%d of %d episodes are still to be played after %s steps", owed.sum(), episodes, f"{total:,}"
             )
-        yield Moment(before, is_first, action, step, rewards, returns, lengths, broken, over, kept)
+        yield Moment(before, is_first, action, step, returns, lengths, broken, over, kept)
         returns[over], lengths[over], broken[over] = 0.0, 0, 0
         obs, is_first = step.obs, ended if step.valid is None else ended | ~step.valid
-    if spoilt:
-        logger.warning("%d episodes with numbers that are not finite, or absurd, were left out", spoilt)
 
 
 _CHECK = "check its observations and rewards with a random policy"

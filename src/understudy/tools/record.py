@@ -48,6 +48,9 @@ def scripted_expert(env: VecEnv) -> Actor:
     return lambda obs, _: obs[EXPERT_GROUP]
 
 
+_BROKEN = "observations or rewards are NaN, infinite or absurd"
+
+
 def record_episodes(
     env: VecEnv,
     act: Actor,
@@ -58,21 +61,22 @@ def record_episodes(
     min_steps: int = 0,
     longest: int | None = None,
 ) -> list[Episode]:
-    """Play until `episodes` sound whole episodes of at least `min_steps` steps together are over, as `play`.
+    """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
 
     The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones. Episodes
-    with numbers that are not finite are left out, with a warning; ValueError where all have some.
+    with numbers that are not finite, or absurd, are left out, with a warning; ValueError where all have some.
     """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
-    finished: list[list[Episode]] = [[] for _ in tracks]
-    for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest, sound=True):
+    finished: list[list[tuple[Episode, bool]]] = [[] for _ in tracks]
+    for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest):
         if label is not None:
             moment = moment._replace(action=label(moment.obs, moment.is_first))
         for n, episode in _follow(tracks, moment):
             if moment.kept[n]:
-                finished[n].append(episode)
-    played = [episode for done in finished for episode in done]
-    flaws = {k: flaw for k, episode in enumerate(played) if (flaw := episode.flaw())}
+                finished[n].append((episode, bool(moment.broken[n])))
+    played = [episode for done in finished for episode, _ in done]
+    broken = [_BROKEN * flag for done in finished for _, flag in done]
+    flaws = {k: flaw for k, episode in enumerate(played) if (flaw := episode.flaw() or broken[k])}
     if flaws:
         k, flaw = next(iter(flaws.items()))
         said = f"left out {len(flaws)} of {len(played)} episodes with numbers that are not finite (episode {k}, {flaw})"
@@ -108,7 +112,7 @@ def _follow(tracks: Sequence[_Track], moment: Moment) -> list[tuple[int, Episode
     """Append one step to every track; the environments whose episode it ended, with these episodes."""
     step, keys = moment.step, list(tracks[0].observations)
     rows = {key: moment.obs.get(key).cpu().numpy() for key in keys}
-    actions, rewards = moment.action.cpu().numpy(), moment.rewards
+    actions, rewards = moment.action.cpu().numpy(), step.reward.cpu()
     terminated = step.terminated.cpu().tolist()
     valid = [True] * len(tracks) if step.valid is None else step.valid.cpu().tolist()
     over = []
