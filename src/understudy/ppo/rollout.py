@@ -348,7 +348,10 @@ class Collector:
         return {"is_first": self.is_first} | ({} if self.state is None else {"state": self.state})
 
     def load_state_dict(self, state: Mapping[str, Tensor], obs: TensorDict) -> None:
-        """Restore what `state_dict` returned; `obs` is what the environment shows now."""
+        """Restore what `state_dict` returned, or raise ValueError; `obs` is what the environment shows now."""
+        for name, x in self.state_dict().items():
+            if (state[name].shape, state[name].dtype) != (x.shape, x.dtype):
+                raise ValueError(f"{name} is {state[name].dtype} {[*state[name].shape]}, not {x.dtype} {[*x.shape]}")
         self.obs, self.is_first = self.gate.resume(obs), state["is_first"].to(self.env.device)
         if self.state is not None:
             self.state = state["state"].to(self.env.device)

@@ -141,7 +141,10 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
         payload["path"] = path
         payload["stored"] = parse_yaml(decode(str, payload["config"], "config"))
         payload.setdefault("policy", payload["stored"]["policy"])  # had no description of its own in early 0.1.0
-        return decode(Checkpoint, payload, "")
+        checkpoint = decode(Checkpoint, payload, "")
+        if ("env" in checkpoint.state) != ("collector" in checkpoint.state):
+            raise ValueError("state has only one of env and collector")
+        return checkpoint
 
 
 def save_checkpoint(path: Path, kind: str, payload: Mapping[str, Any]) -> None:

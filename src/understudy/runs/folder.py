@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -106,10 +107,12 @@ class RunFolder:
 
     def starts(self) -> list[Start]:
         """The records of all starts so far; none, and a warning, where they are damaged: nothing depends on them."""
-        if not self.provenance.exists():
+        if not os.path.lexists(self.provenance):
             return []
         try:
             with parsing(self.provenance, "the starts before this one are forgotten"):
+                if not self.provenance.is_file():
+                    raise ValueError("it is not a file")
                 return decode(list[Start], parse_json(self.provenance.read_bytes()), "the list of starts")
         except ValueError as error:
             logger.warning("%s", error)

@@ -55,8 +55,11 @@ class BatchedTask(ABC):
         return {**{name: getattr(self, name) for name in self.STATE}, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises ValueError for another shape or dtype."""
         for name in self.STATE:
+            x = getattr(self, name)
+            if (state[name].shape, state[name].dtype) != (x.shape, x.dtype):
+                raise ValueError(f"{name} is {state[name].dtype} {[*state[name].shape]}, not {x.dtype} {[*x.shape]}")
             setattr(self, name, state[name].to(self.device, copy=True))
         self.generator.set_state(state["generator"].cpu())
 
