@@ -322,6 +322,22 @@ def test_a_file_allows_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert Path("imported").exists()  # and has no such network
 
 
+def test_a_files_loss_of_an_estimator_asks_for_consent(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text(
+        "env: {segments: {policy: {place: 1, rest: 3}}}\n"
+        "policy: {estimators: {e: {targets: [policy/place]}}}\n"
+        "parts: {e: {part: estimator, loss: 'my_trap:loss'}}\n"
+    )
+    code, _, err = run(capsys, "train", "ppo", "--config", "mine.yaml", *TINY)
+    assert code == 2
+    assert "parts.e.loss is 'my_trap:loss', which would import the module 'my_trap'" in " ".join(err.split())
+    assert not Path("imported").exists()
+    code, _, err = run(capsys, "train", "ppo", "--config", "mine.yaml", *TINY, "--allow-import", "my_trap")
+    assert code == 2
+    assert "my_trap" in err
+    assert Path("imported").exists()  # and has no such loss
+
+
 def test_demonstrations_choose_no_code(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "record", "--expert", "PoisonedDoors-v0", "--episodes", "2", "--output", "doors.npz")
     assert code == 0, err

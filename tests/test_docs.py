@@ -227,6 +227,7 @@ def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"<!--.*?-->", "", prose(page), flags=re.DOTALL)):
         if not target.startswith("http"):
             path, _, anchor = target.partition("#")
+            path = re.sub(r"^(\.\./)?src/understudy", str(Path(us.__file__).parent), path)  # or where it is installed
             linked = (page.parent / path).resolve() if path else page
             assert linked.exists(), f"{name} links {target}, which does not exist"
             headings = (
