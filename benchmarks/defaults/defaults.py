@@ -99,7 +99,8 @@ class Defaults(table.Question[Job]):
 
     def report(self, results: Sequence[Result]) -> str:
         """Mean and standard deviation over seeds, side by side, and where ours is at least theirs."""
-        columns = [(steps, library) for steps in self.args.steps for library in (OURS, THEIRS)]
+        known = {(row["steps"], row["library"]) for row in results}
+        columns = [c for steps in self.args.steps for c in ((steps, OURS), (steps, THEIRS)) if c in known]
         lines = [
             "# Training with nothing said",
             "",
@@ -111,10 +112,10 @@ class Defaults(table.Question[Job]):
             found = {column: scores(results, env, *column) for column in columns}
             lines.append(line(env, *(shown(found[column]) for column in columns)))
             for steps, ahead in verdicts.items():
-                if found[steps, OURS] and found[steps, THEIRS]:
+                if found.get((steps, OURS)) and found.get((steps, THEIRS)):
                     ahead.append(statistics.fmean(found[steps, OURS]) >= statistics.fmean(found[steps, THEIRS]))
         told = ", ".join(
-            f"at {steps // 1000}k steps in {sum(ahead)} of {len(ahead)} tasks" for steps, ahead in verdicts.items()
+            f"in {sum(x)} of {len(x)} tasks at {steps // 1000}k steps" for steps, x in verdicts.items() if x
         )
         versions = sorted({row["version"] for row in results if row["library"] == THEIRS})
         lines += [
@@ -122,7 +123,7 @@ class Defaults(table.Question[Job]):
             "`understudy train ppo --env.id TASK --total-steps N` beside Stable-Baselines3's "
             f'`PPO("MlpPolicy", TASK).learn(N)`: mean return of {EPISODES} deterministic episodes of the final policy, '
             f"mean ± standard deviation over seeds (how many, in brackets; {len(results)} training runs in all). Where "
-            f"both are known, understudy's mean is at least Stable-Baselines3's {told}.",
+            f"both are known, understudy's mean is at least Stable-Baselines3's: {told or 'nowhere yet'}.",
             "",
             f"{', '.join(versions) or 'Stable-Baselines3 not run'}; "
             + self.measured([{"revision": r["version"]} for r in results if r["library"] == OURS], *PACKAGES),

@@ -102,7 +102,10 @@ class PPOConfig(Config):
             if on
         ]
         if len(movers) > 1:
-            raise ValueError(f"at most one mechanism may change the learning rate, got {' and '.join(movers)}")
+            raise ValueError(
+                f"at most one mechanism may change the learning rate, got {' and '.join(movers)}: drop one ("
+                "instead of a schedule give optimizer.learning_rate a number such as 3e-4)"
+            )
 
     @property
     def last_gamma(self) -> float:
