@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from understudy import data, envs, interop, nn, parts, ppo, recipes, runs, tools, training
     from understudy.core.schedules import Schedule
     from understudy.data.motions.library import MotionsConfig
+    from understudy.envs.check_env import check_env
     from understudy.envs.registry import EnvConfig, make_env, register_env
     from understudy.interop.clip_ppo_loss import ClipPPOLoss
     from understudy.nn.estimator import EstimatorHeadConfig
@@ -85,6 +86,7 @@ _HOMES = {
     "TrainConfig": "runs.config",
     "Updates": "ppo.part",
     "Weights": "ppo.part",
+    "check_env": "envs.check_env",
     "evaluate": "tools.evaluate",
     "gae": "ppo.returns",
     "gradient_step": "ppo.optim",
@@ -136,6 +138,7 @@ __all__ = [
     "Updates",
     "Weights",
     "__version__",
+    "check_env",
     "data",
     "envs",
     "evaluate",
