@@ -13,6 +13,7 @@ from torch import Tensor
 
 from understudy.core.spaces import find_components
 from understudy.nn.heads import DistributionConfig
+from understudy.nn.networks import EncoderConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
 
 
@@ -208,3 +209,14 @@ def test_components_of_a_name() -> None:
     assert list(find_components(GROUPS, "policy")) == [("policy", "height"), ("policy", "speed")]
     assert list(find_components(GROUPS, "policy/speed")) == [("policy", "speed")]
     assert list(find_components(GROUPS, "critic")) == [("critic",)]
+
+
+@pytest.mark.parametrize("encoder", [EncoderConfig(), EncoderConfig(embedding_size=4)], ids=["one-hot", "embedding"])
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_the_layout_of_a_policy_can_be_built_without_memory(encoder: EncoderConfig, memory: Any) -> None:
+    """Reading a checkpoint compares layouts first, so every encoder must be made on the device "meta"."""
+    groups = {"a": spaces.Discrete(5, start=2), "b": spaces.MultiDiscrete([3, 4]), "c": spaces.MultiBinary(3)}
+    config = PolicyConfig(encoder=encoder, memory=memory)
+    with torch.device("meta"):
+        layout = ActorCritic(spaces.Dict({"policy": spaces.Dict(groups)}), spaces.Discrete(2), config).state_dict()
+    assert {x.device.type for x in layout.values()} == {"meta"}

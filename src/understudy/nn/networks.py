@@ -232,7 +232,7 @@ class OneHotEncoder(Encoder):
     def __init__(self, nvec: Sequence[int], start: Sequence[int], ndim: int) -> None:
         super().__init__()
         self.ndim = ndim
-        self.register_buffer("owner", torch.arange(len(nvec)).repeat_interleave(torch.tensor(nvec)), persistent=False)
+        self.register_buffer("owner", torch.tensor([k for k, n in enumerate(nvec) for _ in range(n)]), persistent=False)
         columns = [torch.arange(low, low + n) for n, low in zip(nvec, start)]
         self.register_buffer("value", torch.cat(columns), persistent=False)
         self.out_features = sum(nvec)
