@@ -263,9 +263,9 @@ class Campaign:
                 check_whole(run)
             except Exception as error:
                 return moment, f"a torn file: {type(error).__name__}: {error}"
+            if (run / "evaluation.json").exists():
+                return TOO_LATE, ""
             start = self.go_on
-        if (run / "evaluation.json").exists():
-            return TOO_LATE, ""
         code = end(begin(lambda: self.go_on(name, run), log))
         if what == "folder deleted" and "is gone, so the training cannot continue" in log.read_text():
             return moment, ""  # DAgger's rounds were in it
