@@ -124,6 +124,21 @@ def test_a_signal_in_the_last_iteration_leaves_the_evaluation_for_later(
     assert [row["step"] for row in again.metrics] == [STEPS * n for n in range(1, 7)]
 
 
+def test_a_signal_during_the_last_evaluation_does_not_cost_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop.evaluate
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", stopped)
+    run = train(point(tmp_path))
+    assert run.evaluation is not None
+    assert json.loads((run.path / "evaluation.json").read_text())["mean_return"] == run.evaluation.mean_return
+
+
 # ------------------------------------------------------------------------------------------- ends of all kinds
 
 

@@ -346,7 +346,8 @@ class _Training:
 
     def _conclude(self) -> None:
         """The last evaluation of a training that comes to its end, with its film and its file."""
-        if self.stop.received is not None:
+        hurried = self.stop.received is not None
+        if self.latest is None and hurried:
             return
         if self.latest is None and self._evaluate():  # a logger ended the training in between: the row is written
             assert self.latest is not None
@@ -354,7 +355,7 @@ class _Training:
         if self.latest is None:
             return
         self.evaluation = self.latest
-        if self.config.evaluation.video:
+        if self.config.evaluation.video and not hurried:
             self.evaluation = filmed(self.latest, self.ppo.policy, self.evaluated_in, self.folder.video)
             self._restart_episodes()
             if self.evaluation.video_error is not None:
