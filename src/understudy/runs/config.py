@@ -37,7 +37,7 @@ class EvaluationConfig(Config):
     deterministic: bool = True
     """Take the mode of the action distribution instead of a sample."""
     video: bool = False
-    """Film one episode at the end (needs the extra `video`)."""
+    """Film a few seconds at the end (needs the extra `video`)."""
     env_kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Environment options that differ from training; they override `env.kwargs`: {"repeat_failed": False}."""
 
