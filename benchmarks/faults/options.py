@@ -398,7 +398,7 @@ def run_case(case: Case, config: TrainConfig, folder: Path, usual: Mapping[str, 
     except (ValueError, CheckpointError) as error:
         if steps_taken or (folder / "run").exists():
             return {"kind": "late", "text": str(error)}
-        given = case.value[-1] if isinstance(case.value, list) and case.value else case.value
+        given = [*case.value][-1] if isinstance(case.value, list | dict) and case.value else case.value
         text = given if isinstance(given, str) and given.strip() else name
         named = any(word in str(error) for word in (name, text, *case.leaf.path[-2:-1]))
         return {"kind": "refused" if named else "unnamed", "text": str(error)}
@@ -490,7 +490,7 @@ MEANING = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the campaign, print findings and a summary, write the table of a whole walk."""
+    """Run the campaign, print findings and a summary, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, help="how many values, drawn at random; default: all")
@@ -504,10 +504,11 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = sum(n for kind, n in counts.items() if kind not in RIGHT)
     summary = f"{sum(counts.values())} values, {wrong} neither refused in time nor trained with finite numbers"
     print(f"{summary}: {dict(counts)} in {time.monotonic() - started:.0f} s")
-    if chosen.count is None and not chosen.match:
+    if not chosen.match:
+        sample = "" if chosen.count is None else f" --seed {chosen.seed} --count {chosen.count}"
         rows = [f"| {kind} | {counts[kind]:,} | {text} |" for kind, text in MEANING.items()]
         listed = [f"- `{case}`: {found['kind']}: {found['text'][:200]}" for case, found in findings]
-        lines = ["# Options out of range", "", "`python -m benchmarks.faults.options`", "", f"{summary}.", ""]
+        lines = ["# Options out of range", "", f"`python -m benchmarks.faults.options{sample}`", "", f"{summary}.", ""]
         lines += ["| outcome | values | meaning |", "|---|---|---|", *rows, "", *listed]
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text("\n".join(lines).rstrip() + "\n")

@@ -214,14 +214,14 @@ def test_one_process_averages_with_itself() -> None:
     ("options", "message"),
     [
         ({"kind": "adm"}, "optimizer.kind must be one of adam, adamw, sgd, rmsprop .did you mean adam"),
-        ({"learning_rate": -1e-3}, "learning_rate must be at least 0"),
+        ({"learning_rate": -1e-3}, r"learning_rate must lie in \[0, 1\]"),
         ({"learning_rate": math.nan}, "learning_rate must be finite"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be greater than 0"),
-        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
+        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 0.99999\]"),
         ({"alpha": 1.5}, r"alpha must lie in \[0, 1\)"),
-        ({"eps": -1.0}, "eps must be at least 0"),
-        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
-        ({"momentum": -0.1}, "momentum must be at least 0"),
+        ({"eps": -1.0}, r"eps must lie in \[1e-12, 1\]"),
+        ({"weight_decay": -0.1}, r"weight_decay must lie in \[0, 1\]"),
+        ({"momentum": -0.1}, r"momentum must lie in \[0, 1\)"),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:

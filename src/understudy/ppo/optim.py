@@ -204,10 +204,8 @@ def average_over_ranks(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LRSchedulerConfig(Config):
+class LRSchedulerConfig:
     """Any `torch.optim.lr_scheduler`, stepped once per iteration."""
-
-    PREFIX = "lr_scheduler."
 
     name: str
     """Class name in torch.optim.lr_scheduler, for example CosineAnnealingLR."""
@@ -236,15 +234,15 @@ class LearningRateScheduler:
 
     def __init__(self, optimizer: Optimizer, config: LRSchedulerConfig, steps: int = 0) -> None:
         known = set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS
-        if config.name not in known:
+        if fit(str, config.name, "lr_scheduler.name") not in known:
             wrong = _WHY_NOT if config.name in _NOT_SCHEDULERS else "is unknown"
             raise ValueError(f"lr_scheduler {config.name!r} {wrong}; {nearest(config.name, known)}")
         self.optimizer = optimizer
         start = float(optimizer.learning_rate.value)
-        # command lines and YAML give floats where some schedulers insist on whole numbers
-        options = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in config.options.items()}
-        done = -1
+        options, done = config.options, -1
         try:
+            # command lines and YAML give floats where some schedulers insist on whole numbers
+            options = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()}
             self.stand_in, self.scheduler = _stand_in(config.name, options, start)
             tried = _stand_in(config.name, options, start)
             tried[0].step()  # once, or torch warns
