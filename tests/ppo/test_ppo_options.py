@@ -165,8 +165,10 @@ def test_a_schedule_may_wait_for_a_metric(scripted_env: Any, make_ppo: Any) -> N
 
 
 def test_a_schedule_that_waits_for_an_unknown_metric_is_refused(scripted_env: Any, make_ppo: Any) -> None:
-    ppo = make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:episode/retrun>=1:1:0"))
     with pytest.raises(ValueError, match="did you mean episode/return"):
+        make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:episode/retrun>=1:1:0"))
+    ppo = make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:time/speeed>=1:1:0"))
+    with pytest.raises(ValueError, match="waits for a metric that does not exist"):
         ppo.iterate()
     make_ppo(scripted_env(N), entropy_coef=Schedule.parse("when:evaluation/return>=1:1:0")).iterate()
 
