@@ -56,6 +56,10 @@ class VecEnv(Protocol):
         ...
 
 
+class FixedMemory:
+    """Mark of the library's own adapters that check what they write and return the same `Step`, tensors and all."""
+
+
 @runtime_checkable
 class StatefulEnv(Protocol):
     """A `VecEnv` whose whole state can be saved and restored (tensors only), so that a resume is exact anywhere."""

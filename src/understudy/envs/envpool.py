@@ -18,7 +18,7 @@ from torch import Tensor
 from understudy.core.check import nearest
 from understudy.core.extras import require
 from understudy.core.spaces import bounds_of, check_action_space, children, is_real, shape_of
-from understudy.envs.base import Step
+from understudy.envs.base import FixedMemory, Step
 from understudy.envs.buffers import StepBuffers, action_array, write_batch
 from understudy.envs.gate import raised
 from understudy.envs.observations import Groups, leaves_space, observation_leaves
@@ -50,7 +50,7 @@ class Pool(Protocol):
         """Stop the threads."""
 
 
-class EnvPoolAdapter:
+class EnvPoolAdapter(FixedMemory):
     """An EnvPool in its synchronous mode; the transitions are those of `InProcessVectorEnv`.
 
     EnvPool resets an ended environment on the next step and ignores its action there. The adapter resets ended

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.spaces import check_action_space, shape_of
-from understudy.envs.base import Step
+from understudy.envs.base import FixedMemory, Step
 from understudy.envs.buffers import StepBuffers, action_array, row_writers, write_batch
 from understudy.envs.gate import (
     FLAGS,
@@ -30,7 +30,7 @@ from understudy.envs.observations import Groups, leaves_space, observation_leave
 from understudy.types import EnvError, UnderstudyError, WorkerError
 
 
-class InProcessVectorEnv:
+class InProcessVectorEnv(FixedMemory):
     """N single Gymnasium environments stepped in a plain loop: the fastest way for a few light environments.
 
     Rows are checked (`envs/gate.py`) and written straight into preallocated memory. An ended environment is reset in
@@ -168,7 +168,7 @@ class InProcessVectorEnv:
         return raised(who, what, error)
 
 
-class GymnasiumVectorAdapter:
+class GymnasiumVectorAdapter(FixedMemory):
     """Any Gymnasium vector environment, whatever its autoreset mode, with the transitions of `InProcessVectorEnv`.
 
     SAME_STEP: the final observation comes from `info["final_obs"]`. DISABLED, and NEXT_STEP where the class is
