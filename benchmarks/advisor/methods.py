@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 import understudy as us
-from understudy.core.check import check_choice
+from understudy.core.check import nearest
 from understudy.parts.advisor import AdvisorConfig
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.scripted_expert import ScriptedExpertConfig
@@ -54,7 +54,8 @@ def pipeline(
 
     Raises ValueError for an unknown method, and for one that learns from demonstrations if none are given.
     """
-    check_choice("method", method, METHODS)
+    if method not in METHODS:
+        raise ValueError(f"there is no method {method!r}; {nearest(method, METHODS)}")
     if method in FROM_DEMONSTRATIONS and not demonstrations:
         raise ValueError(f"{method} learns from demonstrations: record some of the expert and name the file")
     how = PIPELINES.get(method, Pipeline())

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import understudy as us
-from understudy.core.check import check_choice
+from understudy.core.check import nearest
 
 STUDENTS = ("ppo", "estimator-ppo", "distill", "tppo", "estimator-tppo")
 
@@ -15,7 +15,8 @@ def student(
     method: str, env_id: str, *, teachers: tuple[str, ...] = (), total_steps: int, seed: int = 0
 ) -> us.TrainConfig:
     """A student without velocities that learns by one of `STUDENTS`. Raises ValueError for an unknown method."""
-    check_choice("method", method, STUDENTS)
+    if method not in STUDENTS:
+        raise ValueError(f"there is no method {method!r}; {nearest(method, STUDENTS)}")
     if method == "ppo":
         config = us.recipes.estimator_ppo(env_id, total_steps=total_steps, seed=seed)
         policy = dataclasses.replace(config.policy, memory="gru", estimators={})

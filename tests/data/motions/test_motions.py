@@ -259,7 +259,6 @@ POINTER = (3, "|", None, ("x",), {"x": (np.dtype("O"), 0)}, 8, 8, 27)  # a field
         Called(bytes, 5),
         np.array([{"a": 1}], dtype=object),
     ],
-    ids=str,
 )
 def test_a_crafted_array_never_reaches_numpy(tmp_path: Path, frames: Any) -> None:
     path = tmp_path / "trap.pkl"
