@@ -267,7 +267,8 @@ def test_no_command_imports_what_a_downloaded_run_names(
     old, new = PLACES[place]
     text = (own_run / "config.yaml").read_text()
     assert old in text
-    plant(own_run, text.replace(old, new, 1) + "allow_imports: [my_trap]\n")
+    assert "allow_imports: []" in text
+    plant(own_run, text.replace(old, new, 1).replace("allow_imports: []", "allow_imports: [my_trap]"))
     code, _, err = run(capsys, *COMMANDS[command])
     needed = {"evaluate": ("trunk", "factory", "maker", "id"), "export": ("trunk", "factory"), "plot": ()}
     if place in needed.get(command, needed["evaluate"]):
@@ -343,7 +344,8 @@ def test_demonstrations_choose_no_code(here: Path, capsys: pytest.CaptureFixture
     assert code == 0, err
     with np.load("doors.npz") as arrays:
         metadata = json.loads(str(arrays["metadata"]))
-        np.savez("evil.npz", **{**arrays, "metadata": json.dumps({**metadata, "env": "my_trap:Doors-v0"})})
+        evil = {name: array for name, array in arrays.items() if name != "checksums"}
+    np.savez("evil.npz", **{**evil, "metadata": json.dumps({**metadata, "env": "my_trap:Doors-v0"})})
     code, _, err = run(capsys, "train", "bc", "--demonstrations", "evil.npz", *TINY)
     assert code == 2
     assert "evil.npz.id is 'my_trap:Doors-v0'" in " ".join(err.split())

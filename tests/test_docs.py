@@ -111,7 +111,8 @@ def metric_names() -> set[str]:
     adversarial = {f"gail/{name}" for name in discriminator.STATISTICS}
     evaluation = {"evaluation/return", "evaluation/return_std", "evaluation/length"}
     offline = {"offline/loss", "offline/validation_loss", "time/epoch"}  # of OfflineTraining.epoch
-    return {*ppo.iterate(), "time/elapsed", *offline, *evaluation, *adversarial}
+    said = {"episode/success"}  # by environments whose info has is_success
+    return {*ppo.iterate(), "time/elapsed", *said, *offline, *evaluation, *adversarial}
 
 
 def check_reference(text: str, metrics: set[str]) -> None:

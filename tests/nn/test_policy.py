@@ -196,7 +196,7 @@ def test_bfloat16_is_close_and_hands_back_float32() -> None:
         ({"actor_groups": ("polcy",)}, "observation group 'polcy' does not exist; did you mean policy"),
         ({"actor_groups": ("policy/spee",)}, "did you mean speed"),
         ({"critic_groups": ("privileged",)}, "known: critic, other, policy"),
-        ({"actor_groups": ()}, "name at least one in actor_groups"),
+        ({"actor_groups": ()}, "actor_groups must not be empty"),
         ({"activation": "sigmoidal"}, "sigmoidal"),
     ],
 )

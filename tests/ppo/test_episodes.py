@@ -43,7 +43,8 @@ def test_against_a_loop() -> None:
                 total[n] += float(reward[t, n]) * bool(valid[t, n])
                 length[n] += bool(valid[t, n])
                 if ended[t, n]:
-                    expected.append((t, n, total[n], length[n]))
+                    if length[n]:  # an episode without one sound step has no return
+                        expected.append((t, n, total[n], length[n]))
                     total[n] = length[n] = 0.0
         found = finished(statistics, reward, ended, valid)
         assert [row[:2] for row in found] == [row[:2] for row in expected]

@@ -228,7 +228,7 @@ def test_target_kl_stops_the_iteration_and_not_the_training(scripted_env: Any, m
     assert metrics["ppo/skipped_steps"] == 0.0
     ppo.iterate()
     assert ppo.optimizer.steps == 2.0
-    loose, free = make_ppo(scripted_env(N), target_kl=1e9, **options), make_ppo(scripted_env(N), **options)
+    loose, free = make_ppo(scripted_env(N), target_kl=1000.0, **options), make_ppo(scripted_env(N), **options)
     loose.iterate()
     free.iterate()
     assert loose.optimizer.steps == 8.0

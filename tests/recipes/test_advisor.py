@@ -80,7 +80,7 @@ def test_failed_grids_come_again_in_training_only() -> None:
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(ValueError, match="did you mean 'advisor'"):
+    with pytest.raises(ValueError, match="did you mean advisor"):
         pipeline("adviser", "PoisonedDoors-v0")
     with pytest.raises(ValueError, match="demo-ppo learns from demonstrations"):
         pipeline("demo-ppo", "PoisonedDoors-v0")

@@ -130,8 +130,8 @@ def test_numbers_as_yaml_reads_them() -> None:
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"torch_threads": 0}, "torch_threads must be at least 1, got 0"),
         ({"parts": {"my part": RandomNetworkDistillationConfig()}}, "'my part'; use a plain identifier"),
-        ({"parts": {"x": 3}}, "parts must in each entry be a PartConfig, got"),
-        ({"env": "CartPole-v1"}, "env must be an EnvConfig, got 'CartPole-v1'"),
+        ({"parts": {"x": 3}}, "parts must in each entry be a PartConfig, written"),
+        ({"env": "CartPole-v1"}, r"env must be an EnvConfig, written EnvConfig\(id=...\), got 'CartPole-v1'"),
         ({"seed": 1.5}, r"seed must be a whole number, got 1\.5"),
     ],
 )

@@ -82,7 +82,7 @@ def test_evaluations_are_drawn_beside_returns_only(tmp_path: Path, monkeypatch: 
 
 def test_epochs_are_called_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Drawn(monkeypatch)
-    offline = [{"step": s, "offline/bc/loss": 1.0, "evaluation/return": 5.0} for s in range(3)]
+    offline = [{"step": s, "offline/epoch": s, "offline/bc/loss": 1.0, "evaluation/return": 5.0} for s in (1, 2, 3)]
     online = [{"step": 1000 * s, "ppo/loss": 1.0, "evaluation/return": 6.0} for s in range(3)]
     cloned, both = rows_of(tmp_path / "a.jsonl", offline), rows_of(tmp_path / "b.jsonl", offline + online)
     plot_learning_curves({"a": cloned, "b": both}, tmp_path / "x.png", metric="offline/bc/loss")

@@ -31,6 +31,7 @@ from understudy.runs.config import (
 from understudy.runs.folder import CHECKPOINT_KIND
 from understudy.tasks.point_mass import PointMass
 from understudy.tools.play import evaluation_seed
+from understudy.types import WorkerError
 
 STEPS, LENGTH = 16, 9
 """Steps of each environment in an iteration, and of an episode: no iteration ends where an episode does."""
@@ -192,7 +193,7 @@ def test_the_film_is_of_the_same_object(tmp_path: Path) -> None:
     run = us.train(config(tmp_path, evaluation=EvaluationConfig(episodes=2, video=True)), env=env)
     assert run.evaluation.video == str(run.path / "video.mp4")
     assert (run.path / "video.mp4").stat().st_size > 0
-    assert env.drawn == LENGTH
+    assert env.drawn == 17 * LENGTH  # episodes until there are 5 s of 30 frames
     blind = us.train(
         config(tmp_path / "b", evaluation=EvaluationConfig(episodes=2, video=True)),
         env=PointMass(2, max_episode_steps=LENGTH),
@@ -306,7 +307,7 @@ def test_an_environment_that_fails_costs_no_more_than_the_iteration(tmp_path: Pa
                 raise ZeroDivisionError("the simulator divided by nothing")
             return super().step(action)
 
-    with pytest.raises(ZeroDivisionError) as error:
+    with pytest.raises(WorkerError, match="Failing raised ZeroDivisionError in step: the simulator divided") as error:
         us.train(config(tmp_path), env=Failing())
     assert any("Continue with: understudy train --resume" in note for note in error.value.__notes__)
     assert us.resume(tmp_path / "run", env=OnlyOne()).stopped_by is None

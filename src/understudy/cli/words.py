@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from understudy.core.schedules import Schedule
+
 T = TypeVar("T")
 
 _NUMBERS = ConstructorRegistry()
@@ -66,9 +68,9 @@ def option_names(value: Any, prefix: str = "--") -> Iterator[str]:
         option = prefix + name.strip("_").replace("_", "-")
         below = inner if isinstance(inner, Mapping) else {"": inner}
         for key, config in below.items():
-            if dataclasses.is_dataclass(config):
+            if dataclasses.is_dataclass(config) and not isinstance(config, Schedule):
                 yield from option_names(config, f"{option}.{key}." if key else f"{option}.")
-        if not dataclasses.is_dataclass(inner):
+        if not dataclasses.is_dataclass(inner) or isinstance(inner, Schedule):
             yield option
 
 

@@ -146,8 +146,9 @@ def new_run(config: TrainConfig) -> Iterator[RunFolder]:
     """
     text = whole_yaml(config)  # what cannot be stored leaves no folder behind
     if config.run_dir is None:
+        made = [] if Path("runs").exists() else [Path("runs")]
         path = _unused_folder(config)
-        made = [path]
+        made.insert(0, path)
     else:
         path = Path(config.run_dir)
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -171,7 +172,8 @@ def new_run(config: TrainConfig) -> Iterator[RunFolder]:
                 for file in (folder.config, folder.lock):
                     file.unlink(missing_ok=True)
                 for empty in made:
-                    empty.rmdir()
+                    with suppress(OSError):  # another training has its run in it
+                        empty.rmdir()
             raise
 
 
@@ -243,11 +245,12 @@ def read_policy(
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` means: itself if it is a file, the newest one if it is a run's folder."""
-    if path.is_dir():
-        inner = RunFolder(path).checkpoints
-        return latest_checkpoint(inner if inner.is_dir() else path)
-    if not path.exists():
-        raise CheckpointError(f"there is no run or checkpoint {path}")
+    with parsing(path, "name a run's folder or a checkpoint", CheckpointError):  # a name may be too long
+        if path.is_dir():
+            inner = RunFolder(path).checkpoints
+            return latest_checkpoint(inner if inner.is_dir() else path)
+        if not path.exists():
+            raise CheckpointError(f"there is no run or checkpoint {path}")
     return path
 
 

@@ -26,7 +26,8 @@ def open_recording(source: str | Path) -> Iterator[Recording]:
     also while the recording is read, for a missing, damaged or pickled file and for one that is not a recording;
     ImportError for HDF5 without h5py.
     """
-    path = _find(source)
+    with parsing(source, "name a file, a folder or the id of a Minari dataset"):  # a name may be too long
+        path = _find(source)
     with parsing(path, AGAIN), ExitStack() as stack:
         if path.is_dir():
             yield chain(str(path), [stack.enter_context(_open_npz(part)) for part in sorted(path.glob("*.npz"))])
