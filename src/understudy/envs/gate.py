@@ -246,7 +246,12 @@ class Gate:
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """As the environment's."""
-        obs = self._call("reset", lambda: self.env.reset(seed))
+        try:
+            obs = self.env.reset(seed)
+        except UnderstudyError:  # as in `step`
+            raise
+        except Exception as error:
+            raise raised(self._who, "reset", error) from error
         obs, self.leaves = self._admit(obs, "reset", self._first("reset"))
         return obs
 
@@ -257,7 +262,12 @@ class Gate:
 
     def step(self, action: Tensor) -> Step:
         """As the environment's."""
-        step = self._call("step", lambda: self.env.step(action))
+        try:
+            step = self.env.step(action)
+        except UnderstudyError:  # an adapter's: it has named the environment already
+            raise
+        except Exception as error:
+            raise raised(self._who, "step", error) from error
         if step is self._known:
             return self._known
         given = step
@@ -282,14 +292,6 @@ class Gate:
         new = what in self._new
         self._new.discard(what)
         return new
-
-    def _call(self, what: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except UnderstudyError:  # an adapter's: it has named the environment already
-            raise
-        except Exception as error:
-            raise raised(self._who, what, error) from error
 
     def _admit(self, obs: Any, where: str, careful: bool) -> tuple[TensorDict, tuple[Tensor, ...]]:
         """The observation with every component as its space has it, and its tensors."""
