@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,13 +126,13 @@ def _row_writer(fields: Sequence[tuple[Leaf, np.ndarray]]) -> Callable[[Any], No
 
 def _component_writer(leaf: Leaf, array: np.ndarray) -> Callable[[Any], None]:
     # bound once, view taken once: this runs for every environment and step
-    put = partial(array[0].__setitem__ if array.ndim > 1 else array.__setitem__, ...)
+    view, kind = array[0] if array.ndim > 1 else array, np.ndarray
     shape, what = leaf.env_shape, observation_name(leaf.source)
     known: Any = None  # dtype of arrays, or type of other numbers, whose values need no second look
 
     def write(value: Any) -> None:
         nonlocal known
-        if value.__class__ is np.ndarray:
+        if value.__class__ is kind:
             if value.dtype is not known or value.shape != shape:
                 value = admit(value, leaf.space, shape, what)
                 known = value.dtype if settled(value.dtype, leaf.space) else None
@@ -141,7 +140,7 @@ def _component_writer(leaf: Leaf, array: np.ndarray) -> Callable[[Any], None]:
             given, value = value, admit(value, leaf.space, shape, what)
             scalar = isinstance(given, int | float | np.generic)
             known = given.__class__ if scalar and settled(value.dtype, leaf.space) else None
-        put(value)
+        view[...] = value
 
     return write
 
