@@ -220,3 +220,9 @@ def test_an_auxiliary_head_needs_the_actor_s_latent() -> None:
     assert torch.equal(head.linear.weight, policy.get_parameter("head.linear.weight"))
     with pytest.raises(ValueError, match='latents\\["actor"\\]'):
         Constant(SPACE, ACTIONS).auxiliary_head(same=False)
+
+
+@pytest.mark.parametrize(("wrong", "hint"), [(nn.Linear(4, 2), "inherit us.Policy"), (us.ActorCritic, "build one")])
+def test_ppo_says_what_is_no_policy(wrong: Any, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"policy must be an us.Policy object, got .*; {hint}"):
+        us.PPO(us.make_env("CartPole-v1", 2), wrong)

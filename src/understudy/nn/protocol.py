@@ -416,6 +416,16 @@ def component_names(obs: TensorDictBase) -> list[Key]:
 
 
 @torch.no_grad()
+def require_policy(policy: Any) -> None:
+    """Raise ValueError, which says how to make one, unless `policy` is a `Policy` object."""
+    if not isinstance(policy, Policy):
+        is_class = isinstance(policy, type)
+        hint = (
+            f"build one: {policy.__name__}(observation_space, action_space, ...)" if is_class else "inherit us.Policy"
+        )
+        raise ValueError(f"policy must be an us.Policy object, got {policy!r:.80}; {hint}")
+
+
 def check_policy(policy: Policy) -> Policy:
     """`policy` itself, after a run on a few rows. Raises ValueError that says what it returns wrongly.
 

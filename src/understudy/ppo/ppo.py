@@ -19,7 +19,7 @@ from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.protocol import Policy
+from understudy.nn.protocol import Policy, require_policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.metrics import (
@@ -68,6 +68,7 @@ class PPO:
         seed: int = 0,
         total_steps: int | None = None,
     ) -> None:
+        require_policy(policy)
         config = config or PPOConfig()
         self.env, self.policy, self.config, self.seed = env, policy, config, seed
         self.parts = dict(sorted((parts or {}).items()))

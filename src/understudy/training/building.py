@@ -18,7 +18,7 @@ from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import as_vec_env
 from understudy.nn.policy import build_policy
-from understudy.nn.protocol import Policy, check_policy
+from understudy.nn.protocol import Policy, check_policy, require_policy
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import Checkpoint
@@ -152,14 +152,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, P
 
 def _fitting(policy: Policy, env: VecEnv) -> Policy:
     """`policy` itself. Raises ValueError unless it keeps the protocol and was made for the environment's spaces."""
-    if not isinstance(policy, Policy):
-        kind = policy.__name__ if isinstance(policy, type) else type(policy).__name__
-        hint = (
-            f"build one: {kind}(observation_space, action_space, ...)"
-            if isinstance(policy, type)
-            else "inherit us.Policy"
-        )
-        raise ValueError(f"policy must be an us.Policy object, got {policy!r:.80}; {hint}")
+    require_policy(policy)
     for name, its, theirs in (
         ("observations", policy.observation_space, env.observation_space),
         ("actions", policy.action_space, env.action_space),
