@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import UseAppendAction, arg
 
-from understudy.cli.words import option_names, parse
+from understudy.cli.words import parse
+from understudy.core.schedules import Schedule
 from understudy.data.demonstrations.read import open_recording
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
@@ -109,7 +110,7 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
         return parse(_resuming, options, "understudy train --resume", known, otherwise=why)
     composition, unknown = tyro.cli(Composition, prog=program, args=options, return_unknown_args=True, add_help=False)
     if recipe is None and composition.config is None and unknown:  # help, or an error
-        alone = ("--resume", *option_names(Composition()))
+        alone = ("--resume", *_option_names(Composition()))
         parse(_WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
     make = None if recipe is None else find_recipe(recipe)
 
@@ -118,7 +119,7 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
             Training,
             options,
             program,
-            (*option_names(composition), *option_names(config)),
+            (*_option_names(composition), *_option_names(config)),
             default=Training(composition, config),
             description=(make.__doc__ if make else None) or USAGE,
             config=(tyro.conf.AvoidSubcommands,),
@@ -212,3 +213,15 @@ def _report(run: Run) -> None:
     if run.evaluation is not None:
         print(run.evaluation.sentence())
     print(f"run: {run.path}")
+
+
+def _option_names(value: Any, prefix: str = "--") -> Iterator[str]:
+    """Options of a dataclass and of the dataclasses below it."""
+    for name, inner in vars(value).items():
+        option = prefix + name.strip("_").replace("_", "-")
+        below = inner if isinstance(inner, Mapping) else {"": inner}
+        for key, config in below.items():
+            if dataclasses.is_dataclass(config) and not isinstance(config, Schedule):
+                yield from _option_names(config, f"{option}.{key}." if key else f"{option}.")
+        if not dataclasses.is_dataclass(inner) or isinstance(inner, Schedule):
+            yield option

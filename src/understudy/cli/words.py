@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-from understudy.core.schedules import Schedule
 
 T = TypeVar("T")
 
@@ -60,18 +57,6 @@ def parse(
         raise ValueError(f"{program} has no option {word}; {meant(word, known) or otherwise}")
     result: T = found
     return result
-
-
-def option_names(value: Any, prefix: str = "--") -> Iterator[str]:
-    """Options of a dataclass and of the dataclasses below it."""
-    for name, inner in vars(value).items():
-        option = prefix + name.strip("_").replace("_", "-")
-        below = inner if isinstance(inner, Mapping) else {"": inner}
-        for key, config in below.items():
-            if dataclasses.is_dataclass(config) and not isinstance(config, Schedule):
-                yield from option_names(config, f"{option}.{key}." if key else f"{option}.")
-        if not dataclasses.is_dataclass(inner) or isinstance(inner, Schedule):
-            yield option
 
 
 def meant(word: str, known: Iterable[str]) -> str:
