@@ -254,10 +254,11 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
     ids=["right", "flipped", "noisy"],
 )
 def test_it_learns_a_task_from_demonstrations_alone(sign: float, options: dict[str, Any], tmp_path: Any) -> None:
-    """PointMass: the first policy returns about -80, this expert about -4; without the task's reward AIRL passes -40
-    within 50 iterations. With the sign of the reward flipped it stays below -60.
+    """PointMass: the first policy returns about -80, this expert about -4; without the task's reward AIRL passes -20.
+
+    With the sign of the reward flipped it must not.
     """
     path = record(PointMass(16), steer, 48, tmp_path / "expert.npz")
     ppo, _ = build(PointMass(32), path, reward_weight=sign, **options, **LEARNING)
-    returns = (ppo.iterate()["episode/return"] for _ in range(50 if sign > 0.0 else 35))
-    assert any(value > -40.0 for value in returns) == (sign > 0.0)
+    returns = [ppo.iterate()["episode/return"] for _ in range(60)]
+    assert (returns[-1] > -20.0) == (sign > 0.0)

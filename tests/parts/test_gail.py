@@ -253,10 +253,12 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, point_mass
 
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["right", "flipped"])
 def test_it_learns_a_task_from_demonstrations_alone(sign: float, tmp_path: Any) -> None:
-    """PointMass: the first policy returns about -80, this expert about -4; without the task's reward GAIL passes -30
-    within 50 iterations. With the sign of the reward flipped it stays below -60.
+    """PointMass: the first policy returns about -80, this expert about -4; without the task's reward GAIL passes -15.
+
+    With the sign of the reward flipped it must not.
     """
     path = record(PointMass(16), steer, 48, tmp_path / "expert.npz")
     ppo, _ = build(PointMass(32), path, reward_form="logit", reward_weight=sign, **LEARNING)
-    returns = (ppo.iterate()["episode/return"] for _ in range(50 if sign > 0.0 else 35))
-    assert any(value > -30.0 for value in returns) == (sign > 0.0)
+    returns = [ppo.iterate()["episode/return"] for _ in range(50)]
+    assert (returns[-1] > -15.0) == (sign > 0.0)
+    assert sign > 0.0 or returns[-1] < -25.0
