@@ -523,7 +523,7 @@ def option_table(kind: type, prefix: str) -> Iterator[str]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         inner = [x for x in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(x) and x is not us.Schedule]
-        if inner and typing.get_origin(hint) is not dict:
+        if inner and inner[0] is not kind and typing.get_origin(hint) is not dict:
             nested.append((inner[0], f"{prefix}{field.name}."))
         if dataclasses.is_dataclass(hint) or field.name == "recipe":  # recipe only names the run
             continue

@@ -66,7 +66,7 @@ from understudy.parts import (
 )
 from understudy.parts.shared.discriminator import DiscriminatorConfig
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import LRSchedulerConfig
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
 from understudy.ppo.part import PartConfig
 from understudy.runs.codec import to_plain
 from understudy.runs.config import (

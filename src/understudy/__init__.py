@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from understudy.parts.shared.discriminator import DiscriminatorConfig
     from understudy.parts.shared.expert_labels import ExpertLabelsConfig
     from understudy.ppo.config import PPOConfig
-    from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig, gradient_step
+    from understudy.ppo.lr_scheduler import LRSchedulerConfig
+    from understudy.ppo.optim import OptimizerConfig, gradient_step
     from understudy.ppo.part import (
         Labels,
         Losses,
@@ -62,7 +63,7 @@ _HOMES = {
     "EstimatorHeadConfig": "nn.estimator",
     "EvaluationConfig": "runs.config",
     "ExpertLabelsConfig": "parts.shared.expert_labels",
-    "LRSchedulerConfig": "ppo.optim",
+    "LRSchedulerConfig": "ppo.lr_scheduler",
     "Labels": "ppo.part",
     "Logger": "training.loggers",
     "LoggingConfig": "runs.config",

@@ -13,8 +13,9 @@ import understudy as us
 from understudy.core.check import hints_of
 from understudy.core.schedules import Schedule
 from understudy.parts import PARTS
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
 from understudy.ppo.metrics import METRICS
-from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
+from understudy.ppo.optim import OptimizerConfig
 from understudy.runs.codec import to_plain
 from understudy.runs.config import from_yaml
 

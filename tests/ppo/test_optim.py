@@ -15,8 +15,6 @@ from torch import Tensor, nn
 import understudy
 from understudy.core.schedules import Schedule
 from understudy.ppo.optim import (
-    LearningRateScheduler,
-    LRSchedulerConfig,
     Optimizer,
     OptimizerConfig,
     average_over_ranks,
@@ -231,77 +229,6 @@ def test_nonsense_is_refused(options: dict[str, Any], message: str) -> None:
 
 # ---------------------------------------------------------------------- learning rates
 
-SCHEDULERS: dict[str, dict[str, Any]] = {
-    "ConstantLR": {"factor": 0.5, "total_iters": 3},
-    "CosineAnnealingLR": {"T_max": 6.0, "eta_min": 1e-4},
-    "CosineAnnealingWarmRestarts": {"T_0": 2.0, "T_mult": 2.0},
-    "CyclicLR": {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 2.0},
-    "ExponentialLR": {"gamma": 0.9},
-    "LambdaLR": {"lr_lambda": lambda epoch: 1.0 / (1 + epoch)},
-    "LinearLR": {"start_factor": 0.25, "total_iters": 4},
-    "MultiStepLR": {"milestones": [2, 4], "gamma": 0.1},
-    "MultiplicativeLR": {"lr_lambda": lambda epoch: 0.95},
-    "OneCycleLR": {"max_lr": 0.01, "total_steps": 8.0},
-    "PolynomialLR": {"total_iters": 5.0, "power": 2.0},
-    "StepLR": {"step_size": 2.0, "gamma": 0.5},
-}
-NEED_MORE = {"ReduceLROnPlateau", "SequentialLR", "ChainedScheduler", "LRScheduler"}
-
-
-def test_every_scheduler_of_this_torch_is_tested_or_refused() -> None:
-    assert set(SCHEDULERS) | NEED_MORE == set(torch.optim.lr_scheduler.__all__)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_torch_scheduler_gives_its_rates_and_comes_back(name: str, tmp_path: Path) -> None:
-    options = SCHEDULERS[name]
-    whole = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()}
-    plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0**-8)
-    reference = vars(torch.optim.lr_scheduler)[name](plain, **whole)
-    expected = [plain.param_groups[0]["lr"]]
-    for _ in range(6):
-        plain.step()
-        reference.step()
-        expected.append(plain.param_groups[0]["lr"])
-
-    def build() -> tuple[Optimizer, LearningRateScheduler]:
-        optimizer = Optimizer([nn.Parameter(torch.zeros(1))], OptimizerConfig(learning_rate=2.0**-8))
-        return optimizer, LearningRateScheduler(optimizer, LRSchedulerConfig(name=name, options=options))
-
-    optimizer, scheduler = build()
-    rates = [float(optimizer.learning_rate.value)]
-    for _ in range(3):
-        scheduler.step()
-        rates.append(float(optimizer.learning_rate.value))
-    torch.save({"rate": scheduler.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
-    saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    optimizer, scheduler = build()
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["rate"])
-    assert float(optimizer.learning_rate.value) == rates[-1]
-    for _ in range(3):
-        scheduler.step()
-        rates.append(float(optimizer.learning_rate.value))
-    assert rates == pytest.approx(expected, rel=1e-6)
-    assert len(set(rates)) > 1
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("ReduceLROnPlateau", {}, "needs a metric or other schedulers"),
-        ("SequentialLR", {}, "needs a metric or other schedulers"),
-        ("CosineLR", {}, "lr_scheduler 'CosineLR' is unknown; did you mean"),
-        ("StepLR", {}, "StepLR does not take the options .*step_size"),
-        ("StepLR", {"step_size": 1, "gama": 0.5}, "does not take the options .*gama"),
-        ("OneCycleLR", {"max_lr": 0.01, "total_steps": 2.5}, "does not take the options .*total_steps"),
-    ],
-)
-def test_a_scheduler_that_cannot_work_is_refused(name: str, options: dict[str, float], message: str) -> None:
-    optimizer = Optimizer([nn.Parameter(torch.zeros(1))])
-    with pytest.raises(ValueError, match=message):
-        LearningRateScheduler(optimizer, LRSchedulerConfig(name=name, options=options))
-
 
 def test_the_learning_rate_is_a_schedule_of_its_own() -> None:
     p = nn.Parameter(torch.tensor(1.0))
@@ -317,7 +244,7 @@ def test_the_learning_rate_is_a_schedule_of_its_own() -> None:
 
 
 def test_nothing_else_in_the_library_steps_an_optimizer() -> None:
-    """No `.backward()` and no `torch.optim` anywhere but in optim.py; `move` is called in `gradient_step` only."""
+    """No `.backward()` but in optim.py, no `torch.optim` but there and for a scheduler's stand-in, `move` once."""
     root = Path(understudy.__file__).parent
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -330,5 +257,5 @@ def test_nothing_else_in_the_library_steps_an_optimizer() -> None:
                     found.append(f"{name}: torch.optim")
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "move":
                 found.append(f"{name}: .move()")
-    assert {line for line in found if not line.startswith("ppo/optim.py")} == set()
+    assert {line for line in found if not line.startswith("ppo/optim.py")} == {"ppo/lr_scheduler.py: torch.optim"}
     assert found.count("ppo/optim.py: .move()") == 2  # a CPU's and an accelerator's

@@ -17,7 +17,8 @@ from understudy.envs.registry import make_env
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.ppo import losses, minibatch
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
+from understudy.ppo.optim import OptimizerConfig
 from understudy.ppo.part import Labels, Part, PartContext, Rewards
 from understudy.ppo.ppo import PPO
 from understudy.ppo.returns import gae
@@ -199,6 +200,22 @@ def test_a_torch_scheduler_moves_the_rate_once_an_iteration(scripted_env: Any, m
     assert float(resumed.optimizer.learning_rate.value) == rates[-1]
     resumed.iterate()
     assert float(resumed.optimizer.learning_rate.value) == pytest.approx(0.01)
+
+
+def test_a_plateau_moves_the_rate_by_a_logged_metric(scripted_env: Any, make_ppo: Any) -> None:
+    """The metric never falls below 0: with no patience each iteration but the first halves the rate."""
+    chosen = LRSchedulerConfig(
+        name="ReduceLROnPlateau", metric="ppo/skipped_steps", options={"factor": 0.5, "patience": 0}
+    )
+    ppo = make_ppo(scripted_env(N), optimizer=OptimizerConfig(learning_rate=0.01), lr_scheduler=chosen)
+    rates = []
+    for _ in range(3):
+        ppo.iterate()
+        rates.append(float(ppo.optimizer.learning_rate.value))
+    assert rates == pytest.approx([0.01, 0.005, 0.0025])
+    unknown = LRSchedulerConfig(name="ReduceLROnPlateau", metric="episode/retrun")
+    with pytest.raises(ValueError, match=r"ppo\.lr_scheduler waits for 'episode/retrun', which is not logged; did you"):
+        make_ppo(scripted_env(N), lr_scheduler=unknown)
 
 
 def test_the_adaptive_rate_moves_by_the_rule_and_is_saved(scripted_env: Any, make_ppo: Any) -> None:

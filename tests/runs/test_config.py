@@ -171,7 +171,7 @@ def test_plain_data_of_other_types() -> None:
     assert from_plain(Odd, to_plain(odd)) == odd
     with pytest.raises(ValueError, match=r"^pair must have 2 values, got \[1\]"):
         from_plain(Odd, {"pair": [1]})
-    with pytest.raises(ValueError, match="a config cannot hold a object"):
+    with pytest.raises(ValueError, match="cannot hold a object, which no config file can"):
         to_plain({"x": object()})
 
 

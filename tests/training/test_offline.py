@@ -21,7 +21,7 @@ from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import PolicyConfig
 from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import LRSchedulerConfig
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
 from understudy.runs.config import EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig
 from understudy.runs.folder import load
 from understudy.tasks.point_mass import PointMass

@@ -9,7 +9,8 @@ from understudy.core.capture import CaptureMode
 from understudy.core.check import Config, In, nearest
 from understudy.core.schedules import Number, OptionalNumber, Probability, RewardWeight, Schedule, Weight
 from understudy.ppo.losses import SURROGATES, ValueLossKind
-from understudy.ppo.optim import LRSchedulerConfig, OptimizerConfig
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
+from understudy.ppo.optim import OptimizerConfig
 from understudy.ppo.returns import ValueNormalization
 
 
@@ -69,7 +70,7 @@ class PPOConfig(Config):
     learning_rate_range: Annotated[tuple[float, float], In(0.0, 1.0, without=(0.0,))] = (1e-5, 1e-2)
     """Where the adaptive learning rate stays."""
     lr_scheduler: LRSchedulerConfig | None = None
-    """Any torch.optim.lr_scheduler, stepped once per iteration."""
+    """A torch.optim.lr_scheduler, stepped once per iteration; a plateau by a logged metric."""
     target_kl: Annotated[float | None, In(0.0, 1e3, without=(0.0,))] = None
     """Stop the iteration's updates where a minibatch's KL exceeds 1.5 times this."""
     warmup_steps: Annotated[int, In(0, 100_000)] = 32

@@ -1,9 +1,9 @@
-"""The only place where an optimizer moves: flat parameters, `gradient_step`, and how the learning rate changes."""
+"""The only place where an optimizer moves: flat parameters, `gradient_step`, and the rate that follows the KL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,8 +15,7 @@ from torch.optim.sgd import sgd
 
 from understudy.core import devices
 from understudy.core.capture import Batch, BatchFunction, CaptureMode, capture
-from understudy.core.check import Config, In, fit, nearest
-from understudy.core.registry import load_object
+from understudy.core.check import Config, In
 from understudy.core.schedules import Number, Scalar
 
 LearningRate = Annotated[Number, In(0.0, 1.0)]
@@ -201,75 +200,3 @@ def average_over_ranks(x: Tensor) -> Tensor:
         dist.all_reduce(x)
         x /= dist.get_world_size()
     return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class LRSchedulerConfig:
-    """Any `torch.optim.lr_scheduler`, stepped once per iteration."""
-
-    name: str
-    """Class name in torch.optim.lr_scheduler, for example CosineAnnealingLR."""
-    options: Mapping[str, float] = field(default_factory=dict)
-    """Its keyword arguments."""
-
-
-_TRIED = 20_000
-"""Steps of a scheduler that are tried beforehand, at most."""
-
-_NOT_SCHEDULERS = {"ChainedScheduler", "LRScheduler", "ReduceLROnPlateau", "SequentialLR"}
-_WHY_NOT = "needs a metric or other schedulers, which a configuration cannot give (a Schedule can be piecewise)"
-
-
-def _stand_in(name: str, options: Mapping[str, float], start: float) -> tuple[torch.optim.Optimizer, Any]:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=start)
-    return optimizer, load_object(f"torch.optim.lr_scheduler:{name}")(optimizer, **options)
-
-
-class LearningRateScheduler:
-    """Runs a `torch.optim.lr_scheduler` on a stand-in optimizer and copies its learning rate onto the real one.
-
-    Raises ValueError for an unknown scheduler, one that needs a metric, options that it does not take, and one that
-    fails or leaves the range of learning rates within `steps`: it is tried beforehand.
-    """
-
-    def __init__(self, optimizer: Optimizer, config: LRSchedulerConfig, steps: int = 0) -> None:
-        known = set(torch.optim.lr_scheduler.__all__) - _NOT_SCHEDULERS
-        if fit(str, config.name, "lr_scheduler.name") not in known:
-            wrong = _WHY_NOT if config.name in _NOT_SCHEDULERS else "is unknown"
-            raise ValueError(f"lr_scheduler {config.name!r} {wrong}; {nearest(config.name, known)}")
-        self.optimizer = optimizer
-        start = float(optimizer.learning_rate.value)
-        options, done = config.options, -1
-        try:
-            # command lines and YAML give floats where some schedulers insist on whole numbers
-            options = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in options.items()}
-            self.stand_in, self.scheduler = _stand_in(config.name, options, start)
-            tried = _stand_in(config.name, options, start)
-            tried[0].step()  # once, or torch warns
-            done = 0
-            while done < min(steps, _TRIED):
-                fit(LearningRate, tried[0].param_groups[0]["lr"], "the learning rate")
-                tried[1].step()
-                done += 1
-        except Exception as error:  # torch's schedulers divide, unpack and compare as if all options were sound
-            when = f"does not take the options {options}" if done < 0 else f"fails after {done} of {steps} steps"
-            raise ValueError(f"lr_scheduler {config.name} {when}: {error}") from error
-        self._apply()  # schedulers that warm up change the rate of the very first step
-
-    def step(self) -> None:
-        """Advance by one iteration."""
-        self.stand_in.step()
-        self.scheduler.step()
-        self._apply()
-
-    def _apply(self) -> None:
-        self.optimizer.learning_rate.value.fill_(float(self.stand_in.param_groups[0]["lr"]))
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the scheduler and of its stand-in optimizer's group."""
-        return {"scheduler": self.scheduler.state_dict(), "lr": float(self.stand_in.param_groups[0]["lr"])}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.stand_in.param_groups[0]["lr"] = state["lr"]

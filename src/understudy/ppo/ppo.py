@@ -22,6 +22,7 @@ from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.protocol import Policy, require_policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
+from understudy.ppo.lr_scheduler import LearningRateScheduler
 from understudy.ppo.metrics import (
     EpisodeStatistics,
     MinibatchRecord,
@@ -30,13 +31,7 @@ from understudy.ppo.metrics import (
     update_statistics,
 )
 from understudy.ppo.minibatch import COMPUTED, Minibatches
-from understudy.ppo.optim import (
-    LearningRateScheduler,
-    Optimizer,
-    adapt_learning_rate,
-    capture_gradient,
-    gradient_step,
-)
+from understudy.ppo.optim import Optimizer, adapt_learning_rate, capture_gradient, gradient_step
 from understudy.ppo.part import Part, Rewards, Updates
 from understudy.ppo.returns import RewardScaler, ValueNormalizer, fill_advantages
 from understudy.ppo.rollout import Collector
@@ -128,9 +123,8 @@ class PPO:
         self.loss_and_gradient = capture_gradient(
             MinibatchLoss(policy, self.parts, config, self.coefficients), self.optimizer, config.capture
         )
-        for scalar in self._scalars():
-            if scalar.condition is not None:
-                check_metric(scalar.condition.metric, self.parts, f"the schedule {scalar.source}")
+        for metric, waiting in self._awaited():
+            check_metric(metric, self.parts, waiting)
         if total_steps is None:
             self._check_lengths()
         self.last_report = ""
@@ -226,18 +220,25 @@ class PPO:
             yield from self.minibatches.epoch(rollout, masked)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Let schedules with a condition see host metrics: `iterate` calls it with its own, a loop with evaluations."""
+        """Let what waits for a metric see host metrics: `iterate` calls it with its own, a loop with evaluations."""
         for scalar in self._scalars():
             scalar.observe(metrics)
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.observe(metrics)
+
+    def _awaited(self) -> Iterator[tuple[str, str]]:
+        """The metrics that something waits for, each with what does."""
+        for scalar in self._scalars():
+            if scalar.condition is not None:
+                yield scalar.condition.metric, f"the schedule {scalar.source}"
+        if self.lr_scheduler is not None and self.lr_scheduler.metric:
+            yield self.lr_scheduler.metric, "ppo.lr_scheduler"
 
     def _check_conditions(self, metrics: Mapping[str, float]) -> None:
         """Raise ValueError for a metric that no iteration will ever have; evaluations come when they come."""
-        for scalar in self._scalars():
-            condition = scalar.condition
-            if condition is None or condition.metric in metrics or condition.metric.startswith(_SOMETIMES):
-                continue
-            hint = nearest(condition.metric, metrics)
-            raise ValueError(f"the schedule {scalar.source} waits for a metric that does not exist; {hint}")
+        for metric, waiting in self._awaited():
+            if metric not in metrics and not metric.startswith(_SOMETIMES):
+                raise ValueError(f"{waiting} waits for a metric that does not exist; {nearest(metric, metrics)}")
 
     def _check_lengths(self) -> None:
         for scalar in self._scalars():

@@ -29,27 +29,30 @@ _DATA = ("kwargs", "run_dir", "wandb_project", "mlflow_experiment")
 """Endings of options whose text is data: nothing is imported by it."""
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: Any, where: str = "a config") -> Any:
     """Nested dicts, lists, numbers and strings that `from_plain` turns back into an equal value.
 
-    Raises ValueError for a value that has no plain form (a tensor, an object), and for a part that nobody could import.
+    Raises ValueError for a value that has no plain form (a tensor, a function), naming its place below `where`, and for
+    a part that nobody could import.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Schedule | Path):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: to_plain(inner) for key, inner in value.items()}
+        return {key: to_plain(inner, f"{where}.{key}") for key, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [to_plain(inner) for inner in value]
+        return [to_plain(inner, where) for inner in value]
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         raise ValueError(
-            f"a config cannot hold a {type(value).__name__}; use numbers, strings, tuples, dicts or dataclasses"
+            f"{where.removeprefix('a config.')} cannot hold a {type(value).__name__}, which no config file can: "
+            "use numbers, strings, tuples, dicts or dataclasses"
         )
     tag = {}
     if isinstance(value, PartConfig):
         tag = {PART_TAG: PARTS.name_of(type(value)) or reference_to(type(value))}
-    return tag | {field.name: to_plain(vars(value)[field.name]) for field in dataclasses.fields(value)}
+    names = (field.name for field in dataclasses.fields(value))
+    return tag | {name: to_plain(vars(value)[name], f"{where}.{name}") for name in names}
 
 
 def from_plain(kind: type[T], plain: Any, where: str = "", *, allow: Collection[str] | None = ()) -> T:

@@ -19,7 +19,8 @@ from understudy.core.schedules import Condition, Probability, Schedule, Uncondit
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
-from understudy.ppo.optim import LearningRate, LRSchedulerConfig
+from understudy.ppo.lr_scheduler import LRSchedulerConfig
+from understudy.ppo.optim import LearningRate
 from understudy.ppo.part import PartConfig
 from understudy.runs.codec import PART_TAG, check_imports, from_plain, to_plain
 
@@ -111,7 +112,7 @@ class OfflineConfig(Config):
     learning_rate: Annotated[LearningRate, Unconditional()] = 1e-3
     """Step size, a number or a schedule over the epochs (`linear:1e-3:0`); the optimizer is ppo.optimizer's."""
     lr_scheduler: LRSchedulerConfig | None = None
-    """Any torch.optim.lr_scheduler, stepped once per epoch."""
+    """A torch.optim.lr_scheduler, stepped once per epoch; a plateau by `offline/loss` or `offline/validation_loss`."""
     validation_fraction: Annotated[float, In(0.0, 1.0, without=(1.0,))] = 0.1
     """Share of the trajectories that is held out; the policy that fits them best is kept. 0: the last one is kept."""
     patience: Annotated[int | None, In(1)] = 20

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from understudy.core import randomness
 from understudy.core.capture import Batch, unbind
+from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar
 from understudy.core.spaces import key_of
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
+from understudy.ppo.lr_scheduler import LearningRateScheduler
 from understudy.ppo.minibatch import nest
-from understudy.ppo.optim import LearningRateScheduler, capture_gradient, gradient_step
+from understudy.ppo.optim import capture_gradient, gradient_step
 from understudy.ppo.ppo import PPO
 from understudy.runs.config import OfflineConfig
 from understudy.training.dagger import Dagger
@@ -115,6 +117,11 @@ class OfflineTraining:
             self.lr_scheduler.step()
         self.epochs_done, self.round_epochs = self.epochs_done + 1, self.round_epochs + 1
         metrics |= self._validate()
+        if self.lr_scheduler is not None and self.lr_scheduler.metric:
+            if self.lr_scheduler.metric not in metrics:
+                hint = nearest(self.lr_scheduler.metric, metrics)
+                raise ValueError(f"offline.lr_scheduler waits for a metric that no epoch logs; {hint}")
+            self.lr_scheduler.observe(metrics)
         return (
             collected
             | metrics
