@@ -119,7 +119,7 @@ def direct(actor: Any, critic: Any, batch: TensorDict, **options: Any) -> dict[s
     if options.get("entropy_bonus", True):
         out["entropy"] = dist.entropy().mean()
         out["loss_entropy"] = -options.get("entropy_coef", 0.01) * dist.entropy().mean()
-    out["kl_approx"] = (ratio - 1 - log_ratio).mean()
+    out["kl_approx"], out["kl_k1"] = (ratio - 1 - log_ratio).mean(), -log_ratio.mean()
     out["clip_fraction"] = ((ratio < 1 - low) | (ratio > 1 + high)).double().mean()
     out["ESS"] = ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)
     out["max_ratio"], out["mean_ratio"] = ratio.max(), ratio.mean()
@@ -157,6 +157,7 @@ def test_the_four_sample_vector() -> None:
     close(out["loss_objective"], -0.45061471)
     close(out["clip_fraction"], 0.5)
     close(out["kl_approx"], 0.04084354)
+    close(out["kl_k1"], 0.0125)
     close(out["ESS"], 0.92363143)
     close(out["max_ratio"], math.exp(0.4))
     close(out["mean_ratio"], 1.02834354)
@@ -209,7 +210,9 @@ def test_defaults_are_the_page_s() -> None:
     assert [round(float(x), 6) for x in scalars] == [0.2, 0.2, 0.01, 1.0]
     assert (loss.entropy_bonus, loss.samples_mc_entropy, loss.loss_critic_type) == (True, 1, "smooth_l1")
     assert (loss.normalize_advantage, loss.clip_value) == (False, None)
-    assert (loss.advantage_key, loss.value_target_key, loss.value_key) == ("advantage", "value_target", "state_value")
+    keys = loss.tensor_keys
+    assert (keys.advantage, keys.value_target, keys.value) == ("advantage", "value_target", "state_value")
+    assert (keys.action, keys.sample_log_prob) == ("action", "action_log_prob")
 
 
 def test_the_first_ratio_is_one() -> None:
@@ -262,6 +265,236 @@ def test_the_input_is_left_as_it_is() -> None:
     ClipPPOLoss(actor, critic)(batch)
     assert set(batch.keys(True)) == set(before.keys(True))
     assert (batch == before).all()
+
+
+# ---- TorchRL's words
+
+
+def test_today_s_names_are_the_page_s() -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    new = ClipPPOLoss(actor_network=actor, critic_network=critic, entropy_coeff=0.3, critic_coeff=0.7, device="cpu")
+    old = ClipPPOLoss(actor=actor, critic=critic, entropy_coef=0.3, critic_coef=0.7)
+    for name, x in old(batch).items():
+        assert torch.equal(new(batch)[name], x)
+    assert (new.actor_network, new.critic_network) == (actor, critic)
+    new.clip_epsilon.copy_(0.05)  # what TorchRL's scripts do to anneal it
+    new.entropy_coeff.copy_(0.0)
+    new.critic_coeff.copy_(2.0)
+    for name, x in direct(actor, critic, batch, clip_epsilon=0.05, entropy_coef=0.0, critic_coef=2.0).items():
+        close(new(batch)[name], x)
+    with pytest.raises(ValueError, match=r"clip_low\.value"):
+        _ = ClipPPOLoss(actor, critic, clip_epsilon=(0.1, 0.2)).clip_epsilon
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"entropy_coef": 0.01, "entropy_coeff": 0.01}, "entropy_coef and entropy_coeff are two spellings"),
+        ({"critic_coef": 1.0, "critic_coeff": 0.5}, "critic_coef and critic_coeff are two spellings"),
+        ({"actor_network": None, "actor_networks": None}, "no option 'actor_networks': did you mean actor_network"),
+        ({"clip_epsilons": 0.2}, r"ClipPPOLoss has no option 'clip_epsilons': did you mean clip_epsilon"),
+        ({"gamma": 0.9}, r"no option 'gamma': it belongs to the returns: us.gae\(gamma=\)"),
+        ({"functional": False}, "no option 'functional': modules are used as they are"),
+        ({"reduction": "max"}, "reduction must be one of mean, sum, none, got 'max'"),
+        ({"max_importance_ratio": 0.0}, "max_importance_ratio must be greater than 0"),
+        ({"normalize_advantage": True, "advantage_norm": nn.Identity()}, "exclude each other"),
+        ({"entropy_coeff": {"move": 0.1}}, r"numbers for \['move'\], but the actor samples \['action'\]"),
+    ],
+)
+def test_options_that_are_wrong_say_so(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipPPOLoss(*modules(), **options)
+
+
+def test_an_actor_given_twice_or_never() -> None:
+    actor, critic = modules()
+    with pytest.raises(ValueError, match="actor and actor_network are two spellings"):
+        ClipPPOLoss(actor, critic, actor_network=actor)
+    with pytest.raises(ValueError, match=r"actor must be a Probabilistic.*got NoneType"):
+        ClipPPOLoss(critic=critic)
+
+
+def test_set_keys() -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    loss = ClipPPOLoss(actor, critic, clip_value=0.3)
+    expected = loss(batch)
+    names: dict[str, Any] = {"advantage": ("gae", "a"), "action": "act", "sample_log_prob": "old"}
+    for old, new in {"advantage": ("gae", "a"), "action": "act", "action_log_prob": "old"}.items():
+        batch.rename_key_(old, new)
+    loss.set_keys(**names)
+    out = loss(batch)
+    for name, x in expected.items():
+        assert torch.equal(out[name], x)
+    assert {"act", "old", ("gae", "a")} <= set(loss.in_keys)
+    with pytest.raises(ValueError, match="TensorKeys has no option 'advantages': did you mean advantage"):
+        loss.set_keys(advantages="a")
+    with pytest.raises(ValueError, match="critic writes"):
+        loss.set_keys(value="v")
+    with pytest.raises(ValueError, match="lists 2 keys"):
+        loss.set_keys(action=["a", "b"])
+
+
+def test_the_log_prob_lies_where_the_actor_writes_it() -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    last = ProbabilisticTensorDictModule(
+        in_keys=["loc", "scale"],
+        out_keys=["action"],
+        distribution_class=independent_normal,
+        return_log_prob=True,
+        log_prob_key="logp",
+    )
+    renamed = ProbabilisticTensorDictSequential(actor[0], last)
+    moved = batch.clone().rename_key_("action_log_prob", "logp")
+    close(ClipPPOLoss(renamed, critic)(moved)["loss_objective"], ClipPPOLoss(actor, critic)(batch)["loss_objective"])
+
+
+def test_reductions() -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    options: dict[str, Any] = {"clip_value": 0.3, "entropy_coef": 0.5}
+    mean = ClipPPOLoss(actor, critic, **options)(batch)
+    each, summed = (ClipPPOLoss(actor, critic, reduction=x, **options)(batch) for x in ("none", "sum"))
+    for name in mean.keys():  # noqa: SIM118
+        if name.startswith("loss_"):
+            assert each[name].shape == (ROWS,)
+            close(each[name].mean(), mean[name])
+            close(summed[name] / ROWS, mean[name])
+        else:
+            assert torch.equal(each[name], mean[name])
+
+
+@pytest.mark.parametrize("key", [("collector", "mask"), "shifted_valid"])
+def test_rows_of_padding_do_not_count(key: Any) -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    loss = ClipPPOLoss(actor, critic, clip_value=0.3, normalize_advantage=True)
+    kept = torch.rand(ROWS, 1) < 0.6
+    expected = loss(batch[kept[:, 0]])
+    padded = batch.clone()
+    padded[key] = kept
+    for name in ("advantage", "value_target", "state_value"):
+        padded[name] = torch.where(kept, padded[name], torch.nan)
+    out = loss(padded)
+    for name, x in expected.items():
+        close(out[name], x)
+    total(out).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in loss.parameters())
+
+
+def test_capped_ratios_keep_a_rescaled_gradient() -> None:
+    batch, loss = four_samples()
+    log_ratio = torch.tensor([0.4, -0.4, -0.05, 0.0], dtype=F64)
+    capped = ClipPPOLoss(loss.actor, loss.critic, max_importance_ratio=1.1, reduction="none")
+    out, free = capped(batch), ClipPPOLoss(loss.actor, loss.critic, reduction="none")(batch)
+    factor = torch.tensor([1.1 / math.exp(0.4), 1.0, 1.0, 1.0], dtype=F64)
+    close(out["loss_objective"], factor * free["loss_objective"])
+    close(out["max_ratio"], 1.1)
+    close(out["kl_k1"], -log_ratio.mean())  # of the ratio that is clipped
+
+
+def test_a_delayed_actor_is_clipped_around() -> None:
+    actor, critic = modules()
+    batch = make_batch(actor, critic)
+    loss = ClipPPOLoss(actor, critic, delay_actor=True, reduction="none")
+    with torch.no_grad():
+        actor[0].module[0].weight += 0.2
+        near, now = (a.get_dist(batch.copy()).log_prob(batch["action"]) for a in (loss.target_actor, actor))
+    ratio, advantage = (now - near).exp(), batch["advantage"][:, 0]
+    gain = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    out = loss(batch)
+    close(out["loss_objective"], -(near - batch["action_log_prob"]).exp() * gain)
+    close(out["mean_ratio"], (now - batch["action_log_prob"]).exp().mean())
+    assert not any(p.requires_grad for p in loss.target_actor.parameters())
+    before = loss.target_actor[0].module[0].weight.clone()
+    loss.update_target(0.75)
+    close(loss.target_actor[0].module[0].weight, 0.75 * before + 0.25 * actor[0].module[0].weight)
+    with pytest.raises(ValueError, match="delay_actor=True"):
+        ClipPPOLoss(actor, critic).update_target()
+
+
+class Doubling(nn.Module):
+    """An `advantage_norm`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def update(self, value_target: Tensor) -> None:
+        self.seen.append(value_target)
+
+    def scale(self) -> Tensor:
+        return torch.tensor([0.5], dtype=F64)
+
+
+def test_advantage_norm_divides_and_learns_from_fresh_targets_only() -> None:
+    actor, critic = modules()
+    batch, norm = make_batch(actor, critic), Doubling()
+    doubled = batch.clone()
+    doubled["advantage"] = 2.0 * batch["advantage"]
+    loss = ClipPPOLoss(actor, critic, advantage_norm=norm).make_value_estimator()
+    close(loss(batch)["loss_objective"], ClipPPOLoss(actor, critic)(doubled)["loss_objective"])
+    assert not norm.seen
+    loss(six_steps(batch[:6]).exclude("advantage", "value_target"))
+    assert [x.shape for x in norm.seen] == [(6, 1)]
+
+
+def six_steps(batch: TensorDict) -> TensorDict:
+    """One rollout [6]: the task ends in row 1, time is up in row 3."""
+    flags = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 1, 0, 1, 0, 0]]).bool().unsqueeze(-1)
+    after = {"reward": torch.tensor([[1.0, 0.5, -0.2, 0.3, 0.8, 0.1]], dtype=F64).T}
+    after |= {"terminated": flags[0], "done": flags[1], "observation": batch["observation"].clone()}
+    return batch.clone().set("next", TensorDict(after, [6]))
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "advantage"),
+    [
+        ("gae", {}, [0.990050, 0.1, -0.204743, -0.206, 1.008028, -0.303]),  # TorchRL's own numbers
+        ("TDLambda", {"lmbda": 0.5}, [0.9455, 0.1, -0.11297, -0.206, 1.143015, -0.303]),
+        ("td1", {}, [0.995, 0.1, -0.21494, -0.206, 0.99303, -0.303]),
+        ("td0", {"gamma": 0.9}, [0.86, 0.1, -0.11, -0.26, 1.23, -0.33]),
+    ],
+)
+def test_value_estimators(name: str, numbers: dict[str, float], advantage: list[float]) -> None:
+    """The values are read from the observations."""
+    actor, _ = modules()
+    critic = TensorDictModule(lambda x: x[..., :1], in_keys=["observation"], out_keys=["state_value"])
+    batch = six_steps(make_batch(*modules())[:6]).exclude("advantage", "value_target", "state_value")
+    value = torch.tensor([0.5, 0.4, 0.9, 1.1, 0.2, 0.7], dtype=F64)
+    batch["observation"][:, 0] = value
+    batch["next", "observation"][:, 0] = torch.tensor([0.4, 9.9, 1.1, 0.6, 0.7, 0.3], dtype=F64)
+    loss = ClipPPOLoss(actor, critic)
+    with pytest.raises(ValueError, match="no 'advantage'"):  # nobody asked for it
+        loss(batch)
+    assert loss.make_value_estimator(name, **numbers) is loss
+    found = batch.clone()
+    assert loss.value_estimator is not None
+    loss.value_estimator(found)
+    close(found["advantage"][:, 0], torch.tensor(advantage, dtype=F64), 1e-5)
+    close(found["value_target"][:, 0], found["advantage"][:, 0] + value)
+    out, ready = loss(batch), ClipPPOLoss(actor, critic)(found)
+    if not numbers:
+        close(ClipPPOLoss(actor, critic, value_estimator_type=name)(batch)["loss_objective"], out["loss_objective"])
+    for key, x in ready.items():
+        close(out[key], x)
+    columns = torch.stack((batch, batch))  # [2, T]: time is the last dimension
+    loss.value_estimator(columns)
+    assert torch.equal(columns["advantage"], torch.stack((found["advantage"], found["advantage"])))
+
+
+def test_value_estimators_that_are_none() -> None:
+    loss = ClipPPOLoss(*modules())
+    with pytest.raises(ValueError, match=r"one of gae, tdlambda, td1, td0, got 'vtrace'"):
+        loss.make_value_estimator("vtrace")
+    with pytest.raises(ValueError, match="make_value_estimator has no option 'lambda_': did you mean lmbda"):
+        loss.make_value_estimator(lambda_=0.9)
+    with pytest.raises(ValueError, match=r"object to call, got <class.*build it"):
+        loss.make_value_estimator(nn.Linear)
+    with pytest.raises(ValueError, match='with the entries of "next"'):
+        loss.make_value_estimator()(make_batch(*modules()).exclude("advantage"))
 
 
 # ---- shapes
@@ -607,6 +840,20 @@ def test_composite_actions_do_not_depend_on_a_global_flag(flag: bool) -> None:
         close(loss(joint)["loss_objective"], expected)
         with pytest.raises(ValueError, match="grip_log_prob"):
             loss(batch.exclude("grip_log_prob"))
+
+
+def test_entropy_coefficients_of_heads() -> None:
+    actor, _, batch = composite()
+    _, critic = modules()
+    raw = actor[0].module(batch["observation"])
+    move, grip = independent_normal(raw[:, :2], raw[:, 2:4].exp()), D.Categorical(logits=raw[:, 4:])
+    for names in (("move", "grip"), ("move_log_prob", "grip_log_prob"), ("move_entropy", "grip_entropy")):
+        out = ClipPPOLoss(actor, critic, entropy_coeff=dict(zip(names, (0.1, 0.4))))(batch)
+        close(out["loss_entropy"], -(0.1 * move.entropy() + 0.4 * grip.entropy()).mean())
+    listed = ClipPPOLoss(actor, critic)
+    listed.set_keys(action=["move", "grip"], sample_log_prob=["a", "b"])
+    moved = batch.clone().rename_key_("move_log_prob", "a").rename_key_("grip_log_prob", "b")
+    close(listed(moved)["loss_objective"], ClipPPOLoss(actor, critic)(batch)["loss_objective"])
 
 
 # ---- learning

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal, Never, Protocol, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -20,15 +25,53 @@ from understudy.core.check import nearest
 from understudy.core.schedules import Scalar, Schedule
 from understudy.ppo.losses import ValueLossKind, check_kind, clipped_surrogate, normalize, value_loss
 from understudy.ppo.metrics import explained_variance, ratio_statistics
+from understudy.ppo.returns import gae
 
-LOGS = {
-    "kl_approx": "kl",
-    "clip_fraction": "clip_fraction",
-    "ESS": "ess",
-    "max_ratio": "ratio_max",
-    "mean_ratio": "ratio_mean",
-}
-"""Log entry -> name in `ratio_statistics`."""
+TRUST_LOGS = {"kl_approx": "kl", "clip_fraction": "clip_fraction"}
+BEHAVIOR_LOGS = {"ESS": "ess", "max_ratio": "ratio_max", "mean_ratio": "ratio_mean"}
+"""Log entry -> name in `ratio_statistics`, of the ratio that is clipped and of the one that weighs."""
+
+MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
+"""Entries of TorchRL's that are False in rows of padding."""
+
+Number = float | Schedule
+Actor = ProbabilisticTensorDictSequential | ProbabilisticTensorDictModule
+Reduction = Literal["mean", "sum", "none"]
+ValueType = str | Enum | Callable[[TensorDictBase], Any] | None
+
+
+class AdvantageScale(Protocol):
+    """Running scale of the returns, as TorchRL's `ValueNorm`s."""
+
+    def update(self, value_target: Tensor) -> Any:
+        """Absorb value targets `[..., 1]`."""
+
+    def scale(self) -> Tensor:
+        """The scale, 0-D or `[1]`."""
+
+
+@dataclass
+class TensorKeys:
+    """Names of a batch's entries; `set_keys` changes them. `action` and `sample_log_prob` list those of several heads.
+
+    `reward`, `done` and `terminated` lie under "next" and are for the value estimator.
+    """
+
+    advantage: NestedKey
+    value_target: NestedKey
+    value: NestedKey
+    sample_log_prob: NestedKey | list[NestedKey]
+    action: NestedKey | list[NestedKey]
+    reward: NestedKey = "reward"
+    done: NestedKey = "done"
+    terminated: NestedKey = "terminated"
+
+
+class _Default(float):
+    """A default, told apart from the same number given."""
+
+
+_ENTROPY, _CRITIC = _Default(0.01), _Default(1.0)
 
 
 class ClipPPOLoss(TensorDictModuleBase):
@@ -42,164 +85,350 @@ class ClipPPOLoss(TensorDictModuleBase):
         loss_critic    = critic_coef * mean(value loss)
         loss_entropy   = -entropy_coef * mean(entropy)
 
-    The total loss is the sum of the entries named `loss_*`; the others (`entropy`, `kl_approx`, `clip_fraction`,
-    `ESS`, `max_ratio`, `mean_ratio`, `explained_variance`, `value_clip_fraction`) are detached, for logging.
+    The total loss is the sum of the entries named `loss_*`; the others are detached, for logging: `entropy`,
+    `kl_approx` (the estimator k3, mean((r - 1) - log r), never negative), `kl_k1` (mean(-log r): TorchRL's
+    `kl_approx`), `clip_fraction`, `ESS` (one share over all samples, also of `[T, N]`), `max_ratio`, `mean_ratio`,
+    `explained_variance`, `value_clip_fraction`.
 
     - `clip_epsilon`: one number, or (low, high). This, `clip_value` and the coefficients may be a `Schedule`:
       `advance_all(loss, ...)` moves them.
     - `clip_value`: None off, a number in value units, or True for `clip_epsilon`; then the batch holds the value from
       collection at `value_key`, and the loss is the pessimistic maximum (see `value_loss`).
-    - `normalize_advantage`: per call, so per minibatch. `samples_mc_entropy`: samples where the entropy has no closed
-      form. `separate_losses`: parameters and hidden entries shared with the actor get no gradient of the value loss.
+    - `normalize_advantage`: per call, so per minibatch; `normalize_advantage_exclude_dims` keep statistics of their
+      own. `advantage_norm` divides by its `scale()` instead. `samples_mc_entropy`: samples where the entropy has no
+      closed form. `separate_losses`: parameters and hidden entries shared with the actor get no gradient of the value
+      loss. `reduction` of the losses: "mean", "sum" or "none", one number for each sample.
     - A composite action's log-probs are added up: `log_prob_key` holds the sum, or each head has `<head>_log_prob`.
+      `entropy_coef` may map heads to numbers. `log_prob_key` None is what the actor writes.
+    - `max_importance_ratio` caps r: a capped sample keeps a rescaled gradient. With `delay_actor` the ratio is clipped
+      around a copy of the actor, which `update_target` moves, and weighed by copy / behaviour policy (PPO-EWMA,
+      arXiv:2110.00641).
+    - `actor_network`, `critic_network`, `entropy_coeff` and `critic_coeff` are TorchRL's newer spellings.
 
-    Every per-sample entry is `[B]` or `[B, 1]` (any batch size B), told apart by the batch size, never broadcast.
-    Raises ValueError on unusable modules or options, and for a batch that lacks an entry (advantages are never computed
-    here: a minibatch has lost the order of time), has one of another shape, or one that requires grad.
+    Every per-sample entry is `[B]` or `[B, 1]` (any batch size B), told apart by the batch size, never broadcast. Rows
+    where an entry of `MASKS` is False do not count. Raises ValueError on unusable modules or options, and for a batch
+    that lacks an entry, has one of another shape, or one that requires grad. Advantages are not computed here, as a
+    minibatch has lost the order of time, unless `make_value_estimator` was called or `value_estimator_type` given: then
+    a batch without them is taken as a rollout `[..., T]`.
     """
 
     def __init__(
         self,
-        actor: ProbabilisticTensorDictSequential | ProbabilisticTensorDictModule,
-        critic: TensorDictModuleBase,
+        actor: Actor | None = None,
+        critic: TensorDictModuleBase | None = None,
         *,
-        clip_epsilon: float | Schedule | tuple[float | Schedule, float | Schedule] = 0.2,
+        clip_epsilon: Number | tuple[Number, Number] = 0.2,
         entropy_bonus: bool = True,
         samples_mc_entropy: int = 1,
-        entropy_coef: float | Schedule = 0.01,
-        critic_coef: float | Schedule = 1.0,
+        entropy_coef: Number | Mapping[NestedKey, Number] = _ENTROPY,
+        critic_coef: Number = _CRITIC,
         loss_critic_type: ValueLossKind = "smooth_l1",
         normalize_advantage: bool = False,
+        normalize_advantage_exclude_dims: Sequence[int] = (),
+        advantage_norm: AdvantageScale | None = None,
         separate_losses: bool = False,
-        clip_value: bool | float | Schedule | None = None,
+        clip_value: bool | Number | None = None,
+        reduction: Reduction | None = "mean",
+        delay_actor: bool = False,
+        max_importance_ratio: Number | None = None,
+        value_estimator_type: ValueType = None,
         advantage_key: NestedKey = "advantage",
         value_target_key: NestedKey = "value_target",
         value_key: NestedKey = "state_value",
-        log_prob_key: NestedKey = "action_log_prob",
+        log_prob_key: NestedKey | None = None,
+        actor_network: Actor | None = None,
+        critic_network: TensorDictModuleBase | None = None,
+        entropy_coeff: Number | Mapping[NestedKey, Number] | None = None,
+        critic_coeff: Number | None = None,
+        device: torch.device | str | None = None,
+        **unknown: Never,
     ) -> None:
         super().__init__()
+        _refuse(unknown, type(self), _ELSEWHERE)
+        actor = _either(("actor", actor), ("actor_network", actor_network), None)
+        critic = _either(("critic", critic), ("critic_network", critic_network), None)
+        entropy_coef = _either(("entropy_coef", entropy_coef), ("entropy_coeff", entropy_coeff), _ENTROPY)
+        critic_coef = _either(("critic_coef", critic_coef), ("critic_coeff", critic_coeff), _CRITIC)
         _check_modules(actor, critic, value_key)
+        assert actor is not None
+        assert critic is not None
         check_kind(loss_critic_type)
         if samples_mc_entropy < 1:
             raise ValueError(f"samples_mc_entropy must be at least 1, got {samples_mc_entropy}")
-        low, high = clip_epsilon if isinstance(clip_epsilon, tuple) else (clip_epsilon, clip_epsilon)
-        if clip_value is True and isinstance(clip_epsilon, tuple):
+        if (reduction := reduction or "mean") not in get_args(Reduction):
+            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+        if advantage_norm is not None and normalize_advantage:
+            raise ValueError("normalize_advantage and advantage_norm exclude each other: drop one of them")
+        low, high = clip_epsilon if isinstance(clip_epsilon, (tuple, list)) else (clip_epsilon, clip_epsilon)
+        if clip_value is True and isinstance(clip_epsilon, (tuple, list)):
             raise ValueError("clip_value=True means clip_epsilon, which has two values here: give clip_value a number")
-        self.actor = actor
-        self.critic = critic
-        self.entropy_bonus = entropy_bonus
-        self.samples_mc_entropy = samples_mc_entropy
+        self.actor, self.critic = actor, critic
+        self.entropy_bonus, self.samples_mc_entropy = entropy_bonus, samples_mc_entropy
         self.loss_critic_type: ValueLossKind = loss_critic_type
         self.normalize_advantage = normalize_advantage
-        self.advantage_key = advantage_key
-        self.value_target_key = value_target_key
-        self.value_key = value_key
-        self.log_prob_key = log_prob_key
+        self.normalize_advantage_exclude_dims = tuple(normalize_advantage_exclude_dims)
+        self.advantage_norm, self.reduction = advantage_norm, reduction
         first = next(actor.parameters(), None)
-        device = None if first is None else first.device
+        device = first.device if device is None and first is not None else device
         self.clip_low = Scalar(_not_negative("clip_epsilon", low), device)
-        self.clip_high = Scalar(_not_negative("clip_epsilon", high), device)
-        self.entropy_coef = Scalar(entropy_coef, device)
+        self.clip_high = self.clip_low if high is low else Scalar(_not_negative("clip_epsilon", high), device)
+        self.head_coefs = _head_coefs(actor, entropy_coef, device)
+        self.entropy_coef = Scalar(0.0 if isinstance(entropy_coef, Mapping) else entropy_coef, device)
         self.critic_coef = Scalar(critic_coef, device)
         self.clip_value: Scalar | None = None
         if clip_value is not None and clip_value is not False:
             self.clip_value = Scalar(low if clip_value is True else _not_negative("clip_value", clip_value), device)
+        self.max_importance_ratio: Scalar | None = None
+        if max_importance_ratio is not None:
+            if not isinstance(max_importance_ratio, Schedule) and not max_importance_ratio > 0.0:
+                raise ValueError(f"max_importance_ratio must be greater than 0, got {max_importance_ratio}")
+            self.max_importance_ratio = Scalar(max_importance_ratio, device)
+        self.target_actor = copy.deepcopy(actor).requires_grad_(False) if delay_actor else None
         # by name, not by reference: names survive a deepcopy of this module
         shared = {id(p) for p in actor.parameters()} if separate_losses else set()
         named = critic.named_parameters(remove_duplicate=False)
         self._shared = tuple(name for name, p in named if id(p) in shared)
         self._separate_losses = separate_losses
+        heads = list(actor.dist_sample_keys)
+        log_prob = _written_log_prob(actor) if log_prob_key is None else log_prob_key
+        action = heads[0] if len(heads) == 1 else heads
+        self.tensor_keys = TensorKeys(advantage_key, value_target_key, value_key, log_prob, action)
+        self.value_estimator: Callable[[TensorDictBase], Any] | None = None
+        self.value_type: ValueType = None
+        self._set_keys()
+        if value_estimator_type is not None:
+            self.make_value_estimator(value_estimator_type)
+
+    # ------------------------------------------------------------------ TorchRL's words
+
+    actor_network = property(lambda self: self.actor, doc="The actor.")
+    critic_network = property(lambda self: self.critic, doc="The critic.")
+    entropy_coeff = property(lambda self: self.entropy_coef.value, doc="The buffer: `copy_` changes the number.")
+    critic_coeff = property(lambda self: self.critic_coef.value, doc="The buffer: `copy_` changes the number.")
+
+    @property
+    def clip_epsilon(self) -> Tensor:
+        """The buffer of a clip that is one number: `copy_` changes it. Raises ValueError for (low, high)."""
+        if self.clip_low is not self.clip_high:
+            raise ValueError("clip_epsilon is (low, high) here: use clip_low.value and clip_high.value")
+        return self.clip_low.value
+
+    def set_keys(self, **keys: NestedKey | list[NestedKey]) -> None:
+        """Rename entries of the batch, see `TensorKeys`; raises ValueError, with the nearest one, for another name."""
+        _refuse(keys, TensorKeys)
+        if "value" in keys:
+            _check_modules(self.actor, self.critic, keys["value"])
+        heads = self.actor.dist_sample_keys
+        for name in keys.keys() & {"action", "sample_log_prob"}:
+            if isinstance(keys[name], list) and len(keys[name]) != len(heads):
+                raise ValueError(f"set_keys({name}=) lists {len(keys[name])} keys, the actor samples {heads}")
+        changed: Any = keys
+        self.tensor_keys = replace(self.tensor_keys, **changed)
         self._set_keys()
 
+    def make_value_estimator(
+        self,
+        value_type: ValueType = None,
+        *,
+        gamma: float | Tensor = 0.99,
+        lmbda: float | Tensor = 0.95,
+        **unknown: Never,
+    ) -> ClipPPOLoss:
+        """Compute advantages of batches without them, which are then rollouts `[..., T]`; returns this loss.
+
+        "gae" (the default), "tdlambda", "td1" and "td0", or TorchRL's enumeration of them: `us.gae` with `lmbda`, 1 or
+        0 in place of lambda. Anything else that can be called with a TensorDict is used as it is. `value_estimator`
+        then takes whole rollouts, too. Raises ValueError for estimators that need more than a critic.
+        """
+        _refuse(unknown, ClipPPOLoss.make_value_estimator)
+        self.value_type = value_type
+        name = "gae" if value_type is None else value_type.name if isinstance(value_type, Enum) else value_type
+        if isinstance(name, str):
+            lambdas = {"gae": lmbda, "tdlambda": lmbda, "td1": 1.0, "td0": 0.0}
+            if name.lower() not in lambdas:
+                raise ValueError(
+                    f"the value estimator must be one of {', '.join(lambdas)}, got {name!r} "
+                    f"({nearest(name, lambdas)}); pass any other one as an object"
+                )
+            self.value_estimator = _Estimator(self, name.lower() == "gae", gamma, lambdas[name.lower()])
+        elif callable(name) and not isinstance(name, type):
+            self.value_estimator = name
+        else:
+            raise ValueError(f"the value estimator must be a name or an object to call, got {value_type!r}: build it")
+        return self
+
+    def update_target(self, eps: float = 0.0) -> None:
+        """Move the copy of `delay_actor`: eps copy + (1 - eps) actor; 0 makes it the actor of now."""
+        if self.target_actor is None:
+            raise ValueError("there is no copy of the actor to move: build the loss with delay_actor=True")
+        with torch.no_grad():
+            for target, source in zip(self.target_actor.parameters(), self.actor.parameters()):
+                target.lerp_(source, 1.0 - eps)
+
+    # ------------------------------------------------------------------ the loss
+
     def _set_keys(self) -> None:
-        read = [*self.actor.in_keys, *self.actor.dist_sample_keys, self.log_prob_key]
-        read += [self.advantage_key, self.value_target_key, *([self.value_key] if self.clip_value is not None else [])]
+        keys = self.tensor_keys
+        read = [*self.actor.in_keys, *self._actions().values(), *_listed(keys.sample_log_prob)]
+        read += [keys.advantage, keys.value_target, *([keys.value] if self.clip_value is not None else [])]
         made = {*self.actor.out_keys, *read}
         self.in_keys = list(dict.fromkeys([*read, *(key for key in self.critic.in_keys if key not in made)]))
         losses = ["loss_objective", *(["loss_entropy", "entropy"] if self.entropy_bonus else []), "loss_critic"]
         clipped = ["value_clip_fraction"] if self.clip_value is not None else []
-        self.out_keys = [*losses, *LOGS, "explained_variance", *clipped]
+        self.out_keys = [*losses, *TRUST_LOGS, "kl_k1", *BEHAVIOR_LOGS, "explained_variance", *clipped]
+
+    def _actions(self) -> dict[NestedKey, NestedKey]:
+        """What the actor samples -> its entry in a batch."""
+        return dict(zip(self.actor.dist_sample_keys, _listed(self.tensor_keys.action)))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The losses and logs of a batch, a TensorDict of scalars without batch size; the input is left as it is."""
-        batch = tensordict.copy()  # shallow: the passes below write into it
+        batch, keys = tensordict.copy(), self.tensor_keys  # shallow: the passes below write into it
         if batch.batch_size.numel() == 0:
             raise ValueError(f"the batch is empty, its batch size is {tuple(batch.batch_size)}")
+        fresh = self.value_estimator is not None and batch.get(keys.advantage, None) is None
+        if fresh:
+            assert self.value_estimator is not None
+            self.value_estimator(batch)
         # all that was stored is read first: the critic's pass overwrites the value of collection
-        advantage = _data(batch, self.advantage_key, _ADVANTAGE)
-        target = _data(batch, self.value_target_key, _ADVANTAGE)
-        old_value = None if self.clip_value is None else _data(batch, self.value_key, _VALUE)
-        if self.normalize_advantage:
-            advantage = normalize(advantage)
-        dist, log_prob, old_log_prob = self._log_probs(batch)
-        log_ratio = log_prob - old_log_prob
-        out = {"loss_objective": clipped_surrogate(log_ratio, advantage, self.clip_low(), self.clip_high()).mean()}
+        mask = _mask(batch)
+        advantage = _known(_data(batch, keys.advantage, _ADVANTAGE), mask)
+        target = _known(_data(batch, keys.value_target, _ADVANTAGE), mask)
+        old_value = None if self.clip_value is None else _data(batch, keys.value, _VALUE)
+        advantage = self._scaled(advantage, target, mask, fresh)
+        dist, log_ratio, log_weight = self._log_ratios(batch)
+        clip = self.clip_low(), self.clip_high()
+        surrogate = clipped_surrogate(log_ratio, advantage, *clip)
+        out = {"loss_objective": self._reduce(surrogate if log_weight is None else log_weight.exp() * surrogate, mask)}
         if self.entropy_bonus:
-            entropy = self._entropy(dist, batch.batch_size).mean()
-            out["loss_entropy"] = -self.entropy_coef() * entropy
-            out["entropy"] = entropy.detach()
+            out |= self._entropy_loss(dist, batch.batch_size, mask)
         value = self._value(batch)
-        clip = None if self.clip_value is None else self.clip_value()
-        errors = value_loss(value, target, old_value, clip, self.loss_critic_type)
-        out["loss_critic"] = self.critic_coef() * errors.mean()
-        one_row = log_ratio.reshape(1, -1), advantage.reshape(1, -1)
-        statistics = ratio_statistics(*one_row, self.clip_low(), self.clip_high())
-        out |= {log: statistics[name] for log, name in LOGS.items()}
-        out["explained_variance"] = explained_variance(value, target)
-        if old_value is not None and clip is not None:
-            out["value_clip_fraction"] = ((value.detach() - old_value).abs() > clip).to(value.dtype).mean()
+        value_clip = None if self.clip_value is None else self.clip_value()
+        errors = value_loss(value, target, old_value, value_clip, self.loss_critic_type)
+        out["loss_critic"] = self.critic_coef() * self._reduce(errors, mask)
+        out |= _ratio_logs(log_ratio, log_weight, advantage, clip, mask)
+        out["explained_variance"] = explained_variance(value, target, mask)
+        if old_value is not None and value_clip is not None:
+            out["value_clip_fraction"] = _mean(((value.detach() - old_value).abs() > value_clip).to(value.dtype), mask)
         return TensorDict(out, batch_size=[])
 
-    def _log_probs(self, batch: TensorDictBase) -> tuple[Distribution, Tensor, Tensor]:
-        """The policy's distribution and the log-probs of the stored action, now and then, `[B]` each."""
-        actions = {key: _stored(batch, key, _ACTION) for key in self.actor.dist_sample_keys}
+    def _scaled(self, advantage: Tensor, target: Tensor, mask: Tensor | None, fresh: bool) -> Tensor:
+        if self.advantage_norm is not None:
+            if fresh and self.training:  # a batch that comes with advantages may come again
+                self.advantage_norm.update((target if mask is None else target[mask]).unsqueeze(-1))
+            return advantage / self.advantage_norm.scale().squeeze()
+        if not self.normalize_advantage:
+            return advantage
+        # counted as TorchRL counts them: with the trailing 1
+        excluded = {dim % (advantage.ndim + 1) for dim in self.normalize_advantage_exclude_dims}
+        return normalize(advantage, mask, dims=[dim for dim in range(advantage.ndim) if dim not in excluded])
+
+    def _reduce(self, loss: Tensor, mask: Tensor | None) -> Tensor:
+        if self.reduction == "mean":
+            return _mean(loss, mask)
+        loss = _known(loss, mask)
+        return loss.sum() if self.reduction == "sum" else loss
+
+    def _log_ratios(self, batch: TensorDictBase) -> tuple[Distribution, Tensor, Tensor | None]:
+        """The policy's distribution, log r, and the log of what a sample's loss is multiplied by, if by anything."""
+        actions = {key: _stored(batch, stored, _ACTION) for key, stored in self._actions().items()}
+        old = self._old_log_prob(batch)
         self._drop_stale(batch)
+        near, log_weight = old, None
+        if self.target_actor is not None:
+            with torch.no_grad():
+                near = _log_prob(_distribution(self.target_actor, batch.copy()), actions, batch.batch_size)
+            log_weight = near - old
         dist = _distribution(self.actor, batch)
-        if not isinstance(dist, CompositeDistribution):
-            key = self.actor.dist_sample_keys[0]
-            log_prob = dist.log_prob(actions[key])
-            log_prob = _per_sample(log_prob, f"the log-prob of {key!r}", batch.batch_size, _ACTION_SHAPE)
-            return dist, log_prob, _data(batch, self.log_prob_key, _LOG_PROB)
-        # written out per head: what CompositeDistribution.log_prob returns depends on a global flag
-        log_prob = _add_heads([head.log_prob(actions[key]) for key, head in dist.dists.items()], batch.batch_size)
-        if batch.get(self.log_prob_key, None) is not None:
-            return dist, log_prob, _data(batch, self.log_prob_key, _LOG_PROB)
-        heads = [_stored(batch, _head_key(key), _LOG_PROB) for key in dist.dists]
-        return dist, log_prob, _add_heads(heads, batch.batch_size)
+        log_ratio = _log_prob(dist, actions, batch.batch_size) - near
+        if self.max_importance_ratio is not None:  # a constant factor: a capped sample keeps the rest of its gradient
+            room = self.max_importance_ratio().log() - log_ratio.detach()
+            log_weight = torch.minimum(torch.zeros_like(room) if log_weight is None else log_weight, room)
+        return dist, log_ratio, log_weight
+
+    def _old_log_prob(self, batch: TensorDictBase) -> Tensor:
+        """The log-prob of collection, `[B]`: one entry, or the sum over those of the heads."""
+        key, heads = self.tensor_keys.sample_log_prob, list(self._actions().values())
+        if len(heads) == 1 or (not isinstance(key, list) and batch.get(key, None) is not None):
+            return _data(batch, _listed(key)[0], _LOG_PROB)
+        keys = key if isinstance(key, list) else [_head_key(head) for head in heads]
+        return _add_heads([_stored(batch, head, _LOG_PROB) for head in keys], batch.batch_size)
 
     def _drop_stale(self, batch: TensorDictBase) -> None:
         """Forget what the actor's pass in collection left (parameters, hidden entries): only today's may be read."""
-        kept = {*self.in_keys, *(_head_key(key) for key in self.actor.dist_sample_keys)}
+        kept = {*self.in_keys, *(_head_key(key) for key in self.actor.dist_sample_keys), *MASKS}
         for key in self.actor.out_keys:
             if key not in kept and batch.get(key, None) is not None:
                 del batch[key]
 
-    def _entropy(self, dist: Distribution, batch_size: torch.Size) -> Tensor:
-        heads = list(dist.dists.values()) if isinstance(dist, CompositeDistribution) else [dist]
-        return _add_heads([_entropy(head, self.samples_mc_entropy) for head in heads], batch_size)
+    def _entropy_loss(self, dist: Distribution, batch_size: torch.Size, mask: Tensor | None) -> dict[str, Tensor]:
+        dists = dist.dists if isinstance(dist, CompositeDistribution) else {self.actor.dist_sample_keys[0]: dist}
+        heads = {key: _add_heads([_entropy(head, self.samples_mc_entropy)], batch_size) for key, head in dists.items()}
+        entropy = torch.stack([*heads.values()]).sum(0)
+        bonus = self.entropy_coef() * entropy
+        if self.head_coefs is not None:
+            bonus = torch.stack([self.head_coefs[_name(key)]() * x for key, x in heads.items()]).sum(0)
+        return {"loss_entropy": -self._reduce(bonus, mask), "entropy": _mean(entropy.detach(), mask)}
 
     def _value(self, batch: TensorDictBase) -> Tensor:
         """The critic's value, `[B]`, after the actor's pass has left its hidden entries in `batch`."""
-        for key in self.critic.in_keys:
-            if batch.get(key, None) is None:
-                raise ValueError(
-                    f"the critic reads {key!r}, which neither the batch nor the actor's pass provides: "
-                    "pass a complete critic, trunk included"
-                )
-        if self._separate_losses:
-            # a complete critic reaches the trunk through its parameters, a value head through the hidden entries
-            parameters = dict(self.critic.named_parameters(remove_duplicate=False))
-            detached = {name: parameters[name].detach() for name in self._shared}
-            done = functional_call(self.critic, detached, (batch.detach(),))
-        else:
-            done = self.critic(batch)
-        return _per_sample(done.get(self.value_key), f"the critic's {self.value_key!r}", batch.batch_size)
+        if not self._separate_losses:
+            return _run_critic(self.critic, batch, self.tensor_keys.value)
+        # a complete critic reaches the trunk through its parameters, a value head through the hidden entries
+        parameters = dict(self.critic.named_parameters(remove_duplicate=False))
+        detached = {name: parameters[name].detach() for name in self._shared}
 
+        def critic(batch: TensorDictBase) -> Any:
+            return functional_call(self.critic, detached, (batch.detach(),))
+
+        return _run_critic(self.critic, batch, self.tensor_keys.value, critic)
+
+
+class _Estimator:
+    """Advantages of a rollout `[..., T]` of TorchRL's: writes value, advantage and target, `[..., T, 1]`.
+
+    Targets of GAE are advantage + value. The other returns know the value after a step only, so that V(s_t) in GAE's
+    sum is what the step before saw: no difference in a rollout, but in rows that do not follow each other.
+    """
+
+    def __init__(self, loss: ClipPPOLoss, is_gae: bool, gamma: float | Tensor, lmbda: float | Tensor) -> None:
+        self.loss, self.is_gae = loss, is_gae
+        # float32 first, as everywhere in TorchRL
+        self.gamma, self.lmbda = (torch.as_tensor(x, dtype=torch.float32).double() for x in (gamma, lmbda))
+
+    @torch.no_grad()
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        keys, after = self.loss.tensor_keys, tensordict.get("next", None)
+        if after is None or tensordict.ndim < 1:
+            raise ValueError('a value estimator needs a rollout [..., T] with the entries of "next"')
+        done = _data(after, keys.done, _ROLLOUT).bool()
+        ended = done if after.get(keys.terminated, None) is None else _data(after, keys.terminated, _ROLLOUT).bool()
+        value = _run_critic(self.loss.critic, tensordict.copy(), keys.value)
+        next_value = _run_critic(self.loss.critic, after.copy(), keys.value)
+        columns = (_data(after, keys.reward, _ROLLOUT).to(value.dtype), value, next_value, ended, done & ~ended)
+        r, v, v_next, end, cut = (x.movedim(-1, 0).reshape(x.shape[-1], -1) for x in columns)  # [T, N]
+        baseline = v if self.is_gae else torch.cat((v[:1], v_next[:-1]))
+        advantage, target = gae(r, baseline, v_next, end, cut, self.gamma, self.lmbda)
+        found = (advantage if self.is_gae else target - v, target)
+        advantage, target = (x.reshape(-1, *value.shape[:-1]).movedim(0, -1).unsqueeze(-1) for x in found)
+        tensordict[keys.value], tensordict["next", keys.value] = value.unsqueeze(-1), next_value.unsqueeze(-1)
+        tensordict[keys.advantage], tensordict[keys.value_target] = advantage, target
+        return tensordict
+
+
+_ELSEWHERE = {
+    "gamma": "it belongs to the returns: us.gae(gamma=), or make_value_estimator(gamma=)",
+    "lmbda": "it belongs to the returns: us.gae(gae_lambda=), or make_value_estimator(lmbda=)",
+    "functional": "modules are used as they are, so leave it out",
+    "log_explained_variance": "it is always logged, so leave it out",
+}
+"""Options of TorchRL's that are none here, and why."""
 
 _ADVANTAGE = (
     "compute both over the whole rollout, before it is cut into minibatches, with "
     "advantage, value_target = us.gae(reward, value, next_value, terminated, truncated) on [T, N] tensors"
 )
+_ROLLOUT = "the value estimator reads it"
 _VALUE = "clip_value needs the critic's value from collection"
 _ACTION = "store the action that was sampled when collecting"
 _LOG_PROB = (
@@ -220,6 +449,73 @@ def _distribution(actor: Any, batch: TensorDictBase) -> Distribution:
         if isinstance(last, ProbabilisticTensorDictSequential):
             return _distribution(last, actor.get_dist_params(batch))
     return actor.get_dist(batch)
+
+
+def _log_prob(dist: Distribution, actions: Mapping[NestedKey, Tensor], batch_size: torch.Size) -> Tensor:
+    """The log-prob of stored actions, `[B]`."""
+    if not isinstance(dist, CompositeDistribution):
+        ((key, action),) = actions.items()
+        return _per_sample(dist.log_prob(action), f"the log-prob of {key!r}", batch_size, _ACTION_SHAPE)
+    # written out per head: what CompositeDistribution.log_prob returns depends on a global flag
+    return _add_heads([head.log_prob(actions[key]) for key, head in dist.dists.items()], batch_size)
+
+
+def _run_critic(
+    critic: TensorDictModuleBase,
+    batch: TensorDictBase,
+    value_key: NestedKey,
+    run: Callable[[TensorDictBase], Any] | None = None,
+) -> Tensor:
+    """The critic's value of a batch, `[B]`."""
+    for key in critic.in_keys:
+        if batch.get(key, None) is None:
+            raise ValueError(
+                f"the critic reads {key!r}, which neither the batch nor the actor's pass provides: "
+                "pass a complete critic, trunk included"
+            )
+    done = (run or critic)(batch)
+    return _per_sample(done.get(value_key), f"the critic's {value_key!r}", batch.batch_size)
+
+
+def _ratio_logs(
+    log_ratio: Tensor,
+    log_weight: Tensor | None,
+    advantage: Tensor,
+    clip: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+) -> dict[str, Tensor]:
+    def statistics(x: Tensor) -> dict[str, Tensor]:
+        valid = None if mask is None else mask.reshape(1, -1)
+        return ratio_statistics(x.reshape(1, -1), advantage.reshape(1, -1), *clip, valid)
+
+    trust = statistics(log_ratio)
+    behavior = trust if log_weight is None else statistics(log_ratio + log_weight)
+    logs = {log: trust[name] for log, name in TRUST_LOGS.items()} | {"kl_k1": -_mean(log_ratio.detach(), mask)}
+    return logs | {log: behavior[name] for log, name in BEHAVIOR_LOGS.items()}
+
+
+def _mask(batch: TensorDictBase) -> Tensor | None:
+    """Where rows are no padding, `[B]` bool; None: everywhere."""
+    found = [_data(batch, key, "").bool() for key in MASKS if batch.get(key, None) is not None]
+    return torch.stack(found).all(0) if found else None
+
+
+def _known(x: Tensor, mask: Tensor | None) -> Tensor:
+    # not a product: padding may be NaN
+    return x if mask is None else torch.where(mask, x, 0.0)
+
+
+def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x.mean() if mask is None else _known(x, mask).sum() / mask.sum().clamp_min(1)
+
+
+def _listed(key: NestedKey | list[NestedKey]) -> list[NestedKey]:
+    return key if isinstance(key, list) else [key]
+
+
+def _name(key: NestedKey) -> str:
+    """A nested key as a module's name."""
+    return key if isinstance(key, str) else "/".join(map(str, key))
 
 
 def _stored(batch: TensorDictBase, key: NestedKey, mend: str) -> Tensor:
@@ -279,7 +575,46 @@ def _not_negative(name: str, number: float | Schedule) -> float | Schedule:
     return number
 
 
-def _check_modules(actor: Any, critic: Any, value_key: NestedKey) -> None:
+def _written_log_prob(actor: Actor) -> NestedKey:
+    """Where the actor writes the log-prob of its one action."""
+    if len(actor.dist_sample_keys) > 1:
+        return "action_log_prob"
+    try:
+        return actor.log_prob_keys[0]
+    except RuntimeError:  # a global flag of tensordict changed after the actor was built
+        return "action_log_prob"
+
+
+def _head_coefs(actor: Actor, coefs: Any, device: torch.device | str | None) -> nn.ModuleDict | None:
+    """The entropy's coefficient of each head, whose key may end in `_log_prob` or `_entropy`, as in TorchRL."""
+    if not isinstance(coefs, Mapping):
+        return None
+    heads = [_name(key) for key in actor.dist_sample_keys]
+    given = {_name(key).removesuffix("_log_prob").removesuffix("_entropy"): x for key, x in coefs.items()}
+    if given.keys() != set(heads):
+        raise ValueError(f"entropy_coef has numbers for {sorted(given)}, but the actor samples {heads}")
+    return nn.ModuleDict({name: Scalar(given[name], device) for name in heads})
+
+
+def _either(ours: tuple[str, Any], theirs: tuple[str, Any], default: Any) -> Any:
+    """The value given under one of two names; raises ValueError if it is given under both."""
+    if theirs[1] is None:
+        return ours[1]
+    if ours[1] is not default:
+        raise ValueError(f"{ours[0]} and {theirs[0]} are two spellings of one option: give one of them")
+    return theirs[1]
+
+
+def _refuse(names: Mapping[str, Any], callee: Any, reasons: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError, with the nearest name, for options that do not exist."""
+    known = [name for name in inspect.signature(callee).parameters if name not in ("self", "unknown")]
+    for name in names:
+        if name not in known:
+            reason = (reasons or {}).get(name) or nearest(name, known)
+            raise ValueError(f"{callee.__name__} has no option {name!r}: {reason}")
+
+
+def _check_modules(actor: Any, critic: Any, value_key: NestedKey | list[NestedKey]) -> None:
     if not isinstance(actor, (ProbabilisticTensorDictSequential, ProbabilisticTensorDictModule)):
         raise ValueError(
             f"actor must be a ProbabilisticTensorDictSequential or -Module, got {type(actor).__name__}: "
