@@ -28,6 +28,7 @@ from tests.fresh import Fresh
 
 import understudy as us
 from understudy import cli
+from understudy.core import origin_names as ORIGIN_MODULE
 from understudy.data.motions.fields import FieldTable
 from understudy.data.motions.files import read_motions
 from understudy.parts import PARTS
@@ -174,6 +175,40 @@ def test_every_option_of_the_origin_is_answered(origin: tuple[str, str]) -> None
         name for section, sub, cells in TABLE if (section, sub) == origin for name in re.findall(r"`([^`]*)`", cells[0])
     }
     assert set(ORIGINS[origin].split()) <= answered
+
+
+def origin_names() -> dict[str, tuple[str, ...]]:
+    """Other libraries' names of options -> paths and `Class.option` here, those of the same name first; by the tables."""
+    found: dict[str, dict[str, None]] = {}
+    for _, _, (theirs, ours, _) in TABLE:
+        paths = []
+        for text in re.findall(r"`([^`]*)`", ours):
+            if option := re.fullmatch(r"(?:us|understudy)\.(?:\w+\.)*(\w+Config)\((\w+)=\)", text):
+                paths.append(f"{option[1]}.{option[2]}")
+            elif "/" not in text and not text.startswith(("us.", "understudy.")):
+                paths.append(text.partition(" = ")[0])
+        for name in re.findall(r"`([^`]*)`", theirs):
+            name = name.rpartition(".")[2]
+            if re.fullmatch(r"\w+", name):
+                found.setdefault(name, {}).update(dict.fromkeys(paths))
+    return {
+        name: tuple(sorted(paths, key=lambda path: path.rpartition(".")[2] != name))
+        for name, paths in sorted(found.items())
+        if paths and list(paths) != [name]
+    }
+
+
+def test_names_of_other_libraries_are_known_to_the_messages() -> None:
+    expected = origin_names()
+    if os.environ.get("UPDATE_DOCS"):
+        lines = [f"{name}: {' '.join(paths)}" for name, paths in expected.items()]
+        text = textwrap.fill("; ".join(lines), 118, break_long_words=False, break_on_hyphens=False)
+        page = Path(ORIGIN_MODULE.__file__)
+        head, _, rest = page.read_text().partition('_TEXT = """\\\n')
+        page.write_text(f'{head}_TEXT = """\\\n{text}\n"""{rest.partition(chr(34) * 3)[2]}')
+        return
+    assert expected == ORIGIN_MODULE.ORIGIN_NAMES, "run UPDATE_DOCS=1 python -m pytest tests/test_docs.py"
+    assert expected["eps_clip"] == ("ppo.clip_epsilon",)
 
 
 def test_a_wrong_name_is_found(metric_names: set[str]) -> None:

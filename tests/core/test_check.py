@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
+import inspect
+import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
+import understudy as us
 from understudy.core.check import Config, In, nearest
 from understudy.core.schedules import Number, Schedule
+from understudy.runs.codec import from_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +65,31 @@ def test_nearest() -> None:
     assert nearest("x", ["b", "a"]) == "known: a, b"
     assert nearest("cartpole-V1", ["CartPole-v1"]) == "did you mean CartPole-v1?"
     assert nearest("x", []) == "none is known"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        (us.PPOConfig, "eps_clip", "PPOConfig has no option 'eps_clip'; it is called clip_epsilon here"),
+        (us.PPOConfig, "lam", "PPOConfig has no option 'lam'; it is called gae_lambda here"),
+        (us.TrainConfig, "lam", "TrainConfig has no option 'lam'; it is called ppo.gae_lambda here"),
+        (us.parts.AdvisorConfig, "fixed_alpha", "AdvisorConfig has no option 'fixed_alpha'; it is called alpha here"),
+        (us.PPOConfig, "clip_epslon", "PPOConfig has no option 'clip_epslon'; did you mean clip_epsilon?"),
+        (us.OptimizerConfig, "lr", "OptimizerConfig has no option 'lr'; did you mean learning_rate?"),
+    ],
+)
+def test_an_unknown_option_names_ours(kind: type, option: str, message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        kind(**{option: 1})
+    if kind is us.PPOConfig:
+        said = re.sub(r"PPOConfig has no option '(\w+)'", r"there is no option ppo.\1", message)
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            from_plain(us.PPOConfig, {option: 1}, "ppo")
+
+
+def test_a_config_shows_its_options() -> None:
+    options = inspect.signature(us.PPOConfig).parameters
+    assert [*options] == [field.name for field in dataclasses.fields(us.PPOConfig)]
+    assert options["gamma"].default == 0.99
+    changed = us.PPOConfig(gamma=0.5)
+    assert pickle.loads(pickle.dumps(changed)) == copy.deepcopy(changed) == changed

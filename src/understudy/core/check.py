@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import reprlib
 import types
@@ -13,17 +14,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+from understudy.core.origin_names import ORIGIN_NAMES
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that helps with a misspelt name: the nearest known names, whatever their case, or the first 20."""
+    """A clause that helps with a misspelt or abbreviated name: the nearest known ones, or the first 20."""
     names = {known_name.lower(): known_name for known_name in sorted(known)}
+    short = [known_name for known_name in names if "".join(x[:1] for x in known_name.split("_")) == name.lower()]
     for cutoff in (0.8, 0.5):  # a typing error first, then what merely looks like it
-        if close := get_close_matches(name.lower(), names, n=3, cutoff=cutoff):
+        if close := short or get_close_matches(name.lower(), names, n=3, cutoff=cutoff):
             return f"did you mean {' or '.join(names[found] for found in close)}?"
     shown = [*names.values()][:20] + ["..."] * (len(names) > 20)
     return f"known: {', '.join(shown)}" if names else "none is known"
+
+
+def nearest_option(name: str, kind: type, known: Iterable[str]) -> str:
+    """A clause that helps with an option that the config `kind` lacks.
+
+    Another library's name is answered with ours: the field of this config, or the path to another one.
+    """
+    meant = ORIGIN_NAMES.get(name, ())
+    place = (kind.PREFIX if issubclass(kind, Config) else "") or f"{kind.__name__}."
+    here = [path.rpartition(".")[2] for path in meant if f".{path}".rpartition(".")[0].endswith(f".{place[:-1]}")]
+    return f"it is called {' or '.join((here or meant)[:3])} here" if meant else nearest(name, known)
 
 
 class Limit(ABC):
@@ -83,16 +98,33 @@ class _Curve(Protocol):
     def extremes(self) -> tuple[float, ...]: ...
 
 
+class _Signature:
+    """`__signature__` of a class whose `__new__` would hide its `__init__` from `inspect.signature`."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        parameters = inspect.signature(vars(owner)["__init__"]).parameters if "__init__" in vars(owner) else {}
+        return inspect.Signature([*parameters.values()][1:])
+
+
 class Config:
     """Base of every config, a frozen keyword-only dataclass: fields are checked against their annotations.
 
     Checked are type, `Literal` choices, `Limit`s (of a schedule: of all values that it takes) and that numbers are
     finite and fit a tensor. A list given for a tuple becomes one, NumPy's numbers become Python's. A subclass with a
-    `__post_init__` of its own calls this one first. Raises ValueError that names the field, `PREFIX` before it.
+    `__post_init__` of its own calls this one first. Raises ValueError that names the field, `PREFIX` before it, and
+    TypeError for an unknown option, with the nearest known one or what another library's option is called here.
     """
+
+    __signature__ = _Signature()
 
     PREFIX: ClassVar[str] = ""
     """Place of this config in a training's, with a dot at its end: `ppo.`."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:  # before the __init__ of dataclasses, which names nothing
+        known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
+        for name in options.keys() - known:
+            raise TypeError(f"{cls.__name__} has no option {name!r}; {nearest_option(name, cls, known)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         assert dataclasses.is_dataclass(self)

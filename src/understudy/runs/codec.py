@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NewType, NotRequired, TypeVar
 
-from understudy.core.check import fit, hints_of, nearest
+from understudy.core.check import fit, hints_of, nearest_option
 from understudy.core.registry import announced_modules, reference_to
 from understudy.core.schedules import Schedule
 from understudy.parts import PARTS
@@ -186,7 +186,7 @@ def _decode_dataclass(kind: Any, plain: Mapping[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in plain:
         if key not in fields:
-            raise ValueError(f"there is no option {_below(where, key)}; {nearest(str(key), fields)}")
+            raise ValueError(f"there is no option {_below(where, key)}; {nearest_option(str(key), kind, fields)}")
     missing = dataclasses.MISSING
     required = [name for name, field in fields.items() if field.default is field.default_factory is missing]
     if lacking := [name for name in required if name not in plain]:
