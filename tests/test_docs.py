@@ -178,7 +178,7 @@ def test_every_option_of_the_origin_is_answered(origin: tuple[str, str]) -> None
 
 
 def origin_names() -> dict[str, tuple[str, ...]]:
-    """Other libraries' names of options -> paths and `Class.option` here, those of the same name first; by the tables."""
+    """Other libraries' names of options -> paths and `Class.option` here, equal names first; from the tables."""
     found: dict[str, dict[str, None]] = {}
     for _, _, (theirs, ours, _) in TABLE:
         paths = []

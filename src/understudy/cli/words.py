@@ -70,11 +70,8 @@ def meant(word: str, known: Iterable[str]) -> str:
     close = [name for name in names if name in {f"--{path.replace('_', '-')}" for path in theirs}]
     close += [name for name in names if ends[name] == bare or name.strip("-") == bare]
     close += [name for name in names if name.startswith(f"--{bare}.") and ends[name] == "id"]
-    close += [
-        name
-        for name in names
-        if "-" in ends[name] and "".join(x[0] for x in ends[name].split("-")) == bare.rpartition(".")[2]
-    ]
+    short = bare.rpartition(".")[2]
+    close += [name for name in names if "-" in ends[name] and "".join(x[0] for x in ends[name].split("-")) == short]
     close = close or get_close_matches(word, names, n=3, cutoff=0.75)
     close += [name for end in get_close_matches(bare, set(ends.values()), n=2) for name in names if ends[name] == end]
     shown = [*dict.fromkeys(close)][:3]

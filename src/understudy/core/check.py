@@ -120,7 +120,8 @@ class Config:
     PREFIX: ClassVar[str] = ""
     """Place of this config in a training's, with a dot at its end: `ppo.`."""
 
-    def __new__(cls, *args: Any, **options: Any) -> Self:  # before the __init__ of dataclasses, which names nothing
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Name what an unknown option should be called, which the `__init__` of dataclasses does not."""
         known = {field.name for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
         for name in options.keys() - known:
             raise TypeError(f"{cls.__name__} has no option {name!r}; {nearest_option(name, cls, known)}")
