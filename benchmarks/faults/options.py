@@ -4,8 +4,8 @@
     python -m benchmarks.faults.options --seed 7 --count 500 # a sample
 
 Each value replaces one option of a tiny training, which comes through YAML or through Python. Two outcomes are right:
-a ValueError that names the option, before the first step; or a training whose metrics and weights are finite. Each
-training has a process, memory and a time of its own.
+a ValueError that names the option, before the first step; or a training whose metrics and weights are finite.
+Trainings run in child processes with limits of memory and time. The seed also draws some of the values.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import traceback
 import typing
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -81,13 +81,15 @@ from understudy.runs.config import (
 from understudy.tasks.point_mass import PointMass
 from understudy.tools.record import record_episodes
 from understudy.training.loggers import StopTraining
-from understudy.training.loop import train
+from understudy.training.loop import Run, train
 from understudy.types import CheckpointError
 
 SECONDS = 60
 """Time of one training."""
 MEMORY = 6 * 2**30
 """Memory of one training, in bytes, beyond what the program takes."""
+BATCH = 50
+"""Trainings that share a process, as long as none ends it."""
 RESULTS = Path(__file__).parent / "results" / "options.md"
 
 # ------------------------------------------------------------------------------------------- tiny trainings
@@ -285,16 +287,19 @@ TEXTS = ("", " ", "x", "X" * 5000, "\0", "a/b", "../x", "none", "None", "nan", "
 WRONG: tuple[Any, ...] = (None, True, False, "x", "", [], {}, [None], [[1]], {"x": 1}, {1: 2}, 3, -7, 2.5, "1", "64,64")
 
 
-def values(kind: Any, current: Any) -> list[Any]:
-    """Plain values of each sort for an option with this annotation."""
+def values(kind: Any, current: Any, dice: random.Random) -> list[Any]:
+    """Plain values of each sort for an option with this annotation, some of them drawn."""
     leaves, found = set(_leaves(kind)), [*WRONG]
     numeric = leaves & {int, float}
     if numeric:
         found += NUMBERS
+        found += [dice.choice((1, -1)) * 10.0 ** dice.uniform(-320, 308) for _ in range(3)]
+        found += [dice.choice((1, -1)) * dice.getrandbits(dice.randrange(1, 70)) for _ in range(2)]
     if Schedule in leaves:
         found += SCHEDULES
     if str in leaves:
         found += TEXTS
+        found += ["".join(chr(dice.randrange(1, 0x2100)) for _ in range(dice.randrange(1, 9))) for _ in range(2)]
     found += [
         choice for leaf in leaves if typing.get_origin(leaf) is typing.Literal for choice in typing.get_args(leaf)
     ]
@@ -307,7 +312,7 @@ def values(kind: Any, current: Any) -> list[Any]:
     if isinstance(current, Mapping):
         found += [{key: x} for key in ("", "x", *current) for x in (*NUMBERS[:12], *HUGE, *TEXTS[:4], None, [1], {})]
     if numeric and isinstance(current, int | float) and not isinstance(current, bool):
-        found += [current * 2, current / 2, -current]
+        found += [current * 2, current / 2, -current, current * 10.0 ** dice.uniform(-3, 3)]
     unique = {repr(x): x for x in found}
     return list(unique.values())
 
@@ -372,8 +377,9 @@ HOMES = {"CNNConfig": "pixels", "EncoderConfig": "pixels", "DistributionConfig":
 """Config classes that matter in one training only."""
 
 
-def every_case(configs: Mapping[str, TrainConfig]) -> list[Case]:
+def every_case(configs: Mapping[str, TrainConfig], seed: int = 0) -> list[Case]:
     """All values of every option; an option of a class that several trainings share is walked in the first."""
+    dice = random.Random(seed)
     known: set[tuple[Any, ...]] = set()
     cases = []
     for name, config in configs.items():
@@ -381,13 +387,14 @@ def every_case(configs: Mapping[str, TrainConfig]) -> list[Case]:
             mark = (leaf.owner, leaf.path[-1], type(leaf.current) if leaf.current else None)
             if mark not in known and HOMES.get(leaf.owner.__name__, name) == name:
                 known.add(mark)
-                cases += [Case(name, leaf, value) for value in values(leaf.kind, leaf.current)]
+                cases += [Case(name, leaf, value) for value in values(leaf.kind, leaf.current, dice)]
     return cases
 
 
-def run_case(case: Case, config: TrainConfig, folder: Path, usual: Mapping[str, set[str]]) -> dict[str, str]:
+def run_case(case: Case, config: TrainConfig, folder: Path, usual: str) -> dict[str, str]:
     """The outcome of a case, found in this process: kind, and what is to be said about it."""
     name = case.leaf.path[-1]
+    folder.mkdir()
     try:
         if case.through_yaml:
             changed = from_yaml(_yaml_with(config, case, folder), allow=("benchmarks",))
@@ -404,9 +411,8 @@ def run_case(case: Case, config: TrainConfig, folder: Path, usual: Mapping[str, 
         return {"kind": "refused" if named else "unnamed", "text": str(error)}
     except ImportError as error:
         return {"kind": "refused" if not steps_taken else "late", "text": str(error)}
-    bad = {key for row in run.metrics for key, x in row.items() if x is None or not math.isfinite(x)}
-    if bad - usual[case.training]:
-        return {"kind": "metrics", "text": ", ".join(sorted(bad - usual[case.training]))}
+    if bad := _gaps(run) - {*usual.split()}:
+        return {"kind": "metrics", "text": ", ".join(sorted(bad))}
     if not all(bool(torch.isfinite(x).all()) for x in run.policy.state_dict().values()):
         return {"kind": "weights", "text": "weights are not finite"}
     return {"kind": "trained", "text": ""}
@@ -420,9 +426,12 @@ def _stop_after_three(step: int, metrics: Mapping[str, float]) -> None:
         raise StopTraining("three rows")
 
 
-def usual_gaps(config: TrainConfig, folder: Path) -> set[str]:
+def usual_gaps(config: TrainConfig, folder: Path) -> dict[str, str]:
     """Metrics that are not finite in the unchanged training."""
-    run = train(dataclasses.replace(config, run_dir=str(folder)))
+    return {"gaps": " ".join(_gaps(train(dataclasses.replace(config, run_dir=str(folder)))))}
+
+
+def _gaps(run: Run) -> set[str]:
     return {key for row in run.metrics for key, x in row.items() if x is None or not math.isfinite(x)}
 
 
@@ -432,7 +441,7 @@ def _yaml_with(config: TrainConfig, case: Case, folder: Path) -> str:
     for key in case.leaf.path[:-1]:
         inner = inner[key]
     inner[case.leaf.path[-1]] = case.value
-    return yaml.safe_dump(plain)
+    return yaml.dump(plain, Dumper=yaml.CSafeDumper)
 
 
 def _replaced(config: Any, path: tuple[str, ...], value: Any) -> Any:
@@ -443,36 +452,48 @@ def _replaced(config: Any, path: tuple[str, ...], value: Any) -> Any:
     return dataclasses.replace(config, **{path[0]: _replaced(vars(config)[path[0]], path[1:], value)})
 
 
-def forked(work: Callable[[], dict[str, str]], log: Path) -> dict[str, str]:
-    """What `work` returns in a process of its own, or how it ended."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        signal.alarm(SECONDS)
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+def forked(works: Sequence[Callable[[], dict[str, str]]], log: Path) -> Iterator[dict[str, str]]:
+    """What each of `works` returns, or how it ended. A child process does them, a new one after each that dies."""
+    left = list(works)
+    while left:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            _work(left, log, writer)
+        os.close(writer)
+        with os.fdopen(reader) as answers:
+            for answer in answers:
+                left.pop(0)
+                yield json.loads(answer)
+        _, status = os.waitpid(child, 0)
+        if left:  # it died of the next one
+            left.pop(0)
+            died = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit code {status}"
+            yield {"kind": "hang" if died == "SIGALRM" else "died", "text": died}
+
+
+def _work(works: Sequence[Callable[[], dict[str, str]]], log: Path, answers: int) -> NoReturn:
+    """What a child does: one line of JSON for each of `works`."""
+    global steps_taken, rows
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for work in works:
+        steps_taken = rows = 0
+        signal.alarm(SECONDS)  # its signal ends the process
         try:
             result = work()
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             result = {"kind": "late" if steps_taken else "traceback", "text": text}
-        os.write(writer, json.dumps(result).encode()[:60000])
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if answer:
-        found: dict[str, str] = json.loads(answer)
-        return found
-    died = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"exit code {status}"
-    return {"kind": "hang" if died == "SIGALRM" else "died", "text": died}
+        signal.alarm(0)
+        os.write(answers, json.dumps({key: text[:9000] for key, text in result.items()}).encode() + b"\n")
+    os._exit(0)
 
 
 RIGHT = ("refused", "trained")
@@ -505,7 +526,7 @@ def main(arguments: list[str] | None = None) -> int:
     summary = f"{sum(counts.values())} values, {wrong} neither refused in time nor trained with finite numbers"
     print(f"{summary}: {dict(counts)} in {time.monotonic() - started:.0f} s")
     if not chosen.match:
-        sample = "" if chosen.count is None else f" --seed {chosen.seed} --count {chosen.count}"
+        sample = f" --seed {chosen.seed}" + ("" if chosen.count is None else f" --count {chosen.count}")
         rows = [f"| {kind} | {counts[kind]:,} | {text} |" for kind, text in MEANING.items()]
         listed = [f"- `{case}`: {found['kind']}: {found['text'][:200]}" for case, found in findings]
         lines = ["# Options out of range", "", f"`python -m benchmarks.faults.options{sample}`", "", f"{summary}.", ""]
@@ -519,35 +540,37 @@ def campaign(
     folder: Path, seed: int, count: int | None, match: str, say: Callable[[str], None]
 ) -> tuple[Counter[str], list[tuple[Case, dict[str, str]]]]:
     """Outcomes by kind, and the cases with a wrong one."""
-    made = forked(lambda: make_inputs(folder)._asdict(), folder / "log")
+    (made,) = forked([lambda: make_inputs(folder)._asdict()], folder / "log")
     if "demonstrations" not in made:
         raise RuntimeError(f"the files to learn from could not be made: {made}")
     inputs = Inputs(**made)
     configs = trainings(inputs)
-    cases = [case for case in every_case(configs) if match in str(case)]
+    cases = [case for case in every_case(configs, seed) if match in str(case)]
     if count is not None:
         cases = random.Random(seed).sample(cases, min(count, len(cases)))
-    usual = {}
-    for name in {case.training for case in cases}:
-        work = lambda name=name: {"gaps": ",".join(usual_gaps(configs[name], folder / f"usual-{name}"))}  # noqa: E731
-        found = forked(work, folder / "log")
-        if "gaps" not in found:
-            raise RuntimeError(f"the unchanged training {name} failed: {found}")
-        usual[name] = set(found["gaps"].split(","))
+    names = sorted({case.training for case in cases})
+    gaps = [functools.partial(usual_gaps, configs[name], folder / f"usual-{name}") for name in names]
+    usual = dict(zip(names, forked(gaps, folder / "log"), strict=True))
+    if failed := {name: found for name, found in usual.items() if "gaps" not in found}:
+        raise RuntimeError(f"unchanged trainings failed: {failed}")
     counts: Counter[str] = Counter()
     findings = []
     gc.freeze()
-    for i, case in enumerate(cases):
+    for start in range(0, len(cases), BATCH):
+        batch = cases[start : start + BATCH]
         with tempfile.TemporaryDirectory(dir=folder) as own:
-            place = Path(own)
-            work = lambda case=case, place=place: run_case(case, configs[case.training], place, usual)  # noqa: E731
-            found = forked(work, folder / "log")
-        counts[found["kind"]] += 1
-        if found["kind"] not in RIGHT:
-            findings.append((case, found))
-            say(f"{found['kind']:>9}  {case}: {found['text'][:300]}")
-        if i % 50 == 49:
-            say(f"# {i + 1} of {len(cases)}: {dict(counts)}")
+            works = [
+                functools.partial(
+                    run_case, case, configs[case.training], Path(own, str(i)), usual[case.training]["gaps"]
+                )
+                for i, case in enumerate(batch)
+            ]
+            for case, found in zip(batch, forked(works, folder / "log"), strict=True):
+                counts[found["kind"]] += 1
+                if found["kind"] not in RIGHT:
+                    findings.append((case, found))
+                    say(f"{found['kind']:>9}  {case}: {found['text'][:300]}")
+        say(f"# {start + len(batch)} of {len(cases)}: {dict(counts)}")
     return counts, findings
 
 
