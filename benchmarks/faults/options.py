@@ -2,6 +2,7 @@
 
     python -m benchmarks.faults.options                      # every leaf of every config class, every value
     python -m benchmarks.faults.options --seed 7 --count 500 # a sample
+    python -m benchmarks.faults.options --seed 7 --minutes 30
 
 Each value replaces one option of a tiny training, which comes through YAML or through Python. Two outcomes are right:
 a ValueError that names the option, before the first step; or a training whose metrics and weights are finite.
@@ -84,8 +85,8 @@ from understudy.training.loggers import StopTraining
 from understudy.training.loop import Run, train
 from understudy.types import CheckpointError
 
-SECONDS = 60
-"""Time of one training."""
+SECONDS = 30
+"""Time of one training on the processor; of ten times as long by the clock it is killed."""
 MEMORY = 6 * 2**30
 """Memory of one training, in bytes, beyond what the program takes."""
 BATCH = 50
@@ -406,7 +407,7 @@ def run_case(case: Case, config: TrainConfig, folder: Path, usual: str) -> dict[
         if steps_taken or (folder / "run").exists():
             return {"kind": "late", "text": str(error)}
         given = [*case.value][-1] if isinstance(case.value, list | dict) and case.value else case.value
-        text = given if isinstance(given, str) and given.strip() else name
+        text = given.partition(">=")[0] if isinstance(given, str) and given.strip() else repr(given)
         named = any(word in str(error) for word in (name, text, *case.leaf.path[-2:-1]))
         return {"kind": "refused" if named else "unnamed", "text": str(error)}
     except ImportError as error:
@@ -432,7 +433,8 @@ def usual_gaps(config: TrainConfig, folder: Path) -> dict[str, str]:
 
 
 def _gaps(run: Run) -> set[str]:
-    return {key for row in run.metrics for key, x in row.items() if x is None or not math.isfinite(x)}
+    gaps = {key for row in run.metrics for key, x in row.items() if x is None or not math.isfinite(x)}
+    return gaps - {"episode/return", "episode/length"}  # of no episode
 
 
 def _yaml_with(config: TrainConfig, case: Case, folder: Path) -> str:
@@ -473,6 +475,14 @@ def forked(works: Sequence[Callable[[], dict[str, str]]], log: Path) -> Iterator
             yield {"kind": "hang" if died == "SIGALRM" else "died", "text": died}
 
 
+class _TooLong(BaseException):
+    """The time is over."""
+
+
+def _too_long(*_: Any) -> None:
+    raise _TooLong
+
+
 def _work(works: Sequence[Callable[[], dict[str, str]]], log: Path, answers: int) -> NoReturn:
     """What a child does: one line of JSON for each of `works`."""
     global steps_taken, rows
@@ -484,28 +494,34 @@ def _work(works: Sequence[Callable[[], dict[str, str]]], log: Path, answers: int
     os.dup2(output, 2)
     for work in works:
         steps_taken = rows = 0
-        signal.alarm(SECONDS)  # its signal ends the process
+        signal.signal(signal.SIGPROF, _too_long)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(10 * SECONDS)  # its signal ends the process
         try:
             result = work()
+        except _TooLong:
+            result = {"kind": "long" if steps_taken > 1000 else "hang", "text": f"{steps_taken} steps so far"}
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
             result = {"kind": "late" if steps_taken else "traceback", "text": text}
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         os.write(answers, json.dumps({key: text[:9000] for key, text in result.items()}).encode() + b"\n")
     os._exit(0)
 
 
-RIGHT = ("refused", "trained")
+RIGHT = ("refused", "trained", "long")
 MEANING = {
     "refused": "refused before the first step with a ValueError that names the option",
     "trained": "trained: metrics and weights are finite",
+    "long": f"played as many steps as it was told to, when it was stopped after {SECONDS} s",
     "unnamed": "refused before the first step, but the message does not name the option",
     "late": "refused after work was done",
     "metrics": "trained with metrics that are not finite",
     "weights": "trained to weights that are not finite",
     "traceback": "another exception than ValueError",
-    "hang": f"took more than {SECONDS} s",
+    "hang": f"took more than {SECONDS} s of something else",
     "died": "the process died",
 }
 
@@ -515,18 +531,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, help="how many values, drawn at random; default: all")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these; the order is random")
     parser.add_argument("--match", default="", help="only cases whose text contains this")
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         counts, findings = campaign(
-            Path(folder), chosen.seed, chosen.count, chosen.match, functools.partial(print, flush=True)
+            Path(folder), chosen.seed, chosen.count, chosen.match, functools.partial(print, flush=True), chosen.minutes
         )
     wrong = sum(n for kind, n in counts.items() if kind not in RIGHT)
     summary = f"{sum(counts.values())} values, {wrong} neither refused in time nor trained with finite numbers"
     print(f"{summary}: {dict(counts)} in {time.monotonic() - started:.0f} s")
     if not chosen.match:
         sample = f" --seed {chosen.seed}" + ("" if chosen.count is None else f" --count {chosen.count}")
+        sample += "" if chosen.minutes == math.inf else f" --minutes {chosen.minutes:g}"
         rows = [f"| {kind} | {counts[kind]:,} | {text} |" for kind, text in MEANING.items()]
         listed = [f"- `{case}`: {found['kind']}: {found['text'][:200]}" for case, found in findings]
         lines = ["# Options out of range", "", f"`python -m benchmarks.faults.options{sample}`", "", f"{summary}.", ""]
@@ -537,7 +555,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def campaign(
-    folder: Path, seed: int, count: int | None, match: str, say: Callable[[str], None]
+    folder: Path, seed: int, count: int | None, match: str, say: Callable[[str], None], minutes: float = math.inf
 ) -> tuple[Counter[str], list[tuple[Case, dict[str, str]]]]:
     """Outcomes by kind, and the cases with a wrong one."""
     (made,) = forked([lambda: make_inputs(folder)._asdict()], folder / "log")
@@ -546,8 +564,9 @@ def campaign(
     inputs = Inputs(**made)
     configs = trainings(inputs)
     cases = [case for case in every_case(configs, seed) if match in str(case)]
-    if count is not None:
-        cases = random.Random(seed).sample(cases, min(count, len(cases)))
+    if count is not None or minutes < math.inf:
+        cases = random.Random(seed).sample(cases, min(count or len(cases), len(cases)))
+    end = time.monotonic() + 60.0 * minutes
     names = sorted({case.training for case in cases})
     gaps = [functools.partial(usual_gaps, configs[name], folder / f"usual-{name}") for name in names]
     usual = dict(zip(names, forked(gaps, folder / "log"), strict=True))
@@ -557,6 +576,8 @@ def campaign(
     findings = []
     gc.freeze()
     for start in range(0, len(cases), BATCH):
+        if time.monotonic() > end:
+            break
         batch = cases[start : start + BATCH]
         with tempfile.TemporaryDirectory(dir=folder) as own:
             works = [

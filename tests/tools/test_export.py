@@ -144,6 +144,24 @@ def test_onnx(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(session.run(None, feed)[0][0], policy.act(obs)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("format", [x for x in FORMATS if x != "safetensors"])
+def test_broken_numbers_count_as_0_as_they_do_in_act(format: str, tmp_path: Path) -> None:
+    policy, runtime = build("plain"), {"torchscript": export._write_torchscript}
+    if format == "onnx":
+        runtime["onnx"] = export._write_onnx
+    act = runtime[format](policy.eval(), tmp_path / "policy.file", "{}")
+    torch.manual_seed(1)
+    obs = policy.blank_observation(6)
+    for key in policy.sensor_keys:
+        obs[key] = 3.0 + torch.randn(obs[key].shape)
+    obs["policy", "pose"][:4, 1] = torch.tensor([float("nan"), float("inf"), 1e30, -1e8])
+    obs["policy", "pose"][5, 1] = obs["policy", "speed"][5, 0] = 1e5  # large, but possible
+    (action,) = act([obs[key] for key in policy.sensor_keys])
+    torch.testing.assert_close(action, policy.act(obs)[0])
+    torch.testing.assert_close(action[:4], policy.act(obs.apply(lambda x: torch.where(x.abs() < 1e6, x, 0.0)))[0][:4])
+    assert torch.isfinite(action).all()
+
+
 def test_safetensors_come_back_as_a_policy(tmp_path: Path) -> None:
     policy = build("estimators")
     again = read_safetensors(export_policy(policy, tmp_path / "policy.safetensors", "safetensors"))

@@ -12,28 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-ABSURD = 1e6
-"""A number larger than this many times the usual size of its entry, and than this, is a fault and no measurement."""
-
-BEYOND_USE = 1e18
-"""Size from which a number is absurd where no usual size is known: float32 cannot hold its square."""
-
-
-def without_faults(x: Tensor, limit: float | Tensor = BEYOND_USE) -> Tensor:
-    """Floats with 0 in place of NaN, infinity and what is larger than `limit`; integers as they are. Any shape."""
-    return torch.where(x.abs() <= limit, x, 0.0) if x.is_floating_point() else x
-
-
-def log_sizes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """log max(|x|, 1) of rows `[R, C]` and where they are not 0; NaN and infinity are taken for 0."""
-    sizes = torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0).abs()
-    return sizes.clamp(min=1.0).log(), sizes > 0.0
-
-
-def median_log_size(x: Tensor) -> Tensor:
-    """The median of `log_sizes` over the rows `[R, C]` that are not 0, `[C]`; 0 where all are."""
-    logs, there = log_sizes(x)
-    return torch.where(there, logs, torch.nan).nanmedian(0).values.nan_to_num(0.0)
+from understudy.core.sanity import ABSURD, median_log_size
 
 
 class _Statistics(nn.Module):

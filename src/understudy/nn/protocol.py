@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from understudy.core import devices
 from understudy.core.check import Config, Filled, In, Size
+from understudy.core.sanity import ABSURD, BEYOND_USE, without_faults
 from understudy.core.spaces import (
     Key,
     blank,
@@ -36,7 +37,7 @@ from understudy.nn.distributions import Distribution
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import ActionFamily, ActionHead, DistributionConfig, make_family, make_head
 from understudy.nn.networks import Activation, EncoderConfig
-from understudy.nn.normalization import ABSURD, BEYOND_USE, ObservationNormalizer, without_faults
+from understudy.nn.normalization import ObservationNormalizer
 from understudy.nn.recurrence import Step, unroll
 
 Observations = TensorDictBase | Mapping[Key, Tensor]
@@ -350,11 +351,16 @@ class Policy(nn.Module, ABC):
         for key, x in leaves.items():
             if x.is_floating_point():
                 if not (devices.host_is_device(x.device) and float(torch.linalg.vector_norm(x)) <= ABSURD):
-                    name = module_name(key if isinstance(key, tuple) else (key,))
-                    known: Any = self.normalizers[name] if name in self.normalizers else None  # noqa: SIM401
-                    x = without_faults(x.float(), BEYOND_USE if known is None else known.limit)
+                    x = without_faults(x.float(), self.sane_limit(key if isinstance(key, tuple) else (key,)))
                 clean.set(key, x.float())
         return clean
+
+    def sane_limit(self, key: Key) -> float | Tensor:
+        """Largest size of a component's numbers that is not absurd: one number, or `[D]`."""
+        name = module_name(key)
+        if name not in self.normalizers:
+            return BEYOND_USE
+        return cast(ObservationNormalizer, self.normalizers[name]).limit
 
     def observation(self, obs: Any) -> tuple[TensorDict, bool, bool]:
         """A TensorDict `[N]` for acting, whether the observations came unbatched, and whether as arrays.

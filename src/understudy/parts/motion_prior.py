@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import In
+from understudy.core.check import Filled, In
 from understudy.core.schedules import RewardWeight, Scalar
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.nn.normalization import ObservationNormalizer
@@ -94,7 +94,7 @@ class MotionPriorConfig(PartConfig):
 
     motions: MotionsConfig = field(default_factory=MotionsConfig)
     """The clips."""
-    observations: tuple[str, ...] = ("policy",)
+    observations: Annotated[tuple[str, ...], Filled()] = ("policy",)
     """Observation groups, or group/component names, that hold the style features of one frame."""
     columns: Annotated[tuple[int, ...], In(0)] = ()
     """Their columns with style features; empty: all."""

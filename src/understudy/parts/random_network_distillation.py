@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.check import In, Size
+from understudy.core.check import Filled, In, Size
 from understudy.core.schedules import RewardWeight, Scalar
 from understudy.nn.networks import MLP, Activation
 from understudy.nn.normalization import ObservationNormalizer, RunningMeanStd
@@ -27,7 +27,7 @@ class RandomNetworkDistillationConfig(PartConfig):
 
     reward_weight: RewardWeight = 0.1
     """Weight of the bonus, a number or a schedule."""
-    observations: tuple[str, ...] = ("policy",)
+    observations: Annotated[tuple[str, ...], Filled()] = ("policy",)
     """Observation groups, or group/component names, that make up the state."""
     num_outputs: Size = 64
     """Size of the random features."""

@@ -7,8 +7,8 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core.sanity import BEYOND_USE, log_sizes, median_log_size, without_faults
 from understudy.core.spaces import component, component_keys, is_real, is_vector, size_of
-from understudy.nn.normalization import BEYOND_USE, log_sizes, median_log_size, without_faults
 from understudy.ppo.rollout import Finals
 
 _ZEROS = 8.0

@@ -13,10 +13,10 @@ from torch import Tensor
 from understudy.core import devices
 from understudy.core.capture import Batch, CaptureMode, capture
 from understudy.core.devices import check_memory
+from understudy.core.sanity import without_faults
 from understudy.core.spaces import Key, blank, component, key_of, unflatten
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate
-from understudy.nn.normalization import without_faults
 from understudy.nn.protocol import REPLACED, Policy
 from understudy.ppo.part import Labels, Overrides, Part
 

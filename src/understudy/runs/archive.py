@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def read_archive(path: Path) -> Any:
     the damage provokes: call it within `parsing`.
     """
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_members(members, size)
         top = _top(members)
@@ -63,7 +65,7 @@ def read_archive(path: Path) -> Any:
             raise ValueError("its numbers are big-endian")
         if archive.getinfo(f"{top}/data.pkl").file_size > _LONGEST_PICKLE:
             raise ValueError("its description is too long")
-        tensors = _Tensors(lambda key: archive.read(f"{top}/data/{key}"), path, size)
+        tensors = _Tensors(lambda key: _content(file, archive.getinfo(f"{top}/data/{key}")), path, size)
         value = _plain(archive.read(f"{top}/data.pkl"), tensors)
     check_nesting(value)
     return value
@@ -89,6 +91,17 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("its members overlap")
 
 
+def _content(file: IO[bytes], info: zipfile.ZipInfo) -> Tensor:
+    """Bytes of a member, uint8 `[S]`; `ZipFile.read` would copy them twice."""
+    file.seek(info.header_offset + 26)
+    file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)  # name and extra field
+    content = torch.empty(info.file_size, dtype=torch.uint8)
+    memory = content.numpy().data
+    if file.readinto(memory) != len(memory) or zlib.crc32(memory) != info.CRC:  # type: ignore[attr-defined]
+        raise ValueError(f"its member {info.filename} has another checksum")
+    return content
+
+
 class _Name(NamedTuple):
     """What a pickle would import."""
 
@@ -98,7 +111,7 @@ class _Name(NamedTuple):
 class _Tensors:
     """Makes the tensors that a pickle describes, with their numbers from the archive's members."""
 
-    def __init__(self, read: Callable[[str], bytes], path: Path, size: int) -> None:
+    def __init__(self, read: Callable[[str], Tensor], path: Path, size: int) -> None:
         self.read, self.path, self.size, self.asked = read, path, size, 0
         self.storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
@@ -108,12 +121,10 @@ class _Tensors:
         if kind != "storage" or not isinstance(key, str):
             raise ValueError(f"it refers to a {kind!r}")
         if (key, dtype) not in self.storages:
-            content = bytearray(self.read(key))
-            if len(content) != numel * dtype.itemsize or (dtype == torch.bool and content.strip(b"\0\1")):
+            content = self.read(key)
+            if len(content) != numel * dtype.itemsize or (dtype == torch.bool and bool((content > 1).any())):
                 raise ValueError(f"tensor {key} does not have {numel} numbers")
-            self.storages[key, dtype] = (
-                torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-            )
+            self.storages[key, dtype] = content.view(dtype)
         return self.storages[key, dtype]
 
     def tensor(self, storage: Tensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Tensor:

@@ -14,7 +14,7 @@ import tyro
 import yaml
 
 from understudy.core.borders import LONGEST_YAML, parse_yaml
-from understudy.core.check import Config, In
+from understudy.core.check import Config, Filled, In
 from understudy.core.schedules import Condition, Probability, Schedule, Unconditional
 from understudy.envs.registry import EnvConfig, KwargValue
 from understudy.nn.protocol import PolicyConfig
@@ -136,9 +136,9 @@ class TrainConfig(Config):
     """Environment steps, over all environments together; the last rollout may exceed it. 0: only offline training."""
     seed: Annotated[int, In(0)] = 0
     """Seed of everything: weights, environments, minibatches, parts, evaluation."""
-    run_dir: str | None = None
+    run_dir: Annotated[str | None, Filled()] = None
     """Folder to write; None: runs/<recipe>-<environment>-<time>."""
-    start_from: str | None = None
+    start_from: Annotated[str | None, Filled()] = None
     """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
     new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
     allow_imports: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

@@ -23,6 +23,7 @@ from understudy.core.borders import parse_json, parsing
 from understudy.core.check import fit
 from understudy.core.extras import require
 from understudy.core.files import replacing
+from understudy.core.sanity import without_faults
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
 from understudy.nn.protocol import Policy
@@ -53,7 +54,8 @@ class ExportError(ValueError):
 class DeployedPolicy(nn.Module):
     """The deterministic actor as a function of tensors: components `[B, ...]`, state `[B, S]` -> action, next state.
 
-    The state is the actor's share, zeros at the start of an episode; the critic is left out.
+    The state is the actor's share, zeros at the start of an episode; the critic is left out. As in `act`, 0 stands in
+    for NaN and absurd numbers.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -61,11 +63,14 @@ class DeployedPolicy(nn.Module):
         self.policy = policy
         self.keys: tuple[Key, ...] = policy.sensor_keys
         self.state_size = policy.actor_state_size
+        for i, key in enumerate(self.keys):
+            self.register_buffer(f"limit_{i}", torch.as_tensor(policy.sane_limit(key)).clone())
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """`(action,)`, or `(action, next state)` of a recurrent policy."""
         state = inputs[len(self.keys)] if self.state_size else None
-        distribution, new_state, _ = self.policy.run_actor(dict(zip(self.keys, inputs)), state, None)
+        sane = {key: without_faults(inputs[i], self.get_buffer(f"limit_{i}")) for i, key in enumerate(self.keys)}
+        distribution, new_state, _ = self.policy.run_actor(sane, state, None)
         action = self.policy.action_map(distribution.mode())
         return (action,) if new_state is None else (action, new_state)
 

@@ -14,10 +14,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core.sanity import ABSURD, BEYOND_USE, without_faults
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly
 from understudy.envs.registry import EnvConfig, as_vec_env
-from understudy.nn.normalization import ABSURD, BEYOND_USE, without_faults
 from understudy.nn.protocol import Policy
 from understudy.types import NonFiniteError
 

@@ -223,6 +223,7 @@ class _Training:
         own_env: bool,
     ) -> None:
         self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
+        self.config_text = to_yaml(config)
         self.offline, self.loggers = offline, loggers
         self.evaluated_in: EnvConfig | VecEnv = env if own_env else config.evaluation_env()
         self.own_env, self.collecting = own_env, False
@@ -376,7 +377,7 @@ class _Training:
             path,
             CHECKPOINT_KIND,
             {
-                "config": to_yaml(self.config),
+                "config": self.config_text,
                 **describe_policy(self.ppo.policy),
                 "best_return": self.best_return,
                 "env_steps": self.ppo.env_steps,

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 
 from understudy.core.borders import check_unpacked
+from understudy.core.sanity import ABSURD, absurd
 from understudy.core.spaces import Key, array_dtype, bounds_of, component, component_keys, is_box, unflatten
 from understudy.data.demonstrations.read import open_recording
 from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, first_rows
@@ -201,12 +202,16 @@ class _Reader:
     ) -> None:
         """Raise ValueError unless all entries are finite and inside a discrete space (or, if `bounded`, a Box)."""
         # block by block: no second array of that size
-        block = max(1, _BLOCK // max(1, math.prod(array.shape[1:])))
+        block, absurd_rows = max(1, _BLOCK // max(1, math.prod(array.shape[1:]))), list[int]()
         for first in range(0, len(array), block):
             rows = array[first : first + block]
             wrong, complaint = ~np.isfinite(rows), "is not finite"
             if not wrong.any():
                 wrong, complaint = _outside(rows, space, bounded), f"lies outside {space}"
+            if not wrong.any() and rows.dtype.kind == "f":
+                beyond = absurd(torch.from_numpy(rows).view(len(rows), -1)).numpy()
+                wrong, complaint = beyond & bounded, f"is more than {ABSURD:.0e} times its usual size"
+                absurd_rows += [first + int(row) for row in np.flatnonzero(beyond.any(1))]
             if wrong.any():
                 row = int(np.argwhere(wrong)[0][0])
                 k, step = self._place(first + row, final_rows)
@@ -214,6 +219,14 @@ class _Reader:
                     f"{self.recording.source}: trajectory {k}, step {step}: {name} is {rows[row].tolist()}, which "
                     f"{complaint}: {_AGAIN}"
                 )
+        if absurd_rows:
+            k, step = self._place(absurd_rows[0], final_rows)
+            logger.warning(
+                "%s: trajectory %d, step %d: %s holds %.3g, more than %.0e times its usual size (%d such steps): "
+                "statistics leave them out; %s",
+                *(self.recording.source, k, step, name, np.abs(array[absurd_rows[0]]).max(), ABSURD, len(absurd_rows)),
+                _AGAIN,
+            )
 
     def _place(self, row: int, final_rows: int) -> tuple[int, int]:
         """Trajectory and step of a row; each trajectory has `final_rows` more rows than transitions."""

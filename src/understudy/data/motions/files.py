@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from understudy.core.borders import parsing
 from understudy.core.check import Config, In, fit, nearest
+from understudy.core.sanity import ABSURD, absurd
 from understudy.data.motions.fields import Array, angular_velocity, quaternion_columns
 from understudy.data.npz import open_npz, save_npz
 
@@ -145,7 +147,7 @@ def clips_from(path: Path, read: Callable[[], list[MotionClip]]) -> list[MotionC
                 raise
             raise ValueError(f"{path}: {error}") from error
     for clip in clips:
-        if doubt := _doubt(clip):
+        for doubt in filter(None, (_doubt(clip), _absurd(clip))):
             logger.warning("%s, clip %r: %s", path, clip.name, doubt)
     return clips
 
@@ -334,6 +336,18 @@ def _words(arrays: Arrays, name: str, shape: tuple[int, ...] | None = (-1,)) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- doubts
+
+
+def _absurd(clip: MotionClip) -> str:
+    """A sentence about numbers that can be no measurements; empty where there are none."""
+    found = absurd(torch.from_numpy(clip.frames)).nonzero().tolist()
+    if not found:
+        return ""
+    frame, column = found[0]
+    return (
+        f"frame {frame}, field {clip.fields[column]!r} is {clip.frames[frame, column]:.3g}, more than {ABSURD:.0e} "
+        f"times its usual size, and {len(found) - 1} more numbers are: cut these frames, statistics leave them out"
+    )
 
 
 def _doubt(clip: MotionClip) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.core.check import Config
+from understudy.core.check import Config, Filled
 from understudy.core.schedules import RewardWeight
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.distributions import DiagGaussian
@@ -33,7 +33,7 @@ class AdversarialOptions(Config):
 
     reward_weight: RewardWeight = 1.0
     """Weight of the reward beside the task's, a number or a schedule."""
-    observations: tuple[str, ...] = ("policy",)
+    observations: Annotated[tuple[str, ...], Filled()] = ("policy",)
     """Observation groups, or group/component names, that the discriminator sees."""
     inputs: Inputs = "state-action"
     """The part of a transition that it (AIRL: the recovered reward) sees; "state" gives AIRL a reward that transfers to
