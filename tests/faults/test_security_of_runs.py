@@ -17,6 +17,7 @@ import torch
 from benchmarks.faults import files
 
 import understudy as us
+from understudy.cli import main
 from understudy.runs.archive import archived
 from understudy.runs.checkpoint import load_checkpoint, step_checkpoints
 from understudy.runs.config import from_yaml, read_config
@@ -268,3 +269,28 @@ def test_the_recipe_in_a_config_does_not_choose_the_folder(tmp_path: Path, monke
     run = us.train(from_yaml(text))
     assert run.path.resolve().is_relative_to(tmp_path / "inner" / "runs")
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+
+
+def test_allowed_modules_lie_where_python_looks_and_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The installed command has no working folder in its path, unlike `python -m`; a run's folder never counts."""
+    (tmp_path / "own_envs.py").write_text(
+        "from understudy.tasks.point_mass import PointMass\n"
+        "def make(num_envs, device):\n    return PointMass(num_envs, device, max_episode_steps=4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    words = "--env.num-envs 2 --total-steps 16 --ppo.num-steps 8 --policy.hidden-sizes 4 --evaluation.episodes 0"
+    words += " --logging.no-tensorboard --logging.no-console --run-dir run --device cpu"
+    code = main(["train", "ppo", "--env.id", "own_envs:make", *words.split()])
+    assert code == 0, capsys.readouterr().err
+    (tmp_path / "run" / "own_envs.py").write_text("raise SystemExit('imported from the run')")
+    for consent in (["--allow-import", "own_envs"], ["--allow_import=own_envs"], []):
+        sys.modules.pop("own_envs")
+        sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
+        code = main(["evaluate", "run", "--episodes", "1", *consent])
+        assert code == (0 if consent else 2), capsys.readouterr().err
+        sys.modules.setdefault("own_envs", sys)
+    assert "would import the module 'own_envs'" in capsys.readouterr().err
+    del sys.modules["own_envs"]

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if any(":" in word or word.startswith("--allow-import") for word in words):
+    if any(":" in word or word.replace("_", "-").startswith("--allow-import") for word in words):
         sys.path.append(os.getcwd())  # own modules lie in the working folder; last, so that they shadow nothing
     try:
         from understudy.cli.commands import parse

@@ -349,7 +349,7 @@ def _check_options(id: str, make: Maker, num_envs: int, device: torch.device, op
     try:
         signature.bind(num_envs, device, **options)
     except TypeError as error:
-        raise ValueError(f"{id}: a maker is called as make(num_envs, device, **options), this one {error}") from error
+        raise ValueError(f"{id}: a maker takes (num_envs, device, **options), this one takes {signature}") from error
 
 
 def _summary(id: str) -> str:
