@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from understudy.interop import allenact
+    from understudy.interop import allenact, tianshou
 
-__all__ = ["allenact"]
+__all__ = ["allenact", "tianshou"]
 
 
 def __getattr__(name: str) -> ModuleType:
