@@ -77,6 +77,20 @@ def test_the_actor_sees_the_estimate_in_place_of_the_truth() -> None:
     assert policy.act({"policy": {"pose": np.zeros(3, np.float32)}})[0].shape == (2,)
 
 
+def test_an_estimator_that_feeds_nobody_leaves_the_actor_its_observations() -> None:
+    head = EstimatorHeadConfig(targets=("policy/speed",), inputs=("policy/pose",), feeds_actor=False, **HEAD)
+    policy, plain = build(estimators={"speed": head}), build()
+    plain.load_state_dict({k: v for k, v in policy.state_dict().items() if not k.startswith("estimators")})
+    obs = observe(5)
+    out = policy(obs)
+    assert torch.equal(out.distribution.mode(), plain(obs).distribution.mode())
+    assert out.latents["estimate/speed"].shape == (5, 2)
+    assert not policy.mixes_estimates
+    assert policy.sensor_keys == (("policy", "pose"), ("policy", "speed"))
+    beside = EstimatorHeadConfig(targets=("critic/friction",), feeds_actor=False, **HEAD)
+    assert build(estimators={"friction": beside}).actor.keys == (("policy", "pose"), ("policy", "speed"))
+
+
 def test_a_privileged_target_is_appended_to_what_the_actor_sees() -> None:
     head = EstimatorHeadConfig(targets=("critic/friction",), inputs=("policy/pose",), **HEAD)
     policy = build(estimators={"friction": head}, actor_groups=("policy/pose",))

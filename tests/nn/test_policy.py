@@ -220,3 +220,27 @@ def test_the_layout_of_a_policy_can_be_built_without_memory(encoder: EncoderConf
     with torch.device("meta"):
         layout = ActorCritic(spaces.Dict({"policy": spaces.Dict(groups)}), spaces.Discrete(2), config).state_dict()
     assert {x.device.type for x in layout.values()} == {"meta"}
+
+
+def test_some_components_have_an_encoder_and_the_critic_others() -> None:
+    encoder = EncoderConfig(hidden_sizes=(6, 4), only=("policy/speed",))
+    policy = build(encoder=encoder, critic_encoder=EncoderConfig(hidden_sizes=(3,), only=("critic",)))
+    latents = policy(observe(5)).latents
+    assert {
+        name: latents[name].shape[-1] for name in ("actor/policy/speed", "actor/policy/height", "critic/critic")
+    } == {
+        "actor/policy/speed": 4,
+        "actor/policy/height": 2,
+        "critic/critic": 3,
+    }
+    assert build(encoder=EncoderConfig(hidden_sizes=(4,))).actor.in_features == 8  # all of them
+    with pytest.raises(ValueError, match="'sped' does not exist; did you mean speed"):
+        build(encoder=EncoderConfig(hidden_sizes=(4,), only=("policy/sped",)))
+    with pytest.raises(ValueError, match=r"encoder\.only names policy/speed for an MLP"):
+        EncoderConfig(only=("policy/speed",))
+
+
+def test_the_head_may_have_torchs_own_initialisation() -> None:
+    policy = build(init="default", distribution=DistributionConfig(head_gain=None))
+    assert policy.head.linear.bias.abs().min() > 0.0
+    assert policy.head.linear.weight.abs().max() <= 8**-0.5

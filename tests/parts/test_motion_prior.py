@@ -334,6 +334,64 @@ def test_chosen_columns_are_compared_with_the_fields_named_for_them(clips: str) 
     assert part._rows(rollout_of(counting()))[0][0].tolist() == [[1.0], [101.0]]
 
 
+# ------------------------------------------------------------------------------------------- the simulator's expert
+
+REFERENCE = spaces.Dict(
+    {
+        "policy": SPACE["policy"],
+        "ref_obs": spaces.Box(-np.inf, np.inf, (2, 1), np.float32),  # two frames of one feature
+        "ref_motion": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    }
+)
+WINDOWS = {"observations": ("ref_obs",), "expert_observations": ("ref_motion",), "frames": 1}
+
+
+def with_reference(**flags: Tensor) -> TensorDict:
+    """Step t of environment n: the robot shows (t, t), its reference (100 n + t, -1)."""
+    rollout = rollout_of(counting(), **flags)
+    t = torch.arange(T + 1.0).view(-1, 1).expand(-1, N)
+    own, reference = torch.stack((t, t), -1).unsqueeze(-1), torch.stack((t + 100.0 * torch.arange(N), -t / t), -1)
+    for key, steps in (("obs", slice(0, T)), ("next_obs", slice(1, T + 1))):
+        rollout[key, "ref_obs"], rollout[key, "ref_motion"] = own[steps], reference.nan_to_num(-1.0)[steps]
+    return rollout
+
+
+def test_the_expert_is_what_the_simulator_shows_at_the_steps_that_count() -> None:
+    context = swing_context(space=REFERENCE)
+    part = MotionPriorConfig(discriminator=SMALL, **WINDOWS).build(context)
+    ended = torch.zeros(T, N, dtype=torch.bool)
+    ended[2] = ended[:, 1] = True  # environment 1, and time 2: next observations 1, 2, 4, 5, 6 of environment 0 remain
+    rollout = with_reference(terminated=ended)
+    rows, whole = part._rows(rollout)
+    drawn = part._expert_rows(rollout, whole)
+    assert drawn.shape == (part.discriminator.num_expert_rows, 1, 2)
+    assert {tuple(x) for x in drawn.flatten(1).tolist()} == {(t, -1.0) for t in (1.0, 2.0, 4.0, 5.0, 6.0)}
+    assert rows[0, 0].tolist() == [1.0, 1.0]
+    assert part.normalizer.fresh
+    reward = part.reward(rollout)
+    assert reward[ended].abs().max() == 0.0
+    assert reward[~ended].max() > 0.0
+    assert not part.normalizer.fresh
+    metrics = part.update(None, rollout)  # type: ignore[arg-type]
+    torch.testing.assert_close(metrics["loss"], metrics["loss_pi"] + metrics["loss_exp"])
+    nothing = part._expert_rows(rollout, torch.zeros_like(whole))
+    assert nothing.isfinite().all()  # a rollout of ends: nobody learns from these rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 2}, "hold whole windows of the expert: set frames=1"),
+        ({"motions": MotionsConfig(files=("clip.npz",))}, "leave fields and motions.files out"),
+        ({"expert_observations": ("policy", "ref_motion")}, "expert_observations have 4 columns, the style features 2"),
+        ({"expert_observations": ("ref_motions",)}, "did you mean ref_motion"),
+    ],
+)
+def test_a_wrong_expert_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MotionPriorConfig(**{**WINDOWS, **options}).build(swing_context(space=REFERENCE))
+
+
 # ----------------------------------------------------------------------------------------------------- learning
 
 

@@ -89,6 +89,19 @@ def test_one_adam_step_by_hand() -> None:
     torch.testing.assert_close(p.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_two_sides_are_clipped_apart() -> None:
+    """(3, 4) is clipped to (0.6, 0.8), (0.5) stays; together the norm 5.02 would scale both."""
+    p, q = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    config = OptimizerConfig(kind="sgd", learning_rate=1.0, max_grad_norm=1.0)
+    for apart, expected in ((1, [-0.6, -0.8, -0.5]), (0, [-3 / 5.0249, -4 / 5.0249, -0.5 / 5.0249])):
+        with torch.no_grad():
+            p.zero_(), q.zero_()
+        optimizer = Optimizer([p, q], config, apart=apart)
+        norm = gradient_step(optimizer, (p * torch.tensor([3.0, 4.0])).sum() + 0.5 * q.sum())
+        assert float(norm) == pytest.approx(25.25**0.5)
+        torch.testing.assert_close(torch.cat((p, q)).detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
 # ---------------------------------------------------------------------- parameters
 
 

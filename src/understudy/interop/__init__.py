@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from understudy.interop import allenact, tianshou
+    from understudy.interop import allenact, rsl_rl, tianshou
 
-__all__ = ["allenact", "tianshou"]
+__all__ = ["allenact", "rsl_rl", "tianshou"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -39,6 +39,8 @@ class EstimatorHeadConfig(Config):
     replace_prob: Annotated[float, In(0.0, 1.0)] = 1.0
     """Share of training steps at which the actor sees the estimate, else the truth; drawn once per step and kept. In
     use it always sees the estimate."""
+    feeds_actor: bool = True
+    """False: the actor sees what it is given, also in use; the estimate only trains a network beside it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +80,7 @@ class EstimatorHead(nn.Module):
         self.targets = tuple(targets)
         self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
         self.trunk = trunk
-        self.feeds_actor = trunk is not None  # else nobody sees the estimate
+        self.feeds_actor = trunk is not None and config.feeds_actor  # else nobody sees the estimate
         self.mixes = self.feeds_actor and config.replace_prob < 1.0  # the actor sees the truth at some training steps
         self.keys: tuple[Key, ...] = () if trunk is None else trunk.keys  # components that it reads
         self.state_size = 0 if trunk is None else trunk.state_size  # of its own memory

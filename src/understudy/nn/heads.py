@@ -69,8 +69,9 @@ class DistributionConfig(Config):
     """False keeps the standard deviation at init_std."""
     mean_activation: Activation | None = None
     """Activation on the mean of the Gaussian families, "tanh" for example."""
-    head_gain: Annotated[float, In(0.0, 1e3)] = 0.01
-    """Gain of the last layer's orthogonal weights: small, so that the first actions hardly depend on the state."""
+    head_gain: Annotated[float | None, In(0.0, 1e3)] = 0.01
+    """Gain of the last layer's orthogonal weights: small, so that the first actions hardly depend on the state. None:
+    torch's own initialisation."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, before anything is built."""
@@ -135,8 +136,9 @@ class ActionHead(ActionFamily):
         size, gaussian = family.num_params, family.kind in GAUSSIANS
         wide = not gaussian or config.state_dependent_std
         self.linear = nn.Linear(in_features, size if wide else size // 2)
-        nn.init.orthogonal_(self.linear.weight, config.head_gain)
-        nn.init.zeros_(self.linear.bias)
+        if config.head_gain is not None:
+            nn.init.orthogonal_(self.linear.weight, config.head_gain)
+            nn.init.zeros_(self.linear.bias)
         self.std = _Std(size // 2, config) if gaussian else None
         if gaussian and wide:
             nn.init.constant_(self.linear.bias[size // 2 :], math.log(config.init_std))

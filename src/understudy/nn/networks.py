@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from understudy.core.check import Config, Filled, In, Size, fit
 from understudy.core.devices import check_memory
-from understudy.core.spaces import classes_of, is_box, kind_of, shape_of
+from understudy.core.spaces import Key, classes_of, is_box, kind_of, shape_of
 from understudy.nn.cells import MAX_KINDS, cell_linear, worthwhile
 from understudy.nn.interactions import active_columns
 
@@ -188,6 +189,8 @@ class EncoderConfig(Config):
     """vector: flatten every Box, also those of 2 or 3 dimensions."""
     hidden_sizes: tuple[Size, ...] = ()
     """MLP on each Box that is not an image, and on MultiBinary; empty: pass it through."""
+    only: tuple[str, ...] = ()
+    """Groups or group/components that get this MLP, while the others are passed through; empty: all get it."""
     activation: Activation = "tanh"
     """Activation of that MLP."""
     embedding_size: Size | None = None
@@ -203,6 +206,15 @@ class EncoderConfig(Config):
         super().__post_init__()
         if self.interactions and self.embedding_size is not None:
             raise ValueError("interactions and embedding_size are two encodings of the same entries: choose one")
+        if self.only and not self.hidden_sizes:
+            raise ValueError(
+                f"encoder.only names {', '.join(self.only)} for an MLP, but encoder.hidden_sizes are empty"
+            )
+
+    def of(self, key: Key) -> EncoderConfig:
+        """The config of one component's encoder."""
+        meant = not self.only or key[0] in self.only or "/".join(key) in self.only
+        return self if meant else dataclasses.replace(self, only=(), hidden_sizes=())
 
 
 class VectorEncoder(Encoder):

@@ -78,7 +78,7 @@ class ActorCritic(Policy):
         self.built_from = config if trunk is None and critic_trunk is None else None
         actor_inputs = self.components(config.actor_groups)
         for estimator in config.estimators.values():
-            if not estimator.on_actor_memory:  # the actor sees the estimate instead of the truth; it may be new to it
+            if estimator.feeds_actor and not estimator.on_actor_memory:  # instead of the truth, which it may not have
                 actor_inputs |= self.components(estimator.targets)
         critic_inputs = actor_inputs if config.shared_trunk else self.components(self.critic_groups)
         make = _own_trunk(trunk, config.trunk, config.trunk_kwargs)
@@ -87,7 +87,6 @@ class ActorCritic(Policy):
             make_critic = _own_trunk(copy.deepcopy(trunk)) if isinstance(trunk, nn.Module) else make
         make_trunk = functools.partial(
             Trunk,
-            encoder=config.encoder,
             activation=config.activation,
             init=config.init,
             memory_size=config.memory_size,
@@ -95,12 +94,15 @@ class ActorCritic(Policy):
             memory_changes=config.memory_changes,
             precision=config.precision,
         )
-        self.actor = make_trunk(actor_inputs, config.hidden_sizes, memory=config.memory, own=make)
+        encoder, critic_encoder = config.encoder, config.critic_encoder or config.encoder
+        if named := (*encoder.only, *critic_encoder.only):
+            self.components(named)  # refuses what does not exist
+        self.actor = make_trunk(actor_inputs, config.hidden_sizes, memory=config.memory, encoder=encoder, own=make)
         self.critic: Trunk | None = None
         if not config.shared_trunk:
             hidden = config.hidden_sizes if config.critic_hidden_sizes is None else config.critic_hidden_sizes
             memory = config.memory if config.critic_memory else "none"
-            self.critic = make_trunk(critic_inputs, hidden, memory=memory, own=make_critic)
+            self.critic = make_trunk(critic_inputs, hidden, memory=memory, encoder=critic_encoder, own=make_critic)
         self.head = head = self.make_head(self.actor.out_features)
         head.linear = self.actor.reader(head.linear)
         critic = self.critic or self.actor
@@ -140,6 +142,7 @@ class ActorCritic(Policy):
             trunk = make(
                 inputs,
                 config.hidden_sizes,
+                encoder=self.config.encoder,
                 activation=config.activation,
                 init="orthogonal",
                 memory=config.memory,
@@ -154,9 +157,8 @@ class ActorCritic(Policy):
         sensors: list[Key] = []
         estimated: set[Key] = set()
         for head in self._heads:
-            if head.feeds_actor:
-                sensors += [key for key in head.keys if key not in estimated]
-                estimated |= set(head.targets)
+            sensors += [key for key in head.keys if key not in estimated]
+            estimated |= set(head.targets if head.feeds_actor else ())
         sensors += [key for key in self.actor.keys if key not in estimated]
         self.sensor_keys = tuple(dict.fromkeys(sensors))
         if early := [key for key in self.sensor_keys if key in estimated]:
@@ -222,19 +224,19 @@ class ActorCritic(Policy):
         replaced = obs.get(REPLACED, None) if self.mixes_estimates else None  # only rollouts have it
         new_states: list[Tensor | None] = []
         for i, head in enumerate(self._heads):
-            if not head.feeds_actor:
+            if head.trunk is None:
                 continue
             estimate, new_state = head(inputs, states[i] if head.state_size else None, is_first, latents)
             new_states.append(new_state)
             # detached, so that PPO's gradient does not train the estimator
-            for key, seen in head.split(estimate.detach()).items():
+            for key, seen in head.split(estimate.detach()).items() if head.feeds_actor else ():
                 if replaced is not None and head.mixes:
                     seen = torch.where(replaced[..., i : i + 1], seen, self.normalized(obs, key))
                 inputs[key] = seen
         own = states[-1] if self.actor.state_size else None
         latent, new_state = self.actor(inputs, own, is_first, side="actor", latents=latents)
         for head in self._heads:
-            if not head.feeds_actor:
+            if head.trunk is None:
                 head.read_memory(latents)
         return latent, _join(*new_states, new_state), latents
 

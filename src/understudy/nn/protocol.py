@@ -102,6 +102,8 @@ class PolicyConfig(Config):
     """Action distribution."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Encoders of image and discrete components."""
+    critic_encoder: EncoderConfig | None = None
+    """Encoders of a critic with a trunk of its own; None: as the actor's."""
     normalize_observations: bool = True
     """Running normalisation of continuous vector components, frozen while collecting and updating."""
     observation_clip: Annotated[float, In(1e-6, 1e6)] = 10.0

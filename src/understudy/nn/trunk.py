@@ -60,7 +60,7 @@ class Trunk(nn.Module):
         self.precision = precision
         if empty := ["/".join(key) for key, space in components.items() if not size_of(space)]:
             raise ValueError(f"the observations {', '.join(empty)} have no entries (a size is 0): choose other groups")
-        encoders = [make_encoder(space, encoder) for space in components.values()]
+        encoders = [make_encoder(space, encoder.of(key)) for key, space in components.items()]
         self.encoders = nn.ModuleList(encoders)
         features = sum(encoder.out_features for encoder in encoders)
         self.in_features, self.active_columns = features, encoder.interactions

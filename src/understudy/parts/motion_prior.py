@@ -94,6 +94,9 @@ class MotionPriorConfig(PartConfig):
 
     motions: MotionsConfig = field(default_factory=MotionsConfig)
     """The clips."""
+    expert_observations: tuple[str, ...] = ()
+    """Observations that hold the expert's features, in place of clips from files (st_rl's `ref_motion`); `observations`
+    then hold the policy's. Both hold whole windows, `[D]` or `[H, D]`, and `frames` is 1."""
     observations: Annotated[tuple[str, ...], Filled()] = ("policy",)
     """Observation groups, or group/component names, that hold the style features of one frame."""
     columns: Annotated[tuple[int, ...], In(0)] = ()
@@ -124,6 +127,14 @@ class MotionPriorConfig(PartConfig):
     discriminator: DiscriminatorConfig = field(default_factory=_discriminator)
     """The discriminator and how it learns."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.expert_observations and (self.frames != 1 or self.fields or self.motions.files):
+            raise ValueError(
+                "expert_observations hold whole windows of the expert: set frames=1, and leave fields and "
+                "motions.files out"
+            )
+
     def build(self, context: PartContext) -> MotionPrior:
         """Build the part."""
         return MotionPrior(context, self)
@@ -149,21 +160,18 @@ class MotionPrior(Part, Rewards, Updates):
     def __init__(self, context: PartContext, config: MotionPriorConfig) -> None:
         super().__init__(context)
         self.config, device, H = config, context.device, config.frames
-        self.read = FeatureReader(context.observation_space, config.observations)
+        given = bool(config.expert_observations)
+        self.read = FeatureReader(context.observation_space, config.observations, matrices=given)
         if wrong := [i for i in config.columns if not 0 <= i < self.read.size]:
             raise ValueError(f"columns names {wrong[0]}, but the observations have columns 0 to {self.read.size - 1}")
         columns = config.columns or range(self.read.size)
-        fields = config.fields or tuple(self.read.names[i] for i in columns)
-        if len(fields) != len(columns):
-            raise ValueError(
-                f"{len(fields)} fields for {len(columns)} style features: name one for each of "
-                f"{', '.join(self.read.names[i] for i in columns)}"
-            )
-        if not config.motions.files:
-            raise ValueError(f"name motion files in parts.{context.name}.motions.files")
-        self.library = MotionLibrary.load(config.motions, fields, config.step_time, H, device)
-        size = len(fields)
+        size = len(columns)
         self.columns = torch.tensor(columns, device=device)
+        # one of the two is the expert
+        self.library = None if given else _library(context, config, tuple(self.read.names[i] for i in columns))
+        self.expert = (
+            _corresponding(context, "expert_observations", config.expert_observations, size) if given else None
+        )
         self.reference = _reference(context, config, size)
         self.normalizer = ObservationNormalizer(size)
         extra = max(H - 2, 0)
@@ -182,7 +190,8 @@ class MotionPrior(Part, Rewards, Updates):
         )
         self.weight = Scalar(config.reward_weight, device)
         self.tracking_weight = Scalar(config.tracking_weight, device)
-        self.normalizer.update(self.library.sample(self.discriminator.num_expert_rows, self.generator))
+        if self.library is not None:
+            self.normalizer.update(self.library.sample(self.discriminator.num_expert_rows, self.generator))
         self._updates, self._warned = 0, False
         # metrics of `reward`, which the following `update` reports
         self._scored: Metrics = {"saturated": torch.zeros((), device=device)}
@@ -195,6 +204,8 @@ class MotionPrior(Part, Rewards, Updates):
     def reward(self, rollout: TensorDict) -> Tensor:
         """Style reward plus weighted tracking reward, `[T, N]`; 0 without a whole window."""
         rows, whole = self._rows(rollout)
+        if self.normalizer.fresh:  # the simulator's expert shows itself only now
+            self.normalizer.update(self._expert_rows(rollout, whole))
         logit = self.discriminator.logit(self._normalize(rows))
         reward = torch.where(whole, discriminator_reward(logit, self.config.reward_form), 0.0)
         weight = whole.flatten().float()
@@ -213,7 +224,7 @@ class MotionPrior(Part, Rewards, Updates):
     def update(self, policy: Policy, rollout: TensorDict) -> Metrics:
         """The discriminator's steps on this rollout; then the normaliser absorbs both sides."""
         rows, whole = self._rows(rollout)
-        expert = self.library.sample(self.discriminator.num_expert_rows, self.generator)  # [n, H, D]
+        expert = self._expert_rows(rollout, whole)  # [n, H, D]
         weight = (whole & policy_weight(rollout)).flatten()
         metrics = self.discriminator.fit(rows.flatten(0, 1), expert.flatten(-2), weight, self._normalize)
         self.normalizer.update(self._features(rollout, "obs"), rollout["valid"])
@@ -224,6 +235,18 @@ class MotionPrior(Part, Rewards, Updates):
         return {**metrics, **self._scored}
 
     # ------------------------------------------------------------------ windows
+
+    def _expert_rows(self, rollout: TensorDict, whole: Tensor) -> Tensor:
+        """Windows of the expert `[n, H, D]`: of the clips, or of the rollout's steps that are `whole` `[T, N]`."""
+        n = self.discriminator.num_expert_rows
+        if self.expert is None:
+            assert self.library is not None
+            return self.library.sample(n, self.generator)
+        judged = whole.flatten()
+        share = torch.rand(n, generator=self.generator, device=judged.device)
+        first = torch.argsort(judged, descending=True, stable=True)  # the steps that count come first: no host sync
+        chosen = first[(share * judged.sum().clamp(min=1)).long()]
+        return self.expert(rollout["next_obs"]).flatten(0, 1)[chosen].unsqueeze(-2)
 
     def _features(self, rollout: TensorDict, key: str) -> Tensor:
         return self.read(rollout[key])[..., self.columns]  # [T, N, D]
@@ -281,12 +304,29 @@ class MotionPrior(Part, Rewards, Updates):
         )
 
 
+def _library(context: PartContext, config: MotionPriorConfig, names: tuple[str, ...]) -> MotionLibrary:
+    """The clips, with a field for each of the style features' names."""
+    fields = config.fields or names
+    if len(fields) != len(names):
+        raise ValueError(
+            f"{len(fields)} fields for {len(names)} style features: name one for each of {', '.join(names)}"
+        )
+    if not config.motions.files:
+        raise ValueError(f"name motion files in parts.{context.name}.motions.files")
+    return MotionLibrary.load(config.motions, fields, config.step_time, config.frames, context.device)
+
+
 def _reference(context: PartContext, config: MotionPriorConfig, size: int) -> FeatureReader | None:
     if not config.tracking_observations:
         if config.tracking_weight != 0.0:
             raise ValueError("tracking_weight needs tracking_observations: name the reference's observations")
         return None
-    reader = FeatureReader(context.observation_space, config.tracking_observations)
+    return _corresponding(context, "tracking_observations", config.tracking_observations, size)
+
+
+def _corresponding(context: PartContext, option: str, names: tuple[str, ...], size: int) -> FeatureReader:
+    """The observations that an option names: one column for each style feature."""
+    reader = FeatureReader(context.observation_space, names, matrices=True)
     if reader.size != size:
-        raise ValueError(f"the reference has {reader.size} columns, the style features {size}: they must correspond")
+        raise ValueError(f"{option} have {reader.size} columns, the style features {size}: they must correspond")
     return reader

@@ -65,6 +65,8 @@ class PPOConfig(Config):
     """Units of the critic: scale (divide returns by their running std) or standardize (subtract the mean too)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of policy and loss parts."""
+    clip_apart: bool = False
+    """Clip the gradient of the actor apart from all others' (as rsl_rl 4 and newer do), instead of all together."""
     desired_kl: Annotated[float | None, In(0.0, 1e3, without=(0.0,))] = None
     """Adapts the learning rate: x 1.5 if a minibatch's KL falls below half this value, / 1.5 if it exceeds twice it."""
     learning_rate_range: Annotated[tuple[float, float], In(0.0, 1.0, without=(0.0,))] = (1e-5, 1e-2)

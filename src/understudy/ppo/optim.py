@@ -57,10 +57,13 @@ class Optimizer(nn.Module):
 
     The parameters stay where they are from then on (load state dicts in place; move devices before). The state dict
     holds moments, counters and the learning rate; the parameters belong to their module. A step with a non-finite
-    gradient is skipped and counted in `skipped`. Raises ValueError without parameters.
+    gradient is skipped and counted in `skipped`. `apart`: the gradient of the first so many parameters is clipped apart
+    from the others'. Raises ValueError without parameters.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig | None = None) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimizerConfig | None = None, *, apart: int = 0
+    ) -> None:
         super().__init__()
         self.config = config or OptimizerConfig()
         self.targets = list(dict.fromkeys(parameters))
@@ -71,13 +74,15 @@ class Optimizer(nn.Module):
         self.flat = torch.zeros(size, device=device)
         self.grad = torch.zeros(size, device=device)
         self.grads: list[Tensor] = []
-        offset = 0
-        for p in self.targets:
+        offset = border = 0
+        for number, p in enumerate(self.targets, start=1):
             view = self.flat[offset : offset + p.numel()].view_as(p)
             view.copy_(p.data)
             p.data = view
             self.grads.append(self.grad[offset : offset + p.numel()].view_as(p))
             offset += _aligned(p.numel())
+            border = offset if number == apart else border
+        self.clipped = [self.grad[:border], self.grad[border:]] if border else [self.grad]
         self.learning_rate = Scalar(self.config.learning_rate, device=device)
         self.register_buffer("steps", torch.zeros((), device=device))
         self.register_buffer("skipped", torch.zeros((), device=device))
@@ -152,14 +157,17 @@ def gradient_step(optimizer: Optimizer, loss: Tensor | None = None, stop: Tensor
                 return norm
             if stop is not None and bool(stop):
                 return norm
-            if limit is not None and size > limit:
-                optimizer.grad.mul_(limit / (size + 1e-6))
+            for grad in optimizer.clipped if limit is not None and size > limit else ():  # no part is longer
+                part = size if grad is optimizer.grad else torch.linalg.vector_norm(grad).item()
+                if part > limit:
+                    grad.mul_(limit / (part + 1e-6))
             optimizer.move(None)
             return norm
         bad = ~torch.isfinite(norm)
         optimizer.skipped += bad
-        if limit is not None:
-            optimizer.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        for grad in optimizer.clipped if limit is not None else ():
+            size = norm if grad is optimizer.grad else torch.linalg.vector_norm(grad)
+            grad.mul_((limit / (size + 1e-6)).clamp(max=1.0))
         optimizer.move((bad if stop is None else bad | stop).float())
         return norm
 

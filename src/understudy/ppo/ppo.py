@@ -96,7 +96,9 @@ class PPO:
             self.gamma = config.gamma
         learned = [p for p in policy.parameters() if p.requires_grad]
         learned += [p for part in self.parts.values() for p in part.core_parameters()]
-        self.optimizer = Optimizer(learned, config.optimizer)
+        actor = set(policy.actor_parameters()) if config.clip_apart else set()
+        learned.sort(key=lambda p: p not in actor)  # stable: where nothing is clipped apart, the order stays
+        self.optimizer = Optimizer(learned, config.optimizer, apart=len(actor.intersection(learned)))
         self.lr_scheduler = (
             LearningRateScheduler(self.optimizer, config.lr_scheduler, -(-self.total_steps // self.steps_per_iteration))
             if config.lr_scheduler is not None

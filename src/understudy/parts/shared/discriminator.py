@@ -24,7 +24,7 @@ DiscriminatorLoss = Literal["bce", "least_squares"]
 RewardForm = Literal["softplus", "log_d", "logit", "least_squares"]
 Penalty = Literal["interpolates", "expert", "both"]
 
-STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
+STATISTICS = ("loss", "loss_pi", "loss_exp", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
 """Names of what one step reports."""
 
 
@@ -34,7 +34,15 @@ STATISTICS = ("loss", "penalty", "acc_pi", "acc_exp", "logit_pi", "logit_exp")
 def discriminator_loss(
     policy: Tensor, expert: Tensor, weight: Tensor | None = None, kind: DiscriminatorLoss = "bce"
 ) -> Tensor:
-    """Loss of a discriminator whose logits l should be high on expert rows and low on policy rows, `[B]` each; 0-D.
+    """The sum of both `discriminator_losses`, 0-D."""
+    of_policy, of_expert = discriminator_losses(policy, expert, weight, kind)
+    return of_policy + of_expert
+
+
+def discriminator_losses(
+    policy: Tensor, expert: Tensor, weight: Tensor | None = None, kind: DiscriminatorLoss = "bce"
+) -> tuple[Tensor, Tensor]:
+    """The policy's and the expert's loss of a discriminator, 0-D each; its logits l `[B]` are high on expert rows.
 
         bce:            E_pi[softplus(l)] + E_E[softplus(-l)]           (Ho & Ermon 2016, arXiv:1606.03476)
         least_squares:  1/2 E_pi[(l + 1)^2] + 1/2 E_E[(l - 1)^2]        (Peng et al. 2021, arXiv:2104.02180, eq. 6)
@@ -51,7 +59,7 @@ def discriminator_loss(
         of_policy, of_expert = F.softplus(policy), F.softplus(-expert)
     else:
         of_policy, of_expert = 0.5 * (policy + 1.0).square(), 0.5 * (expert - 1.0).square()
-    return weighted_mean(of_policy, weight) + of_expert.mean()
+    return weighted_mean(of_policy, weight), of_expert.mean()
 
 
 def discriminator_reward(logit: Tensor, form: RewardForm) -> Tensor:
@@ -267,7 +275,8 @@ class Discriminator(nn.Module):
         """Loss and statistics of one step: `policy` and `expert` rows `[B, C]`, `weight` `[B]`, perhaps `share`."""
         policy, expert, weight = batch["policy"], batch["expert"], batch["weight"]
         logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
-        loss = discriminator_loss(logit_pi, logit_exp, weight, self.config.loss)
+        loss_pi, loss_exp = discriminator_losses(logit_pi, logit_exp, weight, self.config.loss)
+        loss = loss_pi + loss_exp
         penalty = self._penalty(batch) if self.penalized else torch.zeros_like(loss)
         total = loss + self.coefficient() * penalty
         if self.config.logit_regularizer:
@@ -275,6 +284,8 @@ class Discriminator(nn.Module):
         with torch.no_grad():
             statistics = (
                 loss,
+                loss_pi,
+                loss_exp,
                 penalty,
                 weighted_mean((logit_pi < 0.0).float(), weight),
                 (logit_exp > 0.0).float().mean(),
