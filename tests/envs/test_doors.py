@@ -141,10 +141,10 @@ def test_groups_and_segments_work_on_every_kind() -> None:
     assert config.make().reset(0)["policy", "wind"].shape == (8, 2)
 
 
-class Isaac(gym.Env[Any, Any]):
-    """Stands for a simulator's own class: batched, without rsl_rl's interface."""
+class ManiSkill(gym.Env[Any, Any]):
+    """Stands for ManiSkill's own class: batched, but without resets."""
 
-    num_envs, single_action_space, device = 8, BOX, "cpu"
+    num_envs, single_action_space, device, elapsed_steps = 8, BOX, "cpu", 0
     observation_space, action_space = BOX, BOX
 
 
@@ -155,7 +155,7 @@ class Isaac(gym.Env[Any, Any]):
         (object(), "object is no environment"),
         ("CartPole-v1", "the id 'CartPole-v1' belongs in env.id"),
         (PointMass, r"build one: PointMass\(...\)"),
-        (Isaac(), "RslRlVecEnvWrapper"),
+        (ManiSkill(), "ManiSkill does not reset ended copies: wrap it in ManiSkillVectorEnv"),
         (Own(num_envs=0), "num_envs must be a whole number of at least 1, got 0"),
         (Own(num_envs=2.0), "num_envs must be a whole number"),
         (Own(device="cpu"), r"must be a torch.device, got 'cpu'"),

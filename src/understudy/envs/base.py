@@ -61,6 +61,18 @@ class FixedMemory:
 
 
 @runtime_checkable
+class SimulatedEnv(Protocol):
+    """A `VecEnv` that is a simulator's: what it counts, what its observations are made of (`SimulatorAdapter`)."""
+
+    counters: dict[str, int]  # what its curricula go by; saved with a checkpoint
+    terms: dict[tuple[str, ...], tuple[str, ...]]  # observation -> name of each column's term
+
+    def stagger(self, seed: int) -> None:
+        """Give each running episode a random age."""
+        ...
+
+
+@runtime_checkable
 class StatefulEnv(Protocol):
     """A `VecEnv` whose whole state can be saved and restored (tensors only), so that a resume is exact anywhere."""
 

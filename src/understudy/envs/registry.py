@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -25,8 +27,9 @@ from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gate import check_vec_env, raised
 from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
 from understudy.envs.observations import Groups, Segments
-from understudy.envs.regrouped import with_groups
-from understudy.envs.simulator import Simulator, SimulatorAdapter
+from understudy.envs.regrouped import ungrouped, with_groups
+from understudy.envs.simulator import Simulator, SimulatorAdapter, TorchVectorEnv
+from understudy.envs.simulators import KINDS, Order, SimulatorKind, simulator_of
 from understudy.types import UnderstudyError
 
 logger = logging.getLogger(__name__)
@@ -78,8 +81,8 @@ class EnvConfig(Config):
     PREFIX = "env."
 
     id: Annotated[str, Filled()]
-    """Id of the environment: a registered one (`understudy list envs`), Gymnasium's ("Hopper-v5"), EnvPool's,
-    "module:Id" (the module registers it) or "module:function" (a maker)."""
+    """Id of the environment: a registered one (`understudy list envs`), Gymnasium's ("Hopper-v5"), EnvPool's, a
+    simulator's task ("mjlab:TASK"), "module:Id" (the module registers it) or "module:function" (a maker)."""
     num_envs: Annotated[int, In(1, 100_000)] = 8
     """Copies stepped together."""
     backend: Backend = "auto"
@@ -93,11 +96,15 @@ class EnvConfig(Config):
     max_episode_steps: Annotated[int | None, In(1, 2**31 - 1)] = None
     """Time limit in steps. None: the one the environment is registered with."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
-    """Further options, passed to the environment as they are."""
+    """Further options, passed to the environment as they are; in a simulator's configuration by their place:
+    {"scene.env_spacing": 2.0}."""
+    random_episode_lengths: bool = True
+    """Start a training's episodes at random ages, where a simulator counts their steps: else all of them reach the
+    time limit at once (rsl_rl's init_at_random_ep_len)."""
 
-    def make(self, device: torch.device | str = "cpu", seed: int | None = None) -> VecEnv:
-        """Build the environment on `device`; raises as `make_env` and `with_groups` do."""
-        return make_env(
+    def make(self, device: torch.device | str = "cpu", seed: int | None = None, *, render: bool = False) -> VecEnv:
+        """Build the environment on `device`, to be filmed if `render`; raises as `make_env` and `with_groups` do."""
+        env = make_env(
             self.id,
             self.num_envs,
             self.backend,
@@ -107,7 +114,11 @@ class EnvConfig(Config):
             env_kwargs=self.kwargs,
             max_episode_steps=self.max_episode_steps,
             seed=seed,
+            render=render,
         )
+        if isinstance(simulator := ungrouped(env), SimulatorAdapter):
+            simulator.random_episode_lengths = self.random_episode_lengths
+        return env
 
 
 def make_env(
@@ -121,31 +132,38 @@ def make_env(
     env_kwargs: Mapping[str, KwargValue] | None = None,
     max_episode_steps: int | None = None,
     seed: int | None = None,
+    render: bool = False,
 ) -> VecEnv:
     """N copies of the environment `id`, stepped together.
 
-    Backend "auto": registered makers first (see `register_env`; they know no `seed`); else Gymnasium, in this process,
-    for fewer than 16 copies or when `env_kwargs` are given (the backends name their options differently); else
-    EnvPool where it is installed and has the id, else Gymnasium. Name the backend for runs to be compared: EnvPool
-    ships its own MuJoCo, whose version differs from that of the `mujoco` package, and its episodes differ for the
-    same seed.
+    Backend "auto": registered makers (see `register_env`; they know no `seed`) and simulators first; else Gymnasium, in
+    this process, for fewer than 16 copies or when `env_kwargs` are given (the backends name their options differently);
+    else EnvPool where it is installed and has the id, else Gymnasium. Name the backend for runs to be compared: EnvPool
+    ships its own MuJoCo, whose version differs from that of the `mujoco` package, and its episodes differ for the same
+    seed.
 
     `groups`: see `observation_leaves`. `segments`: see `with_groups`. `seed`: for the first `reset` that is given
-    none. Raises ValueError for an unknown id (naming the nearest), `num_envs` < 1, options that the environment
-    refuses, and spaces that cannot become tensors; ImportError where a package is missing.
+    none, and for what a simulator draws while it is built. `render`: build a simulator so that it draws. Raises
+    ValueError for an unknown id (naming the nearest), `num_envs` < 1, options that the environment refuses, and spaces
+    that cannot become tensors; ImportError where a package is missing.
     """
     fit(Annotated[int, In(1)], num_envs, "num_envs")
     fit(Annotated[int | None, In(1)], max_episode_steps, "max_episode_steps")
     fit(Backend, backend, "backend")
     options: dict[str, Any] = dict(env_kwargs or {})
-    maker = _find_maker(id)
+    simulator = _find_simulator(id)
+    maker = None if simulator else _find_maker(id)
+    if (simulator or maker) and backend != "auto":
+        raise ValueError(f"{id} is built by its own maker: leave the backend at 'auto'")
+    if simulator is not None:
+        kind, task = simulator
+        order = Order(task, num_envs, torch.device(device), options, max_episode_steps, seed, render)
+        return with_groups(kind.build(order, groups), segments=segments)
     if maker is not None:
-        if backend != "auto":
-            raise ValueError(f"{id} is built by its own maker: leave the backend at 'auto'")
         if max_episode_steps is not None:
             options["max_episode_steps"] = max_episode_steps
-        env = _call_maker(id, maker, num_envs, torch.device(device), options)
-        return with_groups(env, groups, segments)
+        return _call_maker(id, maker, num_envs, torch.device(device), options, groups, segments)
+    env: VecEnv
     if _choose(id, num_envs, backend, bool(options)) == "envpool":
         env = make_envpool(id, num_envs, device, groups, options, max_episode_steps, seed)
     else:
@@ -156,16 +174,17 @@ def make_env(
 
 def backend_of(config: EnvConfig) -> str:
     """Name of what steps the environment, for people."""
+    if (simulator := _find_simulator(config.id)) is not None:
+        return simulator[0].title
     own = _find_maker(config.id) is not None
     return "its own maker" if own else _choose(config.id, config.num_envs, config.backend, bool(config.kwargs))
 
 
 @runtime_checkable
-class _Batched(Protocol):
-    """Mark of a simulator's own environment, which steps many copies but is no Gymnasium vector environment."""
+class _ResetsByItself(Protocol):
+    """Mark of ManiSkill's environments, which reset only in its vector environment."""
 
-    num_envs: int
-    single_action_space: Any
+    elapsed_steps: Any
 
 
 def as_vec_env(
@@ -177,22 +196,20 @@ def as_vec_env(
 ) -> VecEnv:
     """A `VecEnv` of an environment that somebody has built.
 
-    Takes a `VecEnv`, a Gymnasium vector environment (any autoreset mode), one Gymnasium environment (one copy), or a
-    simulator with rsl_rl's interface (`num_envs`, `num_actions`, `device`, `get_observations`, `step`). `device` is
-    where Gymnasium's observations go; a `VecEnv` and a simulator stay on their own.
+    Takes a `VecEnv`, a Gymnasium vector environment (any autoreset mode), one Gymnasium environment (one copy), a
+    simulator with rsl_rl's interface (`num_envs`, `num_actions`, `device`, `get_observations`, `step`), or one that
+    takes and gives tensors in Gymnasium's form (ManiSkill's vector environment; mjlab's and Isaac Lab's environments).
+    `device` is where Gymnasium's observations go; a `VecEnv` and a simulator stay on their own.
 
     Raises ValueError that says what is missing for anything else, and for spaces that cannot become tensors.
     """
-    if isinstance(env, VectorEnv):
+    inner = env.unwrapped if isinstance(env, gym.Env | VectorEnv) else env
+    if isinstance(inner, VectorEnv):
         return with_groups(GymnasiumVectorAdapter(env, device, groups), segments=segments)
-    if isinstance(env, Simulator):
+    if isinstance(env, Simulator) or isinstance(inner, TorchVectorEnv):
+        if isinstance(inner, _ResetsByItself) and not isinstance(env, VectorEnv):
+            raise ValueError(f"{type(inner).__name__} does not reset ended copies: wrap it in ManiSkillVectorEnv")
         return with_groups(SimulatorAdapter(env, groups), segments=segments)
-    inner = env.unwrapped if isinstance(env, gym.Env) else env
-    if isinstance(inner, _Batched):
-        raise ValueError(
-            f"{type(inner).__name__} steps its copies with Gymnasium's 5 values: wrap it in its simulator's "
-            "RslRlVecEnvWrapper, or in a gymnasium.vector.VectorEnv"
-        )
     if isinstance(env, gym.Env):
         return with_groups(InProcessVectorEnv([lambda: env], device, groups), segments=segments)
     check_vec_env(env)
@@ -203,8 +220,10 @@ def make_render_env(config: EnvConfig) -> gym.Env[Any, Any]:
     """One Gymnasium environment of the configuration that renders "rgb_array" frames.
 
     To drive it with a policy: `as_vec_env(env, device, groups=..., segments=...)`. Raises ValueError for an id that
-    only EnvPool or a maker has: neither draws.
+    only EnvPool or a maker has: neither draws. A simulator draws itself (`EnvConfig.make(render=True)`).
     """
+    if _find_simulator(config.id) is not None:
+        raise ValueError(f"{config.id} is a simulator: build it with EnvConfig.make(render=True)")
     if _find_maker(config.id) is not None:
         raise ValueError(f"{config.id} cannot be drawn: evaluate it without a video")
     if _gymnasium_spec(config.id) is None:
@@ -235,7 +254,18 @@ def list_envs() -> list[EnvEntry]:
     if has_envpool():
         summary = "envpool.list_all_envs() has their ids"  # importing it takes 6 seconds
     entries.append(EnvEntry("Pong-v5, Go1JoystickFlatTerrain-v1, ...", "envpool", summary))
+    for kind in KINDS.values():
+        entries += _simulator_entries(kind)
     return entries
+
+
+def _simulator_entries(kind: SimulatorKind) -> list[EnvEntry]:
+    """The installed tasks of a simulator; one line where that would start Isaac Sim, and where there is none."""
+    if not kind.installed or kind.alone:
+        summary = "its own scripts list its tasks" if kind.installed else f"not installed: {kind.hint}"
+        return [EnvEntry(f"{kind.name}:TASK", kind.name, summary)]
+    with contextlib.redirect_stdout(sys.stderr):  # of packages that greet
+        return [EnvEntry(f"{kind.name}:{task}", kind.name, f"a task of {kind.title}") for task in kind.tasks()]
 
 
 def gymnasium_maker(
@@ -289,6 +319,22 @@ def _newest(spec: EnvSpec) -> str | None:
 # --------------------------------------------------------------------------------------------- makers
 
 
+def _find_simulator(id: str) -> tuple[SimulatorKind, str] | None:
+    """Kind and task of a simulator's id, unless somebody has registered a maker under it."""
+    return None if id in ENVS else simulator_of(id)
+
+
+def is_simulator(id: str) -> bool:
+    """Whether the id is a simulator's task."""
+    return _find_simulator(id) is not None
+
+
+def runs_alone(id: str) -> bool:
+    """Whether the id is a task of a simulator of which a process holds one."""
+    simulator = _find_simulator(id)
+    return simulator is not None and simulator[0].alone
+
+
 def _find_maker(id: str) -> Maker | None:
     """The maker of a registered id or of "module:function"; None where Gymnasium or EnvPool may have the id."""
     if id in ENVS:
@@ -313,7 +359,15 @@ def _find_maker(id: str) -> Maker | None:
     return maker
 
 
-def _call_maker(id: str, make: Maker, num_envs: int, device: torch.device, options: Mapping[str, Any]) -> VecEnv:
+def _call_maker(
+    id: str,
+    make: Maker,
+    num_envs: int,
+    device: torch.device,
+    options: Mapping[str, Any],
+    groups: Groups | None,
+    segments: Segments | None,
+) -> VecEnv:
     """The environment of a maker, after a check of its options, and of what came back."""
     if not callable(make):
         raise ValueError(f"{id} names {make!r}, which cannot be called: name a maker (num_envs, device, ...)")
@@ -329,7 +383,9 @@ def _call_maker(id: str, make: Maker, num_envs: int, device: torch.device, optio
             f"the maker of {id} was asked for {num_envs} copies on {device.type} and returned {env.num_envs} on "
             f"{env.device.type}: have it use num_envs and device"
         )
-    return env
+    if groups and isinstance(env, SimulatorAdapter) and env is not made:
+        return as_vec_env(made, device, groups=groups, segments=segments)  # by the simulator's own names
+    return with_groups(env, groups, segments)
 
 
 def _check_options(id: str, make: Maker, num_envs: int, device: torch.device, options: Mapping[str, Any]) -> None:

@@ -25,6 +25,11 @@ def with_groups(env: VecEnv, groups: Groups | None = None, segments: Segments | 
     return kind(env, groups, segments)
 
 
+def ungrouped(env: VecEnv) -> VecEnv:
+    """The environment in which the groups are its own."""
+    return ungrouped(env.env) if isinstance(env, RegroupedEnv) else env
+
+
 class RegroupedEnv:
     """A `VecEnv` around another one, see `with_groups`."""
 

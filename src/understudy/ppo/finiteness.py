@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.core.sanity import BEYOND_USE, log_sizes, median_log_size, without_faults
-from understudy.core.spaces import component, component_keys, is_real, is_vector, size_of
+from understudy.core.spaces import Key, component, component_keys, is_real, is_vector, size_of
 from understudy.ppo.rollout import Finals
 
 _ZEROS = 8.0
@@ -33,6 +35,8 @@ class FinitenessCheck(nn.Module):
     def __init__(self, space: spaces.Dict, absurd: float | None, device: torch.device) -> None:
         super().__init__()
         self.absurd = absurd
+        self.terms: Mapping[Key, tuple[str, ...]] = {}
+        """Observation -> the simulator's name of each column, for the report."""
         parts = {("obs", *key): component(space, key) for key in component_keys(space)}
         vectors = {name: is_vector(part) for name, part in parts.items() if is_real(part)}
         self.widths = {name: size_of(parts[name]) if vector else 1 for name, vector in vectors.items()}
@@ -89,7 +93,7 @@ class FinitenessCheck(nn.Module):
             x = torch.cat((rollout[name], last_obs.get(key).unsqueeze(0)))
             bad = _broken(x, limit, 2)
             valid &= ~(bad[:-1] | bad[1:] & ~ended)
-            report.add(f"observation {where}", x, bad)
+            report.add(f"observation {where}{self._term(key, x, bad, limit)}", x, bad)
             rollout[name].copy_(without_faults(rollout[name], limit))
             following = rollout.get("next_obs", None)
             if following is not None:
@@ -115,6 +119,13 @@ class FinitenessCheck(nn.Module):
                 report.add(what, x, bad)
                 x.copy_(without_faults(x, limit))
         return report.sentence(valid)
+
+    def _term(self, key: Key, x: Tensor, bad: Tensor, limit: Tensor) -> str:
+        """The term of the first broken number of x `[T, N, D]`, in brackets; "" where no simulator names it."""
+        if key not in self.terms or not bool(bad.any()):
+            return ""
+        column = (~(x[bad][0].abs() <= limit)).nonzero()[0, 0]
+        return f" ({self.terms[key][int(column)]})"
 
 
 class _Report:

@@ -118,6 +118,9 @@ class PPO:
             generator=self.generators["actions"],
             mode=config.capture,
         )
+        self.simulator = self.collector.simulator
+        if self.simulator is not None and self.simulator is env:
+            self.finiteness.terms = self.simulator.terms
         self.reward_scaler = RewardScaler(env.num_envs, self.gamma, config.reward_clip, device)
         self.value_normalizer = ValueNormalizer(config.value_normalization, device)
         self.episodes = EpisodeStatistics(env.num_envs, device)
@@ -376,6 +379,8 @@ class PPO:
         if isinstance(self.env, StatefulEnv) and self.collector.obs is not None:
             state["env"] = dict(self.env.state_dict())
             state["collector"] = self.collector.state_dict()
+        if self.simulator is not None:
+            state["env_counters"] = dict(self.simulator.counters)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -396,6 +401,8 @@ class PPO:
             self.env.load_state_dict(state["env"])
             self.collector.load_state_dict(state["collector"], self.env.observe())
         else:
+            if self.simulator is not None:
+                self.simulator.counters = {**state.get("env_counters", {})}
             self.reset_envs()
         randomness.restore(self.generators, state["rng"])
 

@@ -15,8 +15,9 @@ from understudy.core.capture import Batch, CaptureMode, capture
 from understudy.core.devices import check_memory
 from understudy.core.sanity import without_faults
 from understudy.core.spaces import Key, blank, component, key_of, unflatten
-from understudy.envs.base import Step, VecEnv
+from understudy.envs.base import SimulatedEnv, Step, VecEnv
 from understudy.envs.gate import Gate
+from understudy.envs.regrouped import ungrouped
 from understudy.nn.protocol import REPLACED, Policy
 from understudy.ppo.part import Labels, Overrides, Part
 
@@ -53,6 +54,8 @@ class Collector:
     ) -> None:
         self.env, self.policy, self.num_steps, self.chunks = env, policy, num_steps, chunks
         self.gate = Gate(env)
+        simulator = ungrouped(env)
+        self.simulator = simulator if isinstance(simulator, SimulatedEnv) else None
         self.limits, self.generator = limits, generator
         self.labels = {name: part for name, part in parts.items() if isinstance(part, Labels)}
         overrides = [(name, part) for name, part in parts.items() if isinstance(part, Overrides)]
@@ -168,8 +171,10 @@ class Collector:
     # ------------------------------------------------------------------ one rollout
 
     def reset(self, seed: int | None = None) -> None:
-        """Start fresh episodes everywhere and forget recurrent states."""
+        """Start fresh episodes everywhere, a simulator's at random ages, and forget recurrent states."""
         self.obs = self.gate.reset(seed)
+        if self.simulator is not None:
+            self.simulator.stagger(seed or 0)
         self.is_first = torch.ones_like(self.is_first)
         if self.state is not None:
             self.state = torch.zeros_like(self.state)

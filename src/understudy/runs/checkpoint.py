@@ -81,6 +81,7 @@ class TrainingState(TypedDict):
     lr_scheduler: NotRequired[dict[str, Any]]
     env: NotRequired[dict[str, Tensor]]
     collector: NotRequired[dict[str, Tensor]]
+    env_counters: NotRequired[dict[str, int]]
 
 
 class OfflineState(TypedDict):

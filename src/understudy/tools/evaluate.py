@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig
+from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator
 from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.folder import Run, read_policy
@@ -33,7 +33,7 @@ MAX_ENVS = ENVPOOL_FROM
 """Environments stepped at once: more only pay off with more episodes than anyone evaluates."""
 
 MAX_BATCHED_ENVS = 512
-"""Copies of one of our own tasks stepped at once: a batch of them costs hardly more than one."""
+"""Copies of a simulator or one of our own tasks stepped at once: a batch of them costs hardly more than one."""
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def _subject(
 
 
 def _num_envs(episodes: int, env_config: EnvConfig) -> int:
-    if env_config.id in ENVS:
+    if env_config.id in ENVS or is_simulator(env_config.id):
         return min(episodes, MAX_BATCHED_ENVS)
     # backend "auto" depends on the number of copies, and backends differ in physics: stay with the training's
     if env_config.backend == "auto":

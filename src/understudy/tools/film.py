@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -19,10 +20,11 @@ from torch import Tensor
 from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import EnvConfig, as_vec_env, make_render_env
-from understudy.envs.regrouped import RegroupedEnv
+from understudy.envs.registry import EnvConfig, as_vec_env, is_simulator, make_render_env
+from understudy.envs.regrouped import ungrouped
+from understudy.envs.simulator import SimulatorAdapter
 from understudy.nn.protocol import Policy
-from understudy.tools.play import Actor, PolicyActor, device_of, play, undisturbed
+from understudy.tools.play import Actor, PolicyActor, device_of, opened, play, undisturbed
 
 FILM_SECONDS = 30.0
 """A longer episode is cut here: drawing without a GPU takes longer than training the demo did."""
@@ -78,12 +80,15 @@ class _Stage(NamedTuple):
 
 @contextmanager
 def _stage(env: Any, device: torch.device, seed: int) -> Iterator[_Stage]:
-    if not isinstance(env, EnvConfig):
-        own = as_vec_env(env, device)
-        drawn = own.env if isinstance(own, RegroupedEnv) else own
-        if not isinstance(drawn, Drawable):
-            raise ValueError("the environment has no render method")
-        yield _Stage(own, drawn.render, DEFAULT_FPS)
+    if not isinstance(env, EnvConfig) or is_simulator(env.id):
+        if isinstance(env, EnvConfig):
+            env = dataclasses.replace(env, num_envs=1)
+        with opened(env, device, seed, render=True) as own:
+            drawn = ungrouped(own)
+            if not isinstance(drawn, Drawable):
+                raise ValueError("the environment has no render method")
+            step_time = drawn.step_time if isinstance(drawn, SimulatorAdapter) else None
+            yield _Stage(own, drawn.render, 1.0 / step_time if step_time else DEFAULT_FPS)
         return
     single = make_render_env(env)
     _simplify_drawing(single)

@@ -189,8 +189,10 @@ def device_of(policy: nn.Module) -> torch.device:
 
 
 @contextmanager
-def opened(env: Any, device: torch.device | str, seed: int, hint: str = "") -> Iterator[VecEnv]:
-    """The environment that `env` describes (an `EnvConfig`: closed at the end) or is (left open).
+def opened(
+    env: Any, device: torch.device | str, seed: int, hint: str = "", *, render: bool = False
+) -> Iterator[VecEnv]:
+    """The environment that `env` describes (an `EnvConfig`: closed at the end, a simulator drawing if `render`) or is.
 
     Raises as `EnvConfig.make`, with a hint, and as `as_vec_env`.
     """
@@ -198,7 +200,7 @@ def opened(env: Any, device: torch.device | str, seed: int, hint: str = "") -> I
         yield as_vec_env(env, device)
         return
     try:
-        made = env.make(device, seed)
+        made = env.make(device, seed, render=render)
     except ValueError as error:
         raise ValueError(f"{error}{hint}") from error
     try:

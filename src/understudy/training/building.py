@@ -16,7 +16,7 @@ from understudy.core import randomness
 from understudy.core.borders import parsing
 from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import as_vec_env
+from understudy.envs.registry import as_vec_env, runs_alone
 from understudy.nn.policy import build_policy
 from understudy.nn.protocol import Policy, check_policy, require_policy
 from understudy.ppo.part import Part, PartContext
@@ -88,7 +88,8 @@ def building(
         scored = _evaluation_spaces(config)
         randomness.seed_everything(config.seed)  # environments may draw from the global streams
         seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
-        with opened(config.env if own is None else own, device, seed, hint) as env:
+        draws = config.evaluation.video and runs_alone(config.env.id)  # there will be no other one to film in
+        with opened(config.env if own is None else own, device, seed, hint, render=draws) as env:
             if scored not in (None, (env.observation_space, env.action_space)):
                 raise ValueError(
                     f"evaluation.env_kwargs {config.evaluation.env_kwargs} change the spaces of {config.env.id}, which "
@@ -108,6 +109,11 @@ def _evaluation_spaces(config: TrainConfig) -> tuple[Any, Any] | None:
     """Spaces of an evaluation's environment, built once where its options differ: refused now, not after the work."""
     if not config.evaluation.env_kwargs or config.evaluation.episodes == 0:
         return None
+    if runs_alone(config.env.id):
+        raise ValueError(
+            f"evaluation.env_kwargs need an environment of their own, but a process runs one simulator of "
+            f"{config.env.id}: leave them out"
+        )
     try:
         with opened(dataclasses.replace(config.evaluation_env(), num_envs=1), config.torch_device(), 0) as env:
             return env.observation_space, env.action_space

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from understudy.core.borders import parsing
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import EnvConfig, backend_of
+from understudy.envs.registry import EnvConfig, backend_of, is_simulator, runs_alone
 from understudy.nn.protocol import Policy
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import (
@@ -191,6 +191,9 @@ def _start(
                     f"example {2 * config.total_steps or 100_000}"
                 )
             set_aside_after(folder.checkpoints, checkpoint.env_steps)
+            if ppo.simulator is not None and not config.checkpoint.reset_env:
+                counted = "".join(f", {name} goes on at {n:,}" for name, n in ppo.simulator.counters.items())
+                loggers.note(f"the simulator's state cannot be saved: its episodes start anew{counted}")
         elif config.start_from is not None:
             weights = load(config.start_from, allow=config.allowed).state_dict()
             check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
@@ -210,7 +213,7 @@ class _Row(NamedTuple):
 
 
 class _Training:
-    """One start of a run, between building and closing. `own_env`: the only environment there is for evaluations."""
+    """One start of a run, between building and closing. `own`: the user gave the environment."""
 
     def __init__(
         self,
@@ -220,13 +223,16 @@ class _Training:
         ppo: PPO,
         offline: OfflineTraining | None,
         loggers: Loggers,
-        own_env: bool,
+        own: bool,
     ) -> None:
+        # a simulator is evaluated in, too: another one would cost its time and memory again, and begin its curriculum
+        shared = own or (is_simulator(config.env.id) and not config.evaluation.env_kwargs)
         self.config, self.folder, self.env, self.ppo = config, folder, env, ppo
         self.config_text = to_yaml(config)
         self.offline, self.loggers = offline, loggers
-        self.evaluated_in: EnvConfig | VecEnv = env if own_env else config.evaluation_env()
-        self.own_env, self.collecting = own_env, False
+        self.evaluated_in: EnvConfig | VecEnv = env if shared else config.evaluation_env()
+        self.filmed_in = self.evaluated_in if own or runs_alone(config.env.id) else config.evaluation_env()
+        self.own, self.shared, self.collecting = own, shared, False
         self.best_return = -math.inf
         self.latest: EvaluationResult | None = None  # of the policy as it is now
         self.evaluation: EvaluationResult | None = None
@@ -276,7 +282,7 @@ class _Training:
     def _setting(self) -> str:
         """What it trains on, for people."""
         env = self.config.env
-        backend = "an environment of your own" if self.own_env else backend_of(env)
+        backend = "an environment of your own" if self.own else backend_of(env)
         return f"{env.num_envs} x {env.id} ({backend}), device {self.env.device}"
 
     def _pretrain(self, offline: OfflineTraining) -> None:
@@ -330,14 +336,14 @@ class _Training:
         chosen = self.config.evaluation
         if chosen.episodes == 0:
             return {}
-        self.latest = evaluate(
-            self.ppo.policy,
-            env=self.evaluated_in,
-            episodes=chosen.episodes,
-            seed=evaluation_seed(self.config.seed),
-            deterministic=chosen.deterministic,
-        )
-        self._restart_episodes()
+        with self._lent_env():
+            self.latest = evaluate(
+                self.ppo.policy,
+                env=self.evaluated_in,
+                episodes=chosen.episodes,
+                seed=evaluation_seed(self.config.seed),
+                deterministic=chosen.deterministic,
+            )
         if self.latest.mean_return > self.best_return:
             self.best_return = self.latest.mean_return
             self._save(self.folder.checkpoints / BEST)
@@ -357,15 +363,23 @@ class _Training:
             return
         self.evaluation = self.latest
         if self.config.evaluation.video and not hurried:
-            self.evaluation = filmed(self.latest, self.ppo.policy, self.evaluated_in, self.folder.video)
-            self._restart_episodes()
+            with self._lent_env():
+                self.evaluation = filmed(self.latest, self.ppo.policy, self.filmed_in, self.folder.video)
             if self.evaluation.video_error is not None:
                 self.loggers.note(f"no video: {self.evaluation.video_error}")
         write_atomic(self.folder.evaluation, (json.dumps(self.evaluation.to_dict(), indent=2) + "\n").encode())
 
-    def _restart_episodes(self) -> None:
-        """An environment that was also played in elsewhere lost the episodes that were being collected."""
-        if self.own_env and self.collecting:
+    @contextmanager
+    def _lent_env(self) -> Iterator[None]:
+        """Lend the training's environment, where there is no other: its episodes start anew, its counters go on."""
+        simulator = self.ppo.simulator
+        counters = {} if simulator is None else simulator.counters
+        yield
+        if not self.shared:
+            return
+        if simulator is not None:
+            simulator.counters = counters
+        if self.collecting:
             self.ppo.reset_envs()
 
     def _checkpoint(self) -> None:

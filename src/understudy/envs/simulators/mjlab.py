@@ -1,0 +1,54 @@
+"""mjlab (MuJoCo Warp): `mjlab:TASK`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from understudy.envs.observations import Groups
+from understudy.envs.simulators import Built, Order, set_options
+
+os.environ.setdefault("MJLAB_WARP_QUIET", "1")  # Warp has a line for each of its hundred kernels
+
+import mjlab.tasks  # noqa: F401  # registers them
+from mjlab.envs import ManagerBasedRlEnv
+from mjlab.rl import RslRlVecEnvWrapper
+from mjlab.tasks import registry
+
+logger = logging.getLogger(__name__)
+
+
+def tasks() -> Sequence[str]:
+    """Names of all tasks that are registered."""
+    found: Sequence[str] = registry.list_tasks()
+    return found
+
+
+def numbers(task: str) -> Any:
+    """The task's configuration of rsl_rl's runner."""
+    return registry.load_rl_cfg(task)
+
+
+def build(order: Order) -> Built:
+    """The task's training environment, wrapped as its runner has it."""
+    cfg = registry.load_env_cfg(order.task)
+    cfg.scene.num_envs, cfg.seed = order.num_envs, order.seed
+    set_options(cfg, order.options, f"mjlab:{order.task}")
+    if order.max_episode_steps is not None:
+        cfg.episode_length_s = order.max_episode_steps * cfg.sim.mujoco.timestep * cfg.decimation
+    logger.info("mjlab compiles its kernels where it has not yet: about a minute, once per machine")
+    env = ManagerBasedRlEnv(cfg, device=str(order.device), render_mode="rgb_array" if order.render else None)
+    runner = registry.load_rl_cfg(order.task)
+    return Built(RslRlVecEnvWrapper(env, clip_actions=runner.clip_actions), _groups(env, runner.obs_groups))
+
+
+def _groups(env: Any, sets: Mapping[str, Sequence[str]]) -> Groups | None:
+    """Several groups that the task's runner shows the actor or the critic together, as components of one."""
+    if all(len(names) == 1 for names in sets.values()):
+        return None
+    terms, whole = env.observation_manager.active_terms, env.observation_manager.group_obs_concatenate
+    parts = {name: (name,) if whole[name] else tuple(f"{name}.{term}" for term in terms[name]) for name in terms}
+    words = {"actor": "policy"}
+    return {words.get(key, key): [part for name in names for part in parts[name]] for key, names in sets.items()}
