@@ -6,26 +6,27 @@ Made from the tables of docs/coming-from.md by `UPDATE_DOCS=1 python -m pytest t
 from __future__ import annotations
 
 _TEXT = """\
-action_bound_method: policy.action_bound; action_labels_from_sample: TeacherConfig.label; action_scaling:
-policy.action_scaling; activation: policy.activation RandomNetworkDistillationConfig.activation; activation_fn:
-policy.activation; actor: policy.hidden_sizes policy.actor_groups; actor_hidden_dims: policy.hidden_sizes;
-advantage_normalization: ppo.advantage_normalization; allow_variable_horizon: GailConfig.absorbing_states;
-alpha_scheduler: AdvisorConfig.alpha; amp_obs_shape: MotionPriorConfig.frames; batch_size:
-BehaviorCloningConfig.batch_size ppo.minibatches; beta_schedule: offline.dagger.beta; bounds_loss_coef:
-policy.action_bound; buffer_dilation_ratio: TeacherConfig.rollouts; central_value_config: policy.critic_groups;
-check_for_nan: ppo.on_nonfinite; checkpoint_interval: checkpoint.interval; class_name: policy.distribution.kind;
-clip_decay: ppo.clip_epsilon; clip_epsilon: ppo.clip_epsilon; clip_min_std: policy.distribution.min_std; clip_obs:
-policy.observation_clip; clip_param: ppo.clip_epsilon; clip_range: ppo.clip_epsilon; clip_range_vf: ppo.value_clip;
-clip_reward: ppo.reward_clip; clip_value: ppo.value_clip; cnn_cfg: policy.encoder.cnn;
-collect_transition_from_dataset: BehaviorCloningConfig.demonstrations; critic: policy.critic_hidden_sizes
-policy.critic_groups; critic_coef: ppo.value_coef; critic_coeff: ppo.value_coef; critic_encoder_component_names:
-policy.shared_trunk; critic_hidden_dims: policy.critic_hidden_sizes; dagger_loss_coef: TeacherConfig.coef;
-debug_use_ground_truth: ppo.reward_weight; demo_batch_size: DiscriminatorConfig.batch_size; demonstrations:
-BehaviorCloningConfig.demonstrations GailConfig.demonstrations AirlConfig.demonstrations; desired_kl: ppo.desired_kl;
-deterministic: evaluation.deterministic; deterministic_eval: evaluation.deterministic; disc_net:
-GailConfig.discriminator; disc_opt_cls: DiscriminatorConfig.optimizer; disc_opt_kwargs: DiscriminatorConfig.optimizer;
-disc_optim: DiscriminatorConfig.optimizer; disc_update_num: DiscriminatorConfig.disc_update_num; discount_factor:
-ppo.gamma; discriminator_batch_size: DiscriminatorConfig.batch_size; discriminator_grad_pen:
+ExpertActionSensor: AdvisorConfig.labels; ExpertPolicySensor: AdvisorConfig.labels; action_bound_method:
+policy.action_bound; action_labels_from_sample: TeacherConfig.label; action_scaling: policy.action_scaling;
+activation: policy.activation RandomNetworkDistillationConfig.activation; activation_fn: policy.activation; actor:
+policy.hidden_sizes policy.actor_groups; actor_hidden_dims: policy.hidden_sizes; advantage_normalization:
+ppo.advantage_normalization; allow_variable_horizon: GailConfig.absorbing_states; alpha_scheduler:
+AdvisorConfig.alpha; amp_obs_shape: MotionPriorConfig.frames; batch_size: BehaviorCloningConfig.batch_size
+ppo.minibatches; beta_schedule: offline.dagger.beta; bounds_loss_coef: policy.action_bound; buffer_dilation_ratio:
+TeacherConfig.rollouts; central_value_config: policy.critic_groups; check_for_nan: ppo.on_nonfinite;
+checkpoint_interval: checkpoint.interval; class_name: policy.distribution.kind; clip_decay: ppo.clip_epsilon;
+clip_epsilon: ppo.clip_epsilon; clip_min_std: policy.distribution.min_std; clip_obs: policy.observation_clip;
+clip_param: ppo.clip_epsilon; clip_range: ppo.clip_epsilon; clip_range_vf: ppo.value_clip; clip_reward:
+ppo.reward_clip; clip_value: ppo.value_clip; cnn_cfg: policy.encoder.cnn; collect_transition_from_dataset:
+BehaviorCloningConfig.demonstrations; critic: policy.critic_hidden_sizes policy.critic_groups; critic_coef:
+ppo.value_coef; critic_coeff: ppo.value_coef; critic_encoder_component_names: policy.shared_trunk; critic_hidden_dims:
+policy.critic_hidden_sizes; dagger_loss_coef: TeacherConfig.coef; debug_use_ground_truth: ppo.reward_weight;
+demo_batch_size: DiscriminatorConfig.batch_size; demonstrations: BehaviorCloningConfig.demonstrations
+GailConfig.demonstrations AirlConfig.demonstrations; desired_kl: ppo.desired_kl; deterministic:
+evaluation.deterministic; deterministic_eval: evaluation.deterministic; disc_net: GailConfig.discriminator;
+disc_opt_cls: DiscriminatorConfig.optimizer; disc_opt_kwargs: DiscriminatorConfig.optimizer; disc_optim:
+DiscriminatorConfig.optimizer; disc_update_num: DiscriminatorConfig.disc_update_num; discount_factor: ppo.gamma;
+discriminator_batch_size: DiscriminatorConfig.batch_size; discriminator_grad_pen:
 DiscriminatorConfig.gradient_penalty; discriminator_gradient_penalty_scale: DiscriminatorConfig.gradient_penalty;
 discriminator_logit_regularization_scale: DiscriminatorConfig.logit_regularizer; discriminator_weight_decay_scale:
 DiscriminatorConfig.optimizer; dist_fn: policy.distribution.kind; distill_latent_coef: TeacherConfig.latent_coef;
