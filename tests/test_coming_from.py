@@ -1,4 +1,4 @@
-"""The scripts before and after of docs/coming-from.md run: ours always, the others' where their library is installed."""
+"""The scripts before and after of docs/coming-from.md run: ours always, others' where their library is installed."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ def main(total_steps: int = 100_000, episodes: int = 20) -> float:
         run_dir=f"{tempfile.mkdtemp()}/run",
     )
     run = us.train(config)
-    policy = us.load(run.path)  # act(obs) returns the action
     score = us.evaluate(run, episodes=episodes, seed=2)  # us.load(run.path).act(obs) returns actions
     print(f"return {score.mean_return:.0f} ± {score.std_return:.0f}")
     return score.mean_return

@@ -1,4 +1,4 @@
-"""CartPole with Stable-Baselines3: PPO with a normaliser, evaluations that may end it, checkpoints, and a policy to act.
+"""CartPole with Stable-Baselines3: PPO, a normaliser, evaluations that may end it, checkpoints, a policy that acts.
 
 python examples/coming_from/sb3_before.py
 """
