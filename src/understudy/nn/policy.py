@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from understudy.core.registry import load_object
 from understudy.core.spaces import Key
+from understudy.nn.check_policy import check_policy
 from understudy.nn.estimator import EstimatorHead, EstimatorHeadConfig
 from understudy.nn.heads import ActionHead
 from understudy.nn.protocol import (
@@ -26,7 +27,6 @@ from understudy.nn.protocol import (
     Policy,
     PolicyConfig,
     PolicyOutput,
-    check_policy,
 )
 from understudy.nn.trunk import Trunk
 

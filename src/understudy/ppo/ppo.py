@@ -18,8 +18,9 @@ from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
 from understudy.core.schedules import Scalar, Schedule, advance_all
 from understudy.envs.base import StatefulEnv, VecEnv
+from understudy.nn.check_policy import require_policy
 from understudy.nn.normalization import ObservationNormalizer
-from understudy.nn.protocol import Policy, require_policy
+from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.lr_scheduler import LearningRateScheduler

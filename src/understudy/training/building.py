@@ -17,8 +17,9 @@ from understudy.core.borders import parsing
 from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import as_vec_env, runs_alone
+from understudy.nn.check_policy import check_policy, require_policy
 from understudy.nn.policy import build_policy
-from understudy.nn.protocol import Policy, check_policy, require_policy
+from understudy.nn.protocol import Policy
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import Checkpoint
