@@ -5,9 +5,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from understudy.interop import allenact, rsl_rl, tianshou
+    from understudy.interop import allenact, rsl_rl, tianshou, torchrl
 
-__all__ = ["allenact", "rsl_rl", "tianshou"]
+__all__ = ["allenact", "rsl_rl", "tianshou", "torchrl"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -11,18 +11,26 @@ from typing import Any, Literal, Never, Protocol, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import (
-    CompositeDistribution,
-    ProbabilisticTensorDictModule,
-    ProbabilisticTensorDictSequential,
-    TensorDictModuleBase,
-)
+from tensordict.nn import CompositeDistribution, TensorDictModuleBase
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call
 
 from understudy.core.check import nearest
 from understudy.core.schedules import Scalar, Schedule
+from understudy.interop.tensordicts import (
+    MASKS,
+    SHAPE,
+    Actor,
+    check_actor,
+    check_critic,
+    distribution_of,
+    key_name,
+    mask_of,
+    number,
+    per_sample,
+    stored,
+)
 from understudy.ppo.losses import ValueLossKind, check_kind, clipped_surrogate, normalize, value_loss
 from understudy.ppo.metrics import explained_variance, ratio_statistics
 from understudy.ppo.returns import gae
@@ -31,11 +39,7 @@ TRUST_LOGS = {"kl_approx": "kl", "clip_fraction": "clip_fraction"}
 BEHAVIOR_LOGS = {"ESS": "ess", "max_ratio": "ratio_max", "mean_ratio": "ratio_mean"}
 """Log entry -> name in `ratio_statistics`, of the ratio that is clipped and of the one that weighs."""
 
-MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
-"""Entries of TorchRL's that are False in rows of padding."""
-
 Number = float | Schedule
-Actor = ProbabilisticTensorDictSequential | ProbabilisticTensorDictModule
 Reduction = Literal["mean", "sum", "none"]
 ValueType = str | Enum | Callable[[TensorDictBase], Any] | None
 
@@ -291,10 +295,10 @@ class ClipPPOLoss(TensorDictModuleBase):
             assert self.value_estimator is not None
             self.value_estimator(batch)
         # all that was stored is read first: the critic's pass overwrites the value of collection
-        mask = _mask(batch)
-        advantage = _known(_data(batch, keys.advantage, _ADVANTAGE), mask)
-        target = _known(_data(batch, keys.value_target, _ADVANTAGE), mask)
-        old_value = None if self.clip_value is None else _data(batch, keys.value, _VALUE)
+        mask = mask_of(batch)
+        advantage = _known(number(batch, keys.advantage, _ADVANTAGE), mask)
+        target = _known(number(batch, keys.value_target, _ADVANTAGE), mask)
+        old_value = None if self.clip_value is None else number(batch, keys.value, _VALUE)
         advantage = self._scaled(advantage, target, mask, fresh)
         dist, log_ratio, log_weight = self._log_ratios(batch)
         clip = self.clip_low(), self.clip_high()
@@ -331,15 +335,15 @@ class ClipPPOLoss(TensorDictModuleBase):
 
     def _log_ratios(self, batch: TensorDictBase) -> tuple[Distribution, Tensor, Tensor | None]:
         """The policy's distribution, log r, and the log of what a sample's loss is multiplied by, if by anything."""
-        actions = {key: _stored(batch, stored, _ACTION) for key, stored in self._actions().items()}
+        actions = {key: stored(batch, entry, _ACTION) for key, entry in self._actions().items()}
         old = self._old_log_prob(batch)
         self._drop_stale(batch)
         near, log_weight = old, None
         if self.target_actor is not None:
             with torch.no_grad():
-                near = _log_prob(_distribution(self.target_actor, batch.copy()), actions, batch.batch_size)
+                near = _log_prob(distribution_of(self.target_actor, batch.copy()), actions, batch.batch_size)
             log_weight = near - old
-        dist = _distribution(self.actor, batch)
+        dist = distribution_of(self.actor, batch)
         log_ratio = _log_prob(dist, actions, batch.batch_size) - near
         if self.max_importance_ratio is not None:  # a constant factor: a capped sample keeps the rest of its gradient
             room = self.max_importance_ratio().log() - log_ratio.detach()
@@ -350,9 +354,9 @@ class ClipPPOLoss(TensorDictModuleBase):
         """The log-prob of collection, `[B]`: one entry, or the sum over those of the heads."""
         key, heads = self.tensor_keys.sample_log_prob, list(self._actions().values())
         if len(heads) == 1 or (not isinstance(key, list) and batch.get(key, None) is not None):
-            return _data(batch, _listed(key)[0], _LOG_PROB)
+            return number(batch, _listed(key)[0], _LOG_PROB)
         keys = key if isinstance(key, list) else [_head_key(head) for head in heads]
-        return _add_heads([_stored(batch, head, _LOG_PROB) for head in keys], batch.batch_size)
+        return _add_heads([stored(batch, head, _LOG_PROB) for head in keys], batch.batch_size)
 
     def _drop_stale(self, batch: TensorDictBase) -> None:
         """Forget what the actor's pass in collection left (parameters, hidden entries): only today's may be read."""
@@ -367,7 +371,7 @@ class ClipPPOLoss(TensorDictModuleBase):
         entropy = torch.stack([*heads.values()]).sum(0)
         bonus = self.entropy_coef() * entropy
         if self.head_coefs is not None:
-            bonus = torch.stack([self.head_coefs[_name(key)]() * x for key, x in heads.items()]).sum(0)
+            bonus = torch.stack([self.head_coefs[key_name(key)]() * x for key, x in heads.items()]).sum(0)
         return {"loss_entropy": -self._reduce(bonus, mask), "entropy": _mean(entropy.detach(), mask)}
 
     def _value(self, batch: TensorDictBase) -> Tensor:
@@ -401,11 +405,11 @@ class _Estimator:
         keys, after = self.loss.tensor_keys, tensordict.get("next", None)
         if after is None or tensordict.ndim < 1:
             raise ValueError('a value estimator needs a rollout [..., T] with the entries of "next"')
-        done = _data(after, keys.done, _ROLLOUT).bool()
-        ended = done if after.get(keys.terminated, None) is None else _data(after, keys.terminated, _ROLLOUT).bool()
+        done = number(after, keys.done, _ROLLOUT).bool()
+        ended = done if after.get(keys.terminated, None) is None else number(after, keys.terminated, _ROLLOUT).bool()
         value = _run_critic(self.loss.critic, tensordict.copy(), keys.value)
         next_value = _run_critic(self.loss.critic, after.copy(), keys.value)
-        columns = (_data(after, keys.reward, _ROLLOUT).to(value.dtype), value, next_value, ended, done & ~ended)
+        columns = (number(after, keys.reward, _ROLLOUT).to(value.dtype), value, next_value, ended, done & ~ended)
         r, v, v_next, end, cut = (x.movedim(-1, 0).reshape(x.shape[-1], -1) for x in columns)  # [T, N]
         baseline = v if self.is_gae else torch.cat((v[:1], v_next[:-1]))
         advantage, target = gae(r, baseline, v_next, end, cut, self.gamma, self.lmbda)
@@ -439,23 +443,13 @@ _ACTION_SHAPE = (
     "store the action in the shape that the distribution samples, and for a vector action wrap the distribution in "
     "torch.distributions.Independent"
 )
-_SHAPE = "give the tensordict its batch size, and every per-sample entry that shape, with or without a trailing 1"
-
-
-def _distribution(actor: Any, batch: TensorDictBase) -> Distribution:
-    """`actor.get_dist`, also where its last module is a sequence: there tensordict would run only what comes before."""
-    if isinstance(actor, ProbabilisticTensorDictSequential) and not actor.return_composite:
-        last = list(actor.module.values() if isinstance(actor.module, nn.ModuleDict) else actor.module)[-1]
-        if isinstance(last, ProbabilisticTensorDictSequential):
-            return _distribution(last, actor.get_dist_params(batch))
-    return actor.get_dist(batch)
 
 
 def _log_prob(dist: Distribution, actions: Mapping[NestedKey, Tensor], batch_size: torch.Size) -> Tensor:
     """The log-prob of stored actions, `[B]`."""
     if not isinstance(dist, CompositeDistribution):
         ((key, action),) = actions.items()
-        return _per_sample(dist.log_prob(action), f"the log-prob of {key!r}", batch_size, _ACTION_SHAPE)
+        return per_sample(dist.log_prob(action), f"the log-prob of {key!r}", batch_size, _ACTION_SHAPE)
     # written out per head: what CompositeDistribution.log_prob returns depends on a global flag
     return _add_heads([head.log_prob(actions[key]) for key, head in dist.dists.items()], batch_size)
 
@@ -474,7 +468,7 @@ def _run_critic(
                 "pass a complete critic, trunk included"
             )
     done = (run or critic)(batch)
-    return _per_sample(done.get(value_key), f"the critic's {value_key!r}", batch.batch_size)
+    return per_sample(done.get(value_key), f"the critic's {value_key!r}", batch.batch_size)
 
 
 def _ratio_logs(
@@ -494,12 +488,6 @@ def _ratio_logs(
     return logs | {log: behavior[name] for log, name in BEHAVIOR_LOGS.items()}
 
 
-def _mask(batch: TensorDictBase) -> Tensor | None:
-    """Where rows are no padding, `[B]` bool; None: everywhere."""
-    found = [_data(batch, key, "").bool() for key in MASKS if batch.get(key, None) is not None]
-    return torch.stack(found).all(0) if found else None
-
-
 def _known(x: Tensor, mask: Tensor | None) -> Tensor:
     # not a product: padding may be NaN
     return x if mask is None else torch.where(mask, x, 0.0)
@@ -513,41 +501,11 @@ def _listed(key: NestedKey | list[NestedKey]) -> list[NestedKey]:
     return key if isinstance(key, list) else [key]
 
 
-def _name(key: NestedKey) -> str:
-    """A nested key as a module's name."""
-    return key if isinstance(key, str) else "/".join(map(str, key))
-
-
-def _stored(batch: TensorDictBase, key: NestedKey, mend: str) -> Tensor:
-    """An entry that collection stored; ValueError if it is missing or has a gradient."""
-    x = batch.get(key, None)
-    if x is None:
-        hint = nearest(str(key), map(str, batch.keys(True, True)))
-        raise ValueError(f"the batch has no {key!r} ({hint}): {mend}")
-    if x.requires_grad:
-        raise ValueError(f"{key!r} requires grad, but it is data from collection: detach it")
-    return x
-
-
-def _data(batch: TensorDictBase, key: NestedKey, mend: str) -> Tensor:
-    """A stored number per sample, `[B]`."""
-    return _per_sample(_stored(batch, key, mend), repr(key), batch.batch_size)
-
-
-def _per_sample(x: Tensor, name: str, batch_size: torch.Size, mend: str = _SHAPE) -> Tensor:
-    """`[B]` from `[B]` or `[B, 1]`, told apart by the batch size; ValueError for any other shape."""
-    if x.shape == batch_size:
-        return x
-    if x.shape == (*batch_size, 1):
-        return x.squeeze(-1)
-    raise ValueError(f"{name} has shape {tuple(x.shape)}, but the batch size is {tuple(batch_size)}: {mend}")
-
-
 def _add_heads(heads: list[Tensor], batch_size: torch.Size) -> Tensor:
     """The sum over heads, and over what each has beyond the batch, `[B]`."""
     for x in heads:
         if x.shape[: len(batch_size)] != batch_size:
-            raise ValueError(f"a head has shape {tuple(x.shape)}, but the batch size is {tuple(batch_size)}: {_SHAPE}")
+            raise ValueError(f"a head has shape {tuple(x.shape)}, but the batch size is {tuple(batch_size)}: {SHAPE}")
     return torch.stack([x.reshape(*batch_size, -1).sum(-1) for x in heads]).sum(0)
 
 
@@ -589,8 +547,8 @@ def _head_coefs(actor: Actor, coefs: Any, device: torch.device | str | None) -> 
     """The entropy's coefficient of each head, whose key may end in `_log_prob` or `_entropy`, as in TorchRL."""
     if not isinstance(coefs, Mapping):
         return None
-    heads = [_name(key) for key in actor.dist_sample_keys]
-    given = {_name(key).removesuffix("_log_prob").removesuffix("_entropy"): x for key, x in coefs.items()}
+    heads = [key_name(key) for key in actor.dist_sample_keys]
+    given = {key_name(key).removesuffix("_log_prob").removesuffix("_entropy"): x for key, x in coefs.items()}
     if given.keys() != set(heads):
         raise ValueError(f"entropy_coef has numbers for {sorted(given)}, but the actor samples {heads}")
     return nn.ModuleDict({name: Scalar(given[name], device) for name in heads})
@@ -615,15 +573,7 @@ def _refuse(names: Mapping[str, Any], callee: Any, reasons: Mapping[str, str] | 
 
 
 def _check_modules(actor: Any, critic: Any, value_key: NestedKey | list[NestedKey]) -> None:
-    if not isinstance(actor, (ProbabilisticTensorDictSequential, ProbabilisticTensorDictModule)):
-        raise ValueError(
-            f"actor must be a ProbabilisticTensorDictSequential or -Module, got {type(actor).__name__}: "
-            "end it with tensordict.nn.ProbabilisticTensorDictModule"
-        )
-    if not isinstance(critic, TensorDictModuleBase):
-        raise ValueError(
-            f"critic must be a tensordict.nn module, got {type(critic).__name__}: "
-            "wrap it in TensorDictModule(critic, in_keys=[...], out_keys=['state_value'])"
-        )
+    check_actor(actor)
+    check_critic(critic)
     if value_key not in critic.out_keys:
         raise ValueError(f"critic writes {critic.out_keys}, not {value_key!r}: set value_key or the critic's out_keys")
