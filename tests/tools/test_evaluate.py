@@ -187,7 +187,7 @@ def test_acting_with_a_memory_forgets_a_broken_number(bad: float) -> None:
 
 
 def test_no_episodes_is_an_error() -> None:
-    with pytest.raises(ValueError, match="episodes is 0"):
+    with pytest.raises(ValueError, match="episodes must be at least 1"):
         evaluate(Ones(), env=CountingEnv(1), episodes=0)  # type: ignore[arg-type]
 
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_recorded_as_motion(tmp_path: Path, capsys: Any) -> None:
     for output, message in ((tmp_path / "there.npz", "exists: choose"), (tmp_path / "a-v0", "go into a .npz file")):
         with pytest.raises(ValueError, match=message):
             record(output, run=tmp_path, file_format="motion")
-    with pytest.raises(ValueError, match="play at least 1"):
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         record(tmp_path / "a.npz", run=tmp_path, episodes=0, file_format="motion")
 
 
@@ -199,7 +199,7 @@ def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "minari" / "there-v0").mkdir(parents=True)
     with pytest.raises(ValueError, match="raise its version"):
         record("there-v0", expert_of=point)
-    with pytest.raises(ValueError, match="play at least 1"):
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
         record(str(tmp_path / "a.npz"), expert_of=point, episodes=0)
 
 

@@ -10,7 +10,7 @@ import reprlib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -154,7 +154,15 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     return _converted(kind, value)
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    """The beginning of any value's text."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Of more than 4,300 digits, Python prints none."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length():,} bits"
+
+
+_SHORT = _Short()
 """Values in messages: a file may hold one that takes forever to print."""
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 _SHORT.maxstring, _SHORT.maxother = 120, 200
@@ -171,8 +179,9 @@ def _complaint(kind: Any, value: Any) -> str:
     if origin is Literal:
         known = tuple(map(str, arguments))
         # True == 1, which Literal[1] does not mean
-        fits = any(value == choice and type(value) is type(choice) for choice in arguments)
-        return "" if fits else f"be one of {', '.join(known)} ({nearest(str(value)[:100], known)})"
+        fits = any(type(value) is type(choice) and value == choice for choice in arguments)
+        given = value if isinstance(value, str) else _SHORT.repr(value)
+        return "" if fits else f"be one of {', '.join(known)} ({nearest(given[:100], known)})"
     if origin in (typing.Union, types.UnionType):
         complaints = [_complaint(member, value) for member in arguments]
         if not all(complaints):
@@ -181,6 +190,10 @@ def _complaint(kind: Any, value: Any) -> str:
         return said[0] if len(said) == 1 else " or ".join(said)
     if origin in (tuple, list) or kind in (tuple, list):
         return _sequence_complaint(arguments, value, tuple if origin is tuple or kind is tuple else list)
+    if origin is Collection:
+        if not isinstance(value, Collection) or isinstance(value, str | bytes | Mapping):
+            return f"be a list of {_PLURALS.get(arguments[0], 'values')}"
+        return next((f"in each entry {c}" for x in value if (c := _complaint(arguments[0], x))), "")
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return "be a mapping"

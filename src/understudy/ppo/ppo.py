@@ -25,6 +25,7 @@ from understudy.ppo.config import PPOConfig
 from understudy.ppo.finiteness import FinitenessCheck
 from understudy.ppo.lr_scheduler import LearningRateScheduler
 from understudy.ppo.metrics import (
+    METRICS,
     EpisodeStatistics,
     MinibatchRecord,
     check_metric,
@@ -418,10 +419,10 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
 def _check_names(parts: Mapping[str, Part]) -> None:
     """A part's name is its place in the rollout and in front of its metrics."""
     taken = {row.name for row in ROLLOUT_KEYS if row.writer != "part, by return"} | {
-        "ppo",
+        *METRICS,
         "env",
+        "offline",
         "time",
-        "episode",
         *COMPUTED,
     }
     for name in parts:

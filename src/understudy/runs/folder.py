@@ -18,6 +18,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from understudy.core.borders import parse_json, parse_yaml, parsing
+from understudy.core.check import fit
 from understudy.core.files import write_atomic
 from understudy.nn.protocol import Policy
 from understudy.runs.checkpoint import BEST, Checkpoint, latest_checkpoint, read_checkpoint, step_checkpoints
@@ -151,8 +152,8 @@ def new_run(config: TrainConfig) -> Iterator[RunFolder]:
         made.insert(0, path)
     else:
         path = Path(config.run_dir)
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         with _writing(path):
+            made = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
     if any(path.iterdir()) and not folder.lock.is_file():
@@ -193,9 +194,11 @@ def _unused_folder(config: TrainConfig) -> Path:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"cannot write run folder {path}: {reason}; choose another --run-dir") from error
+    except (OSError, ValueError) as error:  # of a name, too, that cannot be one
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise ValueError(f"cannot write run folder {str(path)[:300]}: {reason}; choose another --run-dir") from error
 
 
 def _occupied(path: Path) -> ValueError:
@@ -218,6 +221,8 @@ def load(
     own may import; `policy` is the object that receives the weights, where the training was given one. Raises
     CheckpointError if there is no readable checkpoint, or its policy needs a module that `allow` lacks.
     """
+    fit(str | Path | Run, source, "source")
+    fit(Collection[str], allow, "allow")
     if isinstance(source, Run):
         return source.policy
     return _policy_of(open_checkpoint(Path(source)), allow, policy).to(device)
@@ -247,8 +252,12 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` means: itself if it is a file, the newest one if it is a run's folder."""
     with parsing(path, "name a run's folder or a checkpoint", CheckpointError):  # a name may be too long
         if path.is_dir():
-            inner = RunFolder(path).checkpoints
-            return latest_checkpoint(inner if inner.is_dir() else path)
+            run = RunFolder(path)
+            if not run.config.exists() and not run.checkpoints.is_dir() and not step_checkpoints(path):
+                raise CheckpointError(
+                    f"{path} is not a run, and holds no checkpoint: name a run's folder or a checkpoint"
+                )
+            return latest_checkpoint(run.checkpoints if run.checkpoints.is_dir() else path)
         if not path.exists():
             raise CheckpointError(f"there is no run or checkpoint {path}")
     return path

@@ -6,10 +6,12 @@ import dataclasses
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from torch import nn
 
+from understudy.core.check import In, fit
 from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator
 from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult
@@ -61,7 +63,12 @@ def evaluate(
     no environment, NonFiniteError where nothing sound came or the policy itself is broken, ImportError that names the
     extra to install for filming.
     """
+    fit(str | Path | Run | nn.Module, run_or_policy, "run_or_policy")
     check_episodes(episodes)
+    fit(Annotated[int | None, In(0)], seed, "seed")
+    fit(bool, deterministic, "deterministic")
+    fit(str | Path | None, video, "video")
+    fit(Collection[str], allow, "allow")
     if video is not None:
         check_video_packages()  # before the work, not after it
     policy, env, seed = _subject(run_or_policy, env, seed, allow)

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core.check import In, fit
 from understudy.core.sanity import ABSURD, BEYOND_USE, without_faults
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly
@@ -90,45 +91,82 @@ def play(
     The environment is left in the middle of others: reset it before you use it again. Says how far it is every 20
     seconds. Raises NonFiniteError where the environment gives no sound numbers.
     """
-    owed, steps, total, N = np.array(quotas(episodes, env.num_envs)), 0, 0, env.num_envs
-    returns, lengths, broken = np.zeros(N), np.zeros(N, dtype=np.int64), np.zeros(N, dtype=np.int64)
-    judge, healthy, told, cut = _RewardJudge(), False, time.monotonic(), False
-    longest = STEP_LIMIT if longest is None else longest
-    gate = Gate(env)
+    N = env.num_envs
+    tally, judge, gate = _Tally(episodes, N, min_steps, longest), _RewardJudge(), Gate(env)
     obs, is_first = gate.reset(seed), torch.ones(N, dtype=torch.bool, device=env.device)
-    while steps < min_steps or owed.any():
+    while tally.unfinished:
         before, bad = _sound(obs, act)
         action = act(before, is_first)
         step = gate.step(action)
         ended = step.terminated | step.truncated
         valid = np.ones(N, dtype=bool) if step.valid is None else step.valid.cpu().numpy()  # False: only a reset
         rewards, bad_reward = judge(step.reward.double().cpu().numpy())
-        returns += rewards
-        lengths += valid
-        over = ended.cpu().numpy() | (lengths >= longest)
+        over = tally.add(rewards, valid, ended.cpu().numpy())
         if over.any():  # elsewhere the next step looks at the observation
             final = _sound(step.obs, act)[1] if step.final_obs is None else _sound(step.final_obs, act)[1]
             bad |= over & np.where(ended.cpu().numpy(), final, _sound(step.obs, act)[1])
-        broken += valid & (bad | bad_reward)
-        total, healthy = total + 1, healthy or bool((valid & ~bad & ~bad_reward).any())
-        if not healthy and total >= _PATIENCE:
-            raise NonFiniteError(f"the environment gave no sound number in {total:,} steps: {_CHECK}")
+        tally.judge(valid, bad | bad_reward)
+        kept = tally.keep(over)
+        tally.tell()
+        yield Moment(before, is_first, action, step, tally.returns, tally.lengths, tally.broken, over, kept)
+        tally.restart(over)
+        obs, is_first = step.obs, ended if step.valid is None else ended | ~step.valid
+
+
+class _Tally:
+    """The running episodes of N environments, and how many each still owes."""
+
+    def __init__(self, episodes: int, num_envs: int, min_steps: int, longest: int | None) -> None:
+        self.episodes, self.min_steps = episodes, min_steps
+        self.longest = STEP_LIMIT if longest is None else longest
+        self.owed = np.array(quotas(episodes, num_envs))
+        self.returns = np.zeros(num_envs)
+        self.lengths, self.broken = np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
+        self.steps = self.total = 0  # of the episodes that were kept; of all, per environment
+        self.healthy = self.cut = False
+        self.told = time.monotonic()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are episodes or steps left to play."""
+        return self.steps < self.min_steps or bool(self.owed.any())
+
+    def add(self, rewards: np.ndarray, valid: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """Count a step `[N]`; which episodes are over, or cut."""
+        self.returns += rewards
+        self.lengths += valid
+        self.total += 1
+        return ended | (self.lengths >= self.longest)
+
+    def judge(self, valid: np.ndarray, bad: np.ndarray) -> None:
+        """Count broken steps `[N]`. Raises NonFiniteError where nothing else comes."""
+        self.broken += valid & bad
+        self.healthy = self.healthy or bool((valid & ~bad).any())
+        if not self.healthy and self.total >= _PATIENCE:
+            raise NonFiniteError(f"the environment gave no sound number in {self.total:,} steps: {_CHECK}")
+
+    def keep(self, over: np.ndarray) -> np.ndarray:
+        """Which of the episodes that are over are among those asked for."""
         kept = np.zeros_like(over)
         for n in np.flatnonzero(over):
-            kept[n] = owed[n] > 0 or steps < min_steps
-            owed[n] -= owed[n] > 0
-            steps += int(lengths[n] * kept[n])
-        if not cut and longest == STEP_LIMIT and (lengths >= longest).any():
-            cut = True
+            kept[n] = self.owed[n] > 0 or self.steps < self.min_steps
+            self.owed[n] -= self.owed[n] > 0
+            self.steps += int(self.lengths[n] * kept[n])
+        return kept
+
+    def tell(self) -> None:
+        """Say once that an episode had no end, and now and then how far it is."""
+        if not self.cut and self.longest == STEP_LIMIT and (self.lengths >= self.longest).any():
+            self.cut = True
             logger.warning("an episode is cut at %s steps: give the environment a time limit", f"{STEP_LIMIT:,}")
-        if time.monotonic() - told > _PROGRESS_SECONDS:
-            told = time.monotonic()
-            logger.warning(
-                "%d of %d episodes are still to be played after %s steps", owed.sum(), episodes, f"{total:,}"
-            )
-        yield Moment(before, is_first, action, step, returns, lengths, broken, over, kept)
-        returns[over], lengths[over], broken[over] = 0.0, 0, 0
-        obs, is_first = step.obs, ended if step.valid is None else ended | ~step.valid
+        if time.monotonic() - self.told > _PROGRESS_SECONDS:
+            self.told = time.monotonic()
+            left, steps = self.owed.sum(), f"{self.total:,}"
+            logger.warning("%d of %d episodes are still to be played after %s steps", left, self.episodes, steps)
+
+    def restart(self, over: np.ndarray) -> None:
+        """Begin the next episodes."""
+        self.returns[over], self.lengths[over], self.broken[over] = 0.0, 0, 0
 
 
 _CHECK = "check its observations and rewards with a random policy"
@@ -211,8 +249,7 @@ def opened(
 
 def check_episodes(episodes: int) -> None:
     """Raise ValueError unless there is something to play."""
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}: play at least 1")
+    fit(Annotated[int, In(1)], episodes, "episodes")
 
 
 def evaluation_seed(seed: int) -> int:

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
+from understudy.core.check import In, fit
 from understudy.core.spaces import Key, component_keys
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import VecEnv
@@ -206,6 +207,10 @@ def record(
     if (run is None) == (expert_of is None):
         raise ValueError("name a run to record, or an environment with a scripted expert, not both")
     check_episodes(episodes)
+    fit(Annotated[int | None, In(0)], seed, "seed")
+    fit(str | Path, output, "output")
+    fit(RecordFormat | None, file_format, "file_format")
+    fit(Collection[str], allow, "allow")
     chosen = file_format or ("npz" if str(output).endswith(".npz") else "minari")
     path = _check_output(str(output), chosen, run)
     policy, seed_of_run, config = None, 0, expert_of

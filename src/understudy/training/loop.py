@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from understudy.core.borders import parsing
+from understudy.core.check import fit
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, backend_of, is_simulator, runs_alone
@@ -75,6 +76,7 @@ def train(
     environment, a network or a logger raises (after writing a checkpoint), CheckpointError if a checkpoint cannot be
     written.
     """
+    fit(TrainConfig, config, "config")
     listening = _listening(config, loggers)
     config, own = with_own_env(config, env)
     if expert is not None and (config.offline is None or config.offline.dagger is None):
@@ -101,7 +103,8 @@ def resume(
     policy that it loads names them. Raises ValueError if `run` is not a run's folder, is in use, or its environment is
     another one, CheckpointError if its checkpoints are missing, damaged or do not fit its config; otherwise as `train`.
     """
-    given = Path(run)
+    given = Path(fit(str | Path, run, "run"))
+    fit(Collection[str], allow, "allow")
     folder = RunFolder(given.parent.parent if given.is_file() else given)
     config = folder.read_config(allow)
     if total_steps is not None:
