@@ -93,8 +93,8 @@ def test_text_both_ways(text: str, schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "'' is no number"),
-        ("fast", "'fast' is no number"),
+        ("", "'' is not a number"),
+        ("fast", "'fast' is not a number"),
         ("nan", "not finite"),
         ("linear:1:inf", "not finite"),
         ("linear", "no number"),
@@ -114,7 +114,7 @@ def test_text_both_ways(text: str, schedule: Schedule) -> None:
         ("piecewise:0=1,5it=2", "mixed"),
         ("when:episode/return:1:0", "no METRIC>=NUMBER"),
         ("when:episode/return>0.9:1:0", "no METRIC>=NUMBER"),
-        ("when:episode/return>=high:1:0", "'high' is no number"),
+        ("when:episode/return>=high:1:0", "'high' is not a number"),
         ("when:episode/return>=1:1", "when does not take 2 fields"),
     ],
 )

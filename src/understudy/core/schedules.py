@@ -41,7 +41,7 @@ class Condition(NamedTuple):
         """Read `METRIC>=NUMBER` or `METRIC<=NUMBER`. Raises ValueError for any other text."""
         match = re.fullmatch(r"([\w./-]+)(>=|<=)(.+)", text)
         if match is None:
-            raise ValueError(f"{text!r} is no METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
+            raise ValueError(f"{text!r} is not METRIC>=NUMBER or METRIC<=NUMBER, such as episode/return>=0.95")
         return cls(match[1], match[2] == ">=", _parse_float(match[3]))
 
     def holds(self, number: float) -> bool:
@@ -63,7 +63,7 @@ class Schedule(Config):
     - piecewise: linear between `points` ((position, value), ...), constant outside; step: the last point passed.
 
     Raises ValueError on an unknown kind or unit, a length below 1, non-finite numbers, missing or unordered points,
-    a condition that is none, or a field that the kind does not use.
+    an unreadable condition, or a field that the kind does not use.
     """
 
     PREFIX = "a schedule's "
@@ -180,7 +180,7 @@ class Schedule(Config):
                 position, _, value = pair.partition("=")
                 number, unit = _parse_position(position)
                 if number is None:
-                    raise ValueError(f"{pair!r} is no POS=VALUE")
+                    raise ValueError(f"{pair!r} is not POS=VALUE")
                 points.append((number, _parse_float(value)))
                 units.add(unit)
             if len(units) > 1:
@@ -315,7 +315,7 @@ def _parse_float(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
+        raise ValueError(f"{text!r} is not a number") from None
     if not math.isfinite(number):
         raise ValueError(f"{text!r} is not finite")
     return number
@@ -329,5 +329,5 @@ def _parse_position(text: str) -> tuple[int | None, ScheduleUnit]:
         return None, unit
     number = _parse_float(digits)
     if number != int(number):
-        raise ValueError(f"{text!r} is no whole number of {unit}")
+        raise ValueError(f"{text!r} is not a whole number of {unit}")
     return int(number), unit

@@ -46,7 +46,7 @@ class Simulator(Protocol):
 
 @runtime_checkable
 class TorchVectorEnv(Protocol):
-    """Many copies in one object that is no Gymnasium vector environment: tensors in, Gymnasium's 5 values out."""
+    """Many copies in one object that is not a Gymnasium vector environment: tensors in, Gymnasium's 5 values out."""
 
     num_envs: int
     single_action_space: Any

@@ -60,7 +60,7 @@ class EstimatorHead(nn.Module):
     """Predicts target components `[..., D]`, in the units in which the networks see them (normalised or raw).
 
     `trunk` reads its inputs; None: it reads the actor's memory, `feature_size` wide. Raises ValueError for a target
-    that is no vector.
+    that is not a vector.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class EstimatorHead(nn.Module):
         super().__init__()
         for key, space in targets.items():
             if not is_vector(space):
-                raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is no vector")
+                raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is not a vector")
         self.name, self.config = name, config
         self.targets = tuple(targets)
         self.sizes = [math.prod(space.shape or ()) for space in targets.values()]

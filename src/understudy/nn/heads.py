@@ -172,7 +172,7 @@ def make_family(action_space: ActionSpace, config: DistributionConfig | None = N
     given = [name for name in STD_OPTIONS if name in changed and name not in bounds]
     if given and kind not in GAUSSIANS:
         raise ValueError(
-            f"{', '.join(given)} would have no effect: {kind!r} (for {action_space}) is no Gaussian; leave it out"
+            f"{', '.join(given)} would have no effect: {kind!r} (for {action_space}) is not Gaussian; leave it out"
         )
     if kind in CONTINUOUS:
         if size == 0 or not is_real(action_space):
@@ -216,7 +216,7 @@ class _Bounded(torch.autograd.Function):
     """Clamp whose gradient is dropped only where it would push further outside.
 
     A plain clamp has no gradient at all outside, so that a standard deviation which once crossed its floor would
-    stay there for ever. This is the step-then-project behaviour of clipping the parameter after each update.
+    stay there forever. This is the step-then-project behaviour of clipping the parameter after each update.
     """
 
     generate_vmap_rule = True

@@ -162,7 +162,7 @@ class TensorBoard(Logger):
             restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write(step=phase.first_step + 1, session_log=restart)  # what is at `first_step` stays
             for row in read_metrics(metrics) if metrics.exists() else ():
-                if EPOCH in row and row[STEP] > phase.first_step:  # an epoch is no step
+                if EPOCH in row and row[STEP] > phase.first_step:  # an epoch is not a step
                     self.log(int(row.pop(STEP)), row)
         self.resumes = False
 
@@ -336,7 +336,7 @@ def _as_logger(given: Any) -> Logger:
 
 
 def _added(logger: Logger, step: int, row: dict[str, float]) -> dict[str, float]:
-    """The metrics that a logger adds to a row. Raises ValueError for what is no such thing, and for taken names."""
+    """The metrics that a logger adds to a row. Raises ValueError for anything else, and for taken names."""
     returned = logger.log(step, MappingProxyType(row))
     if returned is None:
         return {}

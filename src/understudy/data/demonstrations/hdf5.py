@@ -82,7 +82,7 @@ def _datasets(path: Path, group: Any) -> dict[str, Any]:
 def _attributes(path: Path, file: Any) -> dict[str, Any]:
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in dict(file.attrs).items()}
     if not isinstance(plain.get("env", ""), str):
-        raise ValueError(f"{path}: the attribute env is no text: remove it")
+        raise ValueError(f"{path}: the attribute env is not text: remove it")
     return plain
 
 
