@@ -205,7 +205,7 @@ def check_vec_env(env: Any) -> None:
     missing = [name for name in _MEMBERS if name not in dir(env)]
     if missing:
         raise ValueError(
-            f"{kind} is not an environment that this library knows: a VecEnv has {', '.join(_MEMBERS)}, and this object "
+            f"{kind} is not a known kind of environment: a VecEnv has {', '.join(_MEMBERS)}, and this object "
             f"lacks {', '.join(missing)}; a Gymnasium (vector) environment or a simulator with rsl_rl's "
             "get_observations and step is taken as it is"
         )
