@@ -50,6 +50,11 @@ class RegroupedEnv:
         final = None if step.final_obs is None else regroup(step.final_obs, self._leaves)
         return step._replace(obs=regroup(step.obs, self._leaves), final_obs=final)
 
+    def observed(self, raw: Any) -> TensorDict:
+        """As the simulator's (`SimulatorAdapter`), for an environment around one."""
+        simulator: Any = self.env
+        return regroup(simulator.observed(raw), self._leaves)
+
     def close(self) -> None:
         """Close the environment."""
         self.env.close()

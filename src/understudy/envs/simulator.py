@@ -255,6 +255,10 @@ class SimulatorAdapter:
 
     # ------------------------------------------------------------------ what simulators have beside it
 
+    def observed(self, raw: Any) -> TensorDict:
+        """Observations in any of the simulator's forms, `[rows]`, as `step` gives them."""
+        return self._regroup(as_groups(raw))
+
     def stagger(self, seed: int) -> None:
         """Give each running episode a random age, uniform in [0, max_episode_length), if the simulator counts them.
 

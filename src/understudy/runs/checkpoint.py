@@ -132,6 +132,8 @@ class Checkpoint(PolicyDescription):
     state: TrainingState
     offline: OfflineState | None
     unreported: UnreportedRow | None = None
+    infos: dict[str, Any] | None = None
+    """What the script of another library stored beside it (`interop.rsl_rl.Runner`)."""
 
 
 def read_checkpoint(path: Path, kind: str) -> Checkpoint:

@@ -50,6 +50,15 @@ def git_revision(folder: Path) -> str | None:
     return f"{revision}-dirty" if changed else revision
 
 
+def git_diff(folder: Path) -> tuple[str, str] | None:
+    """Name of the checkout that holds `folder`, its state and its changes to tracked files; None outside of git."""
+    top, state = _git(folder, "rev-parse", "--show-toplevel"), _git(folder, "status", "--short", "--branch")
+    if top is None or state is None:
+        return None
+    changes = _git(folder, "diff", "--no-ext-diff", "--no-textconv", "HEAD") or ""
+    return Path(top).name, f"{git_revision(folder)}\n{state}\n\n{changes}\n"
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says; it runs nothing that the checkout, which may have been downloaded, configures."""
     off = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}

@@ -98,12 +98,17 @@ def building(
                 )
             with allocating("env.num_envs, ppo.num_steps or the sizes of the networks"):
                 ppo = _build(config, env, policy)
-            rows = env.num_envs * (1 if ppo.policy.recurrent else config.ppo.num_steps) / config.ppo.minibatches
-            if config.torch_threads is None and len(ppo.optimizer.flat) * rows >= THREADS_PAY_FROM:
+            if config.torch_threads is None and threads_pay(ppo):
                 torch.set_num_threads(threads)
             yield env, ppo
     finally:
         torch.set_num_threads(threads)
+
+
+def threads_pay(ppo: PPO) -> bool:
+    """Whether networks and minibatches are so large that torch is faster with more than one thread."""
+    rows = ppo.env.num_envs * (1 if ppo.policy.recurrent else ppo.config.num_steps) / ppo.config.minibatches
+    return len(ppo.optimizer.flat) * rows >= THREADS_PAY_FROM
 
 
 def _evaluation_spaces(config: TrainConfig) -> tuple[Any, Any] | None:

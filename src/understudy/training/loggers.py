@@ -245,6 +245,7 @@ LOGGERS: Registry[Callable[[], Logger]] = Registry(
         "console": "understudy.training.console:Console",
         "metrics": "understudy.training.loggers:MetricsFile",
         "mlflow": "understudy.training.loggers:MLflow",
+        "rsl-rl": "understudy.interop.rsl_rl.names:PageNames",
         "tensorboard": "understudy.training.loggers:TensorBoard",
         "wandb": "understudy.training.loggers:WeightsAndBiases",
     },

@@ -182,7 +182,7 @@ def _start(
         if config.offline is not None:
             asks &= checkpoint is None or checkpoint.offline is None or not checkpoint.offline["finished"]
             offline = OfflineTraining(ppo, config.offline, Dagger(built_from, folder, env, expert) if asks else None)
-        training = _Training(config, folder, env, ppo, offline, loggers, own is not None)
+        training = Training(config, folder, env, ppo, offline, loggers, own is not None)
         if checkpoint is not None:
             check_fits(env, checkpoint, config.env.id)
             check_same_layout(ppo.policy.state_dict(), checkpoint.state["policy"], str(checkpoint.path))
@@ -215,7 +215,7 @@ class _Row(NamedTuple):
     """Evaluate the policy first, whose numbers join the row."""
 
 
-class _Training:
+class Training:
     """One start of a run, between building and closing. `own`: the user gave the environment."""
 
     def __init__(
@@ -390,19 +390,12 @@ class _Training:
         prune(self.folder.checkpoints, self.config.checkpoint.keep_last)
 
     def _save(self, path: Path) -> None:
-        save_checkpoint(
-            path,
-            CHECKPOINT_KIND,
-            {
-                "config": self.config_text,
-                **describe_policy(self.ppo.policy),
-                "best_return": self.best_return,
-                "env_steps": self.ppo.env_steps,
-                "state": self.ppo.state_dict(),
-                "offline": None if self.offline is None else self.offline.state_dict(),
-                "unreported": None if self.row is None else self.row._asdict(),
-            },
-        )
+        now = {
+            "best_return": self.best_return,
+            "offline": None if self.offline is None else self.offline.state_dict(),
+            "unreported": None if self.row is None else self.row._asdict(),
+        }
+        save_checkpoint(path, CHECKPOINT_KIND, training_state(self.config_text, self.ppo) | now)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Restore a checkpoint. Raises ValueError if it does not fit the config."""
@@ -441,6 +434,18 @@ class _Training:
         except Exception as failure:  # a broken environment may not give its state either
             return f"{at} No checkpoint could be written ({failure}); the older ones are intact."
         return f"{at} Checkpoint: {path}. Continue with: understudy train --resume {self.folder.path}"
+
+
+def training_state(config: str, ppo: PPO) -> dict[str, Any]:
+    """What a checkpoint holds of a training: its config in YAML, and nothing offline, evaluated or unreported yet."""
+    return {
+        "config": config,
+        **describe_policy(ppo.policy),
+        "best_return": -math.inf,
+        "env_steps": ppo.env_steps,
+        "state": ppo.state_dict(),
+        "offline": None,
+    }
 
 
 def _crossed(interval: int | None, before: int, after: int) -> bool:

@@ -127,7 +127,7 @@ def _logging(runner: Block) -> LoggingConfig:
         block.close()
     else:
         kind = runner.choose("logger", kinds, "tensorboard", lower=True)
-    return LoggingConfig(tensorboard=True, wandb=kind == "wandb", wandb_project=project)
+    return LoggingConfig(wandb=kind == "wandb", wandb_project=project, loggers=("rsl-rl",))
 
 
 def _normalized(runner: Block, algorithm: Block) -> bool:

@@ -130,10 +130,10 @@ def _mirrors(
             raise ValueError("only vectors can be mirrored")
         device = torch.device(facts.env.device)
         rows = max(*sizes.values(), facts.num_actions) + 1  # and one row of zeros
-        units = {name: torch.eye(rows, size, device=device) for name, size in sizes.items()}
+        units = {facts.names[name]: torch.eye(rows, size, device=device) for name, size in sizes.items()}
         obs, _ = augment(env=facts.env, obs=TensorDict(units, batch_size=[rows], device=device), actions=None)
         _, actions = augment(env=facts.env, obs=None, actions=torch.eye(rows, facts.num_actions, device=device))
-        found = {name: _mirror(obs[name], rows, size) for name, size in sizes.items()}
+        found = {name: _mirror(obs[facts.names[name]], rows, size) for name, size in sizes.items()}
         return found, _mirror(actions, rows, facts.num_actions)
     except Exception as error:  # whatever a function of the user's raises
         block.problems.append(f"{place} is not a mirror that swaps entries and signs ({error})")

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from gymnasium import spaces
 
 from understudy.core.check import nearest
 from understudy.core.spaces import children, size_of
-from understudy.envs.base import VecEnv
 from understudy.envs.registry import as_vec_env
+from understudy.envs.simulator import Simulator, SimulatorAdapter
+from understudy.envs.simulator_forms import ACTOR_NAMES, CRITIC_NAMES, as_groups, conventional_groups
 from understudy.interop.rsl_rl.reading import Block
 
 NUM_ENVS = 4096
 """Copies where nobody says how many: Isaac Lab's and mjlab's habit."""
-
-
-@runtime_checkable
-class _Unwraps(Protocol):
-    @property
-    def unwrapped(self) -> Any: ...
-
-
-@runtime_checkable
-class _Timed(Protocol):
-    @property
-    def step_dt(self) -> float: ...
 
 
 @dataclass
@@ -40,16 +29,19 @@ class Facts:
     space: spaces.Dict | None = None
     num_actions: int | None = None
     step_time: float | None = None
+    names: dict[str, str] = field(default_factory=dict)
+    """Group here -> the environment's own name of it."""
 
     @classmethod
     def of(cls, env: Any, num_envs: int | None, problems: list[str]) -> Facts:
         """Ask the environment, if there is one."""
         if env is None:
             return cls(None, NUM_ENVS if num_envs is None else num_envs, problems)
-        inner = env.unwrapped if isinstance(env, _Unwraps) else env
-        step_time = float(inner.step_dt) if isinstance(inner, _Timed) else None
-        own: VecEnv = as_vec_env(env)
-        return cls(env, own.num_envs, problems, own.observation_space, size_of(own.action_space), step_time)
+        own = as_vec_env(env)
+        step_time = own.step_time if isinstance(own, SimulatorAdapter) else None
+        shown = as_groups(env.get_observations()).keys() if isinstance(env, Simulator) else own.observation_space.keys()
+        names = conventional_groups(map(str, shown))
+        return cls(env, own.num_envs, problems, own.observation_space, size_of(own.action_space), step_time, names)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -63,8 +55,8 @@ class Facts:
         return sum(size_of(x) for g in groups for x in (children(self.space[g]) or {"": self.space[g]}).values())
 
 
-_CONVENTION = {"actor": "policy", "state": "policy", "privileged_state": "critic"}
-"""What simulators call these groups, where they have none of our names (`SimulatorAdapter`)."""
+_CONVENTION = dict.fromkeys(ACTOR_NAMES, "policy") | dict.fromkeys(CRITIC_NAMES, "critic")
+"""What simulators call these groups, where they have none of our names."""
 
 
 def _renamed(name: str, named: Collection[str], facts: Facts) -> bool:
