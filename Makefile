@@ -9,17 +9,19 @@ DEMO ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+SIMULATORS := .venv-simulators
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 RUNTIME := OMP_NUM_THREADS=1
 
-.PHONY: demo demo-mujoco test setup clean help
+.PHONY: demo demo-mujoco test test-simulators setup clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         behaviour cloning, PPO and ADVISOR side by side on Poisoned Doors (about a minute)"
 	@echo "make demo-mujoco  train a MuJoCo policy (about a minute), score it, draw its learning curve, film it"
 	@echo "make test         lint, format check, types, tests"
+	@echo "make test-simulators  the tests in mjlab, in a virtual environment of its own (another MuJoCo)"
 	@echo "make setup        only the virtual environment"
 	@echo "make clean        remove caches and the demos' results"
 
@@ -49,6 +51,16 @@ test: $(STAMP)
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/mypy
 	$(RUNTIME) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-simulators: $(SIMULATORS)/.setup-done
+	$(RUNTIME) $(SIMULATORS)/bin/python -m pytest tests/simulators
+
+# mjlab needs MuJoCo 3.11, so its environment shares only torch's version with constraints.txt
+$(SIMULATORS)/.setup-done: pyproject.toml constraints.txt
+	test -x $(SIMULATORS)/bin/python || $(PYTHON) -m venv $(SIMULATORS)
+	$(SIMULATORS)/bin/python -m pip install --quiet $(INDEX) $(TORCH)
+	$(SIMULATORS)/bin/python -m pip install --quiet $(TORCH) mjlab==1.6.0 pytest -e '.[mjlab,export,video]'
+	touch $@
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

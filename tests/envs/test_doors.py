@@ -272,7 +272,7 @@ def unlimited(num_envs: int, device: torch.device, scale: float = 1.0) -> PointM
         (unlimited, {"env_kwargs": {"scale": "big"}}, "scale must be a number"),
         (unlimited, {"backend": "envpool"}, "leave the backend at 'auto'"),
         (unlimited, {"groups": {"policy": "polcy"}}, "asks for 'polcy'.*did you mean policy"),
-        (lambda num_envs: None, {}, r"called as make\(num_envs, device, \*\*options\), this one too many"),
+        (lambda num_envs: None, {}, r"a maker takes \(num_envs, device, \*\*options\), this one takes \(num_envs\)"),
         (lambda num_envs, device: None, {}, "the maker of Rubbish-v0 returned no environment: NoneType"),
         (lambda num_envs, device: 3, {}, "returned no environment: int is no environment"),
         (lambda num_envs, device: gym.make("CartPole-v1"), {}, "asked for 4 copies on cpu and returned 1 on cpu"),

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from tyro.conf import UseAppendAction, arg
 
 from understudy.cli.words import parse
 from understudy.core.schedules import Schedule
 from understudy.data.demonstrations.read import open_recording
+from understudy.envs.simulators import simulator_of
+from understudy.interop.rsl_rl import from_config
 from understudy.parts.advisor import AdvisorConfig
 from understudy.ppo.part import PartConfig
 from understudy.recipes import RECIPES, find_recipe
 from understudy.runs.codec import check_imports, part_kind
-from understudy.runs.config import TrainConfig, read_config
+from understudy.runs.config import LoggingConfig, TrainConfig, read_config
 from understudy.runs.folder import Run
 from understudy.training import loop
 
@@ -113,6 +116,8 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
         alone = ("--resume", *_option_names(Composition()))
         parse(_WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
     make = None if recipe is None else find_recipe(recipe)
+    if recipe == "ppo":
+        make = with_task_numbers(find_recipe(recipe))
 
     def complete(config: TrainConfig) -> TrainConfig:
         chosen = parse(
@@ -130,6 +135,28 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
     if make is not None and (facts := facts_for(make, config)) != facts_for(make, make()):
         config = complete(composition.compose(make, **facts))  # the same words over the recipe as it fits them
     return functools.partial(_start, config)
+
+
+SIMULATED = {"cuda": 4096, "cpu": 64}
+"""Copies of a simulator's task where nobody says how many."""
+
+
+def with_task_numbers(recipe: Callable[..., TrainConfig]) -> Callable[..., TrainConfig]:
+    """A recipe that takes the numbers which a simulator registers for its task (rsl_rl's), where it registers some."""
+
+    @functools.wraps(recipe)
+    def make(**facts: Any) -> TrainConfig:
+        simulator = simulator_of(facts.get("env_id", ""))
+        numbers = None if simulator is None else simulator[0].numbers(simulator[1])
+        if numbers is None:
+            return recipe(**facts)
+        copies = facts["num_envs"]
+        if copies == recipe().env.num_envs:  # nobody said
+            copies = SIMULATED["cuda" if torch.cuda.is_available() else "cpu"]
+        config = from_config(numbers, env_id=facts["env_id"], num_envs=copies)
+        return dataclasses.replace(config, recipe="ppo", logging=LoggingConfig())  # where to log is not the task's
+
+    return make
 
 
 def facts_for(recipe: Callable[..., TrainConfig], config: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
+from understudy.envs.simulators import simulator_of
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
@@ -28,7 +29,7 @@ def ppo(
     return TrainConfig(
         recipe="ppo",
         env=EnvConfig(id=env_id, num_envs=num_envs),
-        policy=PolicyConfig(memory=memory),
+        policy=unbounded(PolicyConfig(memory=memory), env_id),
         ppo=PPOConfig(
             num_steps=steps,
             epochs=10,
@@ -40,6 +41,13 @@ def ppo(
         total_steps=total_steps,
         seed=seed,
     )
+
+
+def unbounded(policy: PolicyConfig, env_id: str) -> PolicyConfig:
+    """The policy, whose actions go out as they are where a simulator has no bounds for them."""
+    simulator = simulator_of(env_id)
+    as_they_are = simulator is not None and simulator[0].unbounded
+    return replace(policy, action_bound="none", action_scaling="off") if as_they_are else policy
 
 
 def first_learning_rate(total_steps: int) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from understudy.core.schedules import Schedule
-from understudy.envs.registry import EnvConfig
+from understudy.envs.registry import EnvConfig, is_simulator
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.optim import OptimizerConfig
-from understudy.recipes.basic import ppo
+from understudy.recipes.basic import ppo, unbounded
 from understudy.runs.config import EvaluationConfig, TrainConfig
 
 
@@ -20,8 +20,8 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
         ppo(env_id, total_steps=total_steps, seed=seed),
         recipe="mujoco",
         # the backend is named: EnvPool's MuJoCo is another version, and scores differ across versions
-        env=EnvConfig(id=env_id, num_envs=8, backend="gymnasium"),
-        policy=PolicyConfig(distribution=DistributionConfig(init_std=0.55)),
+        env=EnvConfig(id=env_id, num_envs=8, backend="auto" if is_simulator(env_id) else "gymnasium"),
+        policy=unbounded(PolicyConfig(distribution=DistributionConfig(init_std=0.55)), env_id),
         ppo=PPOConfig(
             num_steps=256,
             epochs=10,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from understudy.core.schedules import Number, Schedule
-from understudy.envs.registry import EnvConfig
+from understudy.envs.registry import EnvConfig, is_simulator
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.protocol import PolicyConfig
@@ -120,12 +120,14 @@ def _student(
     teacher_coef: Number = _FADING,
     estimates: bool = False,
 ) -> TrainConfig:
-    """A student without velocities, on a MuJoCo task or as a Go1: it estimates them, has a teacher, or both.
+    """A student without velocities (in a simulator: what the critic sees): it estimates them, has a teacher, or both.
 
     Critic and teacher see the whole observation, group "teacher". Raises ValueError for a task whose velocities are not
     known here.
     """
-    if env_id.startswith("Go1"):
+    if is_simulator(env_id):
+        config = _simulated(env_id, total_steps, seed, estimates=estimates)
+    elif env_id.startswith("Go1"):
         config = _go1(env_id, total_steps, seed, has_teacher=teachers is not None, estimates=estimates)
     else:
         config = _hidden_velocity(env_id, total_steps, seed, estimates=estimates)
@@ -133,7 +135,7 @@ def _student(
     if teachers is not None:
         parts["teacher"] = TeacherConfig(
             checkpoints=tuple(teachers),
-            groups={"policy": "teacher"},
+            groups={} if is_simulator(env_id) else {"policy": "teacher"},
             target="kl",  # copies the deviation too: a student that explores more falls where the teacher does not
             coef=teacher_coef,
         )
@@ -175,6 +177,20 @@ def _hidden_velocity(env_id: str, total_steps: int, seed: int, *, estimates: boo
         optimizer=OptimizerConfig(learning_rate=Schedule(kind="linear", start=1e-3, end=0.0), eps=1e-8),
     )
     return dataclasses.replace(config, env=env, policy=policy, ppo=ppo)
+
+
+def _simulated(env_id: str, total_steps: int, seed: int, *, estimates: bool) -> TrainConfig:
+    """A simulator's task, in which a memory or an estimator makes up for what only the group "critic" shows."""
+    config = mujoco(env_id, total_steps=total_steps, seed=seed)
+    head = EstimatorHeadConfig(targets=("critic",), memory="gru", memory_size=64, hidden_sizes=(64,))
+    policy = dataclasses.replace(
+        config.policy,
+        memory="none" if estimates else "gru",
+        critic_memory=False,
+        estimators={"velocity": head} if estimates else {},
+    )
+    ppo = dataclasses.replace(config.ppo, num_steps=24, epochs=5, minibatches=4, recompute_advantage=False)
+    return dataclasses.replace(config, env=dataclasses.replace(config.env, num_envs=64), policy=policy, ppo=ppo)
 
 
 def _go1(env_id: str, total_steps: int, seed: int, *, has_teacher: bool, estimates: bool) -> TrainConfig:

@@ -49,6 +49,8 @@ class SimulatorKind:
     """How to install it."""
     alone: bool = False
     """Whether a process holds at most one of it."""
+    unbounded: bool = False
+    """Whether its actions have no bounds: a policy's are not to be clipped to [-1, 1]."""
 
     @property
     def installed(self) -> bool:
@@ -69,8 +71,8 @@ class SimulatorKind:
     def numbers(self, task: str) -> Any | None:
         """The task's own configuration of rsl_rl's runner, None if it has none. Raises as `build`."""
         module = self.require(task)
-        if self.alone:  # its tasks are known once it runs, on a device that is not known yet
-            return None
+        if self.alone:  # its tasks are known once it runs
+            module.prepare(Order(task, 1, torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), {}))
         check_task(self.name, task, module.tasks())
         return module.numbers(task)
 
@@ -99,13 +101,14 @@ _OPEN: dict[str, str] = {}
 KINDS = {
     kind.name: kind
     for kind in (
-        SimulatorKind("mjlab", "mjlab", "mjlab", install("mjlab")),
+        SimulatorKind("mjlab", "mjlab", "mjlab", install("mjlab"), unbounded=True),
         SimulatorKind(
             "isaaclab",
             "isaaclab",
             "Isaac Lab",
             "install Isaac Sim and Isaac Lab (https://isaac-sim.github.io/IsaacLab) and understudy-rl in their Python",
             alone=True,
+            unbounded=True,
         ),
         SimulatorKind("maniskill", "mani_skill", "ManiSkill", install("maniskill")),
         SimulatorKind("playground", "mujoco_playground", "MuJoCo Playground", install("playground")),

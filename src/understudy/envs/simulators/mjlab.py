@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from understudy.envs.observations import Groups
 from understudy.envs.simulators import Built, Order, set_options
 
 os.environ.setdefault("MJLAB_WARP_QUIET", "1")  # Warp has a line for each of its hundred kernels
@@ -35,20 +34,11 @@ def build(order: Order) -> Built:
     """The task's training environment, wrapped as its runner has it."""
     cfg = registry.load_env_cfg(order.task)
     cfg.scene.num_envs, cfg.seed = order.num_envs, order.seed
+    # without a GPU a picture takes seconds with them
+    cfg.viewer.enable_shadows = cfg.viewer.enable_reflections = order.device.type != "cpu"
     set_options(cfg, order.options, f"mjlab:{order.task}")
     if order.max_episode_steps is not None:
         cfg.episode_length_s = order.max_episode_steps * cfg.sim.mujoco.timestep * cfg.decimation
     logger.info("mjlab compiles its kernels where it has not yet: about a minute, once per machine")
     env = ManagerBasedRlEnv(cfg, device=str(order.device), render_mode="rgb_array" if order.render else None)
-    runner = registry.load_rl_cfg(order.task)
-    return Built(RslRlVecEnvWrapper(env, clip_actions=runner.clip_actions), _groups(env, runner.obs_groups))
-
-
-def _groups(env: Any, sets: Mapping[str, Sequence[str]]) -> Groups | None:
-    """Several groups that the task's runner shows the actor or the critic together, as components of one."""
-    if all(len(names) == 1 for names in sets.values()):
-        return None
-    terms, whole = env.observation_manager.active_terms, env.observation_manager.group_obs_concatenate
-    parts = {name: (name,) if whole[name] else tuple(f"{name}.{term}" for term in terms[name]) for name in terms}
-    words = {"actor": "policy"}
-    return {words.get(key, key): [part for name in names for part in parts[name]] for key, names in sets.items()}
+    return Built(RslRlVecEnvWrapper(env, clip_actions=registry.load_rl_cfg(order.task).clip_actions))
