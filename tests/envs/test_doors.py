@@ -151,8 +151,8 @@ class ManiSkill(gym.Env[Any, Any]):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (None, "NoneType is no environment .* lacks num_envs, device, observation_space"),
-        (object(), "object is no environment"),
+        (None, "NoneType is not a known kind of environment.* lacks num_envs, device, observation_space"),
+        (object(), "object is not a known kind of environment"),
         ("CartPole-v1", "the id 'CartPole-v1' belongs in env.id"),
         (PointMass, r"build one: PointMass\(...\)"),
         (ManiSkill(), "ManiSkill does not reset ended copies: wrap it in ManiSkillVectorEnv"),
@@ -274,7 +274,7 @@ def unlimited(num_envs: int, device: torch.device, scale: float = 1.0) -> PointM
         (unlimited, {"groups": {"policy": "polcy"}}, "asks for 'polcy'.*did you mean policy"),
         (lambda num_envs: None, {}, r"a maker takes \(num_envs, device, \*\*options\), this one takes \(num_envs\)"),
         (lambda num_envs, device: None, {}, "the maker of Rubbish-v0 returned no environment: NoneType"),
-        (lambda num_envs, device: 3, {}, "returned no environment: int is no environment"),
+        (lambda num_envs, device: 3, {}, "returned no environment: int is not a known kind of environment"),
         (lambda num_envs, device: gym.make("CartPole-v1"), {}, "asked for 4 copies on cpu and returned 1 on cpu"),
         (lambda num_envs, device: PointMass(2), {}, "asked for 4 copies on cpu and returned 2"),
         (lambda num_envs, device: ElsewhereEnv(num_envs), {}, "asked for 4 copies on cpu and returned 4 on meta"),
