@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from understudy.core.sanity import ABSURD, absurd
 from understudy.core.spaces import Key, array_dtype, bounds_of, component, component_keys, is_box, unflatten
 from understudy.data.demonstrations.read import open_recording
 from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, first_rows
+from understudy.envs.actions import ActionMap
 from understudy.envs.observations import DEFAULT_GROUP, Groups, Segments
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 _BLOCK = 1 << 22  # entries checked at a time: a few megabytes
 _EDGE = 1e-5  # share of its range by which rounding may push an action out of bounds
 _AGAIN = "drop the trajectory from the file, or record it again"
+
+
+Actions = Literal["executed", "scaled"]
 
 
 class Loaded(NamedTuple):
@@ -51,6 +55,7 @@ def load_trajectories(
     groups: Groups | None,
     segments: Segments | None,
     memory_map_above: int,
+    actions: Actions,
 ) -> Loaded:
     """Read, convert and check what `Demonstrations.load` describes; raises as it does."""
     wanted = {
@@ -61,11 +66,13 @@ def load_trajectories(
         lengths = np.asarray(recording.lengths[:count], dtype=np.int64)
         targets = _match(recording, wanted, groups or {}, segments or {})
         _warn(recording, lengths, env_id)
+        if recording.raw_actions and actions == "executed" and is_box(action_space):
+            _warn_of_raw_actions(recording, action_space)
         reader = _Reader(recording, lengths)
         reader.check_size(targets)
         mapped = reader.bytes(targets) > memory_map_above
         observations = {target.key: reader.observations(target, mapped) for target in targets}
-        signals = reader.signals(action_space)
+        signals = reader.signals(action_space, actions)
     tensors = [torch.from_numpy(array) for array in observations.values()]
     return Loaded(
         unflatten(tuple(observations), tensors, [len(tensors[0])]),
@@ -123,7 +130,7 @@ class _Reader:
         self._check(array, target.space, target.name, final_rows=1)
         return array
 
-    def signals(self, action_space: spaces.Space[Any]) -> dict[str, np.ndarray]:
+    def signals(self, action_space: spaces.Space[Any], actions: Actions) -> dict[str, np.ndarray]:
         """Executed actions, rewards and ends, `[M, ...]`."""
         dtype = np.dtype(np.float32 if is_box(action_space) else np.int64)
         number, flag = spaces.Box(-np.inf, np.inf, ()), spaces.Discrete(2)
@@ -141,6 +148,9 @@ class _Reader:
                     values = self.recording.read(k, target.name)
                     fitting = self._fitting(values, (length, *target.shape), target, k)
                     arrays[name][start : start + length] = fitting
+        if actions == "scaled":
+            self._check(arrays["executed_action"], None, "actions")
+            arrays["executed_action"] = _scaled(arrays["executed_action"], action_space)
         self._check(arrays["executed_action"], action_space, "actions", bounded=True)
         if "rewards" in self.recording.signals:
             self._check(arrays["reward"], None, "rewards")
@@ -215,9 +225,12 @@ class _Reader:
             if wrong.any():
                 row = int(np.argwhere(wrong)[0][0])
                 k, step = self._place(first + row, final_rows)
+                scaled = (
+                    ', or set actions to "scaled" ([-1, 1], clipped)' if bounded and array.dtype.kind == "f" else ""
+                )
                 raise ValueError(
                     f"{self.recording.source}: trajectory {k}, step {step}: {name} is {rows[row].tolist()}, which "
-                    f"{complaint}: {_AGAIN}"
+                    f"{complaint}: {_AGAIN}{scaled}"
                 )
         if absurd_rows:
             k, step = self._place(absurd_rows[0], final_rows)
@@ -307,6 +320,24 @@ def _outside(rows: np.ndarray, space: spaces.Space[Any] | None, bounded: bool) -
     with np.errstate(invalid="ignore"):  # infinity - infinity where there are no bounds
         slack = np.nan_to_num(_EDGE * (high - low), nan=0.0, posinf=0.0)
     return (rows < low - slack) | (rows > high + slack)
+
+
+def _scaled(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
+    """Actions in [-1, 1] `[M, *A]`, scaled to the range of a Box; what lies outside is clipped."""
+    if not is_box(space):
+        raise ValueError(f'actions="scaled" is for a Box, the action space is {space}: leave it at "executed"')
+    mapped = ActionMap(space, scaling=True)(torch.from_numpy(actions).flatten(1))
+    return mapped.numpy().reshape(actions.shape)
+
+
+def _warn_of_raw_actions(recording: Recording, space: spaces.Space[Any]) -> None:
+    low, high = bounds_of(space)
+    if (low != -1.0).any() or (high != 1.0).any():
+        logger.warning(
+            "%s holds actions as a policy gave them, before they were bounded and scaled; they are taken as executed: "
+            'set actions to "scaled" if the policy scaled [-1, 1] to their range (action_scaling)',
+            recording.source,
+        )
 
 
 def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None:

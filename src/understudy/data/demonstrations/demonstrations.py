@@ -26,7 +26,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core.spaces import Key
-from understudy.data.demonstrations.check import load_trajectories
+from understudy.data.demonstrations.check import Actions, load_trajectories
 from understudy.data.demonstrations.recording import first_rows
 from understudy.envs.actions import ActionMap
 from understudy.envs.observations import Groups, Segments
@@ -89,14 +89,16 @@ class Demonstrations:
         groups: Groups | None = None,
         segments: Segments | None = None,
         memory_map_above: int = MEMORY_MAP_ABOVE,
+        actions: Actions = "executed",
     ) -> Demonstrations:
         """Load a path or the id of a local Minari dataset, and check every number.
 
         The spaces are the environment's, with groups; `keys` names the components to read (None: all). `groups` and
         `segments` are those of `EnvConfig`, for a file whose observations are named as without them.
         `num_trajectories` takes the first ones, `min_return` those among them with at least this return. Observations
-        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. Logs a warning for
-        what the file lacks (final observations: the last one is repeated) and for another `env_id`.
+        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. `actions` "scaled":
+        the file's lie in [-1, 1], for a Box of another range; what lies outside is clipped. Logs a warning for what the
+        file lacks (final observations: the last one is repeated) and for another `env_id`.
 
         Raises ValueError, naming trajectory, step and key, for data that are missing, empty, damaged, pickled, not
         finite, or do not fit the spaces; ImportError for HDF5 without the extra `demos`.
@@ -111,6 +113,7 @@ class Demonstrations:
             groups=groups,
             segments=segments,
             memory_map_above=memory_map_above,
+            actions=actions,
         )
         storage = "cpu" if loaded.mapped else device
         demonstrations = cls(

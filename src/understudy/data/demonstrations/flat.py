@@ -1,8 +1,8 @@
-"""Files with one long array per signal: ours, D4RL's, those of `imitation` and Stable-Baselines2, plain `.npz`."""
+"""Files with one long array per signal: ours, D4RL's, those of `imitation`, Tianshou and Stable-Baselines2."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,13 @@ Columns = Mapping[str, Mapping[Place, Any]]
 """Arrays by our names, and by the place under them."""
 
 
-def flat(source: str, names: Collection[str], get: Callable[[str], Any], metadata: dict[str, Any]) -> Recording:
+def flat(
+    source: str, names: Collection[str], get: Callable[[str], Any], metadata: dict[str, Any], cuts: Sequence[int] = ()
+) -> Recording:
     """One long array per signal, cut into trajectories where the file marks ends, and where its observations jump.
 
-    `names` are those of the file's arrays, of which `get` opens one (numpy's, h5py's).
+    `names` are those of the file's arrays, of which `get` opens one (numpy's, h5py's). `cuts` are rows that are the
+    last of a trajectory, marked or not.
     """
     columns = {name: _under(names, get, aliases) for name, aliases in _NAMES.items()}
     observations, following = columns["observations"], columns["next_observations"]
@@ -48,6 +51,7 @@ def flat(source: str, names: Collection[str], get: Callable[[str], Any], metadat
         if _rows(array) != total:
             raise ValueError(f"{source} has {total} actions but {_rows(array)} {name}: it is damaged, record it again")
     ends, remarks = _ends(source, columns, total)
+    ends = np.union1d(ends, np.asarray(cuts, np.int64))
     counts = {_rows(array) for array in observations.values()}
     if counts == {total} and following:
         jumps = np.setdiff1d(_jumps(source, observations, following, total), ends)

@@ -1,12 +1,13 @@
-"""HDF5 files of trajectories: checked before memory is taken, read as flat arrays or as one group per trajectory."""
+"""HDF5 files of trajectories: checked before memory is taken; flat arrays, a group per trajectory, replay buffers."""
 
 from __future__ import annotations
 
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def open_hdf5(path: Path) -> Iterator[Recording]:
         claims = _Claims(path, file)
         if not len(file) or any(map(_EPISODE.fullmatch, file)):
             yield _minari(path, file, claims)
+        elif "_meta" in file:
+            yield _tianshou(path, file, claims)
         else:
             found = _datasets(path, file)
             yield flat(str(path), found, lambda name: claims.check(name, found[name]), _attributes(path, file))
@@ -47,8 +50,8 @@ class _Claims:
         self.path, self.size, self.bytes = path, path.stat().st_size, 0
         self.name = h5py.h5f.get_name(file.id)
 
-    def check(self, name: str, dataset: Any, values: int | None = None) -> Any:
-        """The dataset, if it may be read; `values`: how many bytes it holds, if its entries do not say that."""
+    def check(self, name: str, dataset: Any, values: int | None = None, rows: int | None = None) -> Any:
+        """The dataset, if it may be read: how many bytes (`values`) if its entries do not say, or `rows` of it."""
         import h5py
 
         properties = dataset.id.get_create_plist()
@@ -58,10 +61,15 @@ class _Claims:
             raise ValueError(f"{self.path}: {name} lies in another file, which is not followed: copy the data into one")
         if dataset.dtype.kind not in "biuf" and h5py.check_vlen_dtype(dataset.dtype) != np.uint8:
             raise ValueError(f"{self.path}: {name} is of type {dataset.dtype}: store numbers")
-        entries = dataset.size if layout != h5py.h5d.CHUNKED else max(dataset.size, math.prod(properties.get_chunk()))
-        self.bytes += entries * dataset.dtype.itemsize if values is None else values
-        check_unpacked(self.path, self.size, self.bytes)
+        entries = dataset.size if rows is None else rows * math.prod(dataset.shape[1:])
+        entries = max(entries, math.prod(properties.get_chunk())) if layout == h5py.h5d.CHUNKED else entries
+        self.take(entries * dataset.dtype.itemsize if values is None else values)
         return dataset
+
+    def take(self, count: int) -> None:
+        """Count these bytes, too."""
+        self.bytes += count
+        check_unpacked(self.path, self.size, self.bytes)
 
 
 def _datasets(path: Path, group: Any) -> dict[str, Any]:
@@ -185,3 +193,99 @@ def _decode_jpeg(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if _image_shape(image) != shape:  # before it takes memory
         raise ValueError(f"an image has shape {_image_shape(image)}, the first one {shape}")
     return np.array(image, dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------ replay buffers
+
+
+_TIANSHOU = {"act": "actions", "rew": "rewards", "obs_next": "next_observations"}  # the other names are known
+
+
+class _Rows:
+    """Rows of a dataset in another order, read run by run."""
+
+    def __init__(self, dataset: Any, rows: np.ndarray) -> None:
+        self.dataset, self.rows = dataset, rows
+        self.shape, self.dtype = (len(rows), *dataset.shape[1:]), dataset.dtype
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        rows = self.rows[where]
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        return np.concatenate([self.dataset[run[0] : run[-1] + 1] if len(run) else self.dataset[:0] for run in runs])
+
+
+def _tianshou(path: Path, file: Any, claims: _Claims) -> Recording:
+    """What Tianshou's buffers write (`save_hdf5`): rows in rings, one for each environment, perhaps partly filled.
+
+    A ring is read from its oldest row on. Pickled entries are not read. Where the buffer kept the last one of
+    `stack_num` frames (`save_only_last_obs`), the stacks are made again as Tianshou does, the first frame repeated.
+    """
+    told, every = _attributes(path, file), _datasets(path, file)
+    held, names = {}, {}
+    for name, dataset in every.items():
+        folder, *place = name.split("/")
+        if folder == "_meta" and place:
+            held["/".join(place)] = dataset
+            names["/".join((_TIANSHOU.get(place[0], place[0]), *place[1:]))] = "/".join(place)
+    capacity = fit(int, told.get("maxsize"), f"{path}: maxsize")
+    rings = _rings(path, told, every, claims, capacity)
+    order = np.concatenate(rings)
+    if not len(order):
+        raise ValueError(f"{path} is an empty replay buffer: collect some episodes first")
+
+    def get(name: str) -> _Rows:
+        dataset = held[names[name]]
+        if dataset.attrs.get("__data_type__") not in ("ndarray", "Tensor"):
+            raise ValueError(f"{path}: {names[name]} is no array but a pickle, which is not read: store numbers")
+        if dataset.shape[:1] != (capacity,):
+            raise ValueError(f"{path}: {names[name]} has shape {dataset.shape}, the buffer {capacity} rows; {AGAIN}")
+        return _Rows(claims.check(names[name], dataset, rows=len(order)), order)
+
+    cuts = np.cumsum([len(ring) for ring in rings if len(ring)]) - 1
+    recording = flat(str(path), names, get, {}, cuts.tolist())
+    if any(len(ring) and ring[0] > ring.min() for ring in rings):
+        remarks = [*recording.remarks, "went round: the oldest episode of a ring may lack its beginning"]
+        recording = replace(recording, remarks=remarks)
+    frames = fit(int, told.get("stack_num", 1), f"{path}: stack_num") if told.get("_save_only_last_obs") else 1
+    return replace(recording if frames <= 1 else _stacked(recording, frames), raw_actions=True)
+
+
+def _rings(
+    path: Path, told: Mapping[str, Any], every: Mapping[str, Any], claims: _Claims, capacity: int
+) -> list[np.ndarray]:
+    """The numbers of the rows that are filled, ring by ring, oldest first. Raises ValueError for impossible ones."""
+    if "_lengths" in every:
+        edges, lengths, newest = (
+            np.asarray(claims.check(name, every[name])[()]) for name in ("_extend_offset", "_lengths", "last_index")
+        )
+    else:
+        place = fit(int, told.get("_insertion_idx", told.get("_index")), f"{path}: _insertion_idx")
+        edges, lengths = np.array([0, capacity]), np.array([fit(int, told.get("_size"), f"{path}: _size")])
+        newest = np.array([(place - 1) % max(capacity, 1)])
+    sound = edges.shape == (len(lengths) + 1,) and lengths.shape == newest.shape == edges[1:].shape
+    sound = sound and all(x.dtype.kind in "iu" for x in (edges, lengths, newest))
+    if sound:
+        edges, lengths, newest = (x.astype(np.int64) for x in (edges, lengths, newest))
+        starts, sizes = edges[:-1], np.diff(edges)
+        full, last = (lengths == sizes) | (lengths == 0), newest - starts
+        fitting = (lengths >= 0) & (lengths <= sizes) & (last >= 0) & (last < sizes) & (full | (last == lengths - 1))
+        sound = bool(edges[0] == 0 and edges[-1] == capacity and fitting.all())
+    if not sound:
+        raise ValueError(f"{path}: its rings of rows (sizes and places) contradict each other; {AGAIN}")
+    claims.take(8 * int(lengths.sum()))
+    oldest = np.where(lengths == sizes, last + 1, 0)
+    return [
+        start + (first + np.arange(length)) % size for start, first, length, size in zip(starts, oldest, lengths, sizes)
+    ]
+
+
+def _stacked(recording: Recording, frames: int) -> Recording:
+    """A recording whose observations are the last so many of each trajectory, `[T + 1, frames, ...]`."""
+
+    def read_observations(trajectory: int, place: Place) -> np.ndarray:
+        single = recording.read_observations(trajectory, place)
+        newest = np.arange(len(single))[:, None] + np.arange(1 - frames, 1)
+        return single[newest.clip(min=0)]
+
+    shapes = {place: (frames, *shape) for place, shape in recording.shapes.items()}
+    return replace(recording, shapes=shapes, read_observations=read_observations)

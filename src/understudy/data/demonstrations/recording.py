@@ -43,6 +43,8 @@ class Recording:
     """Observations of a trajectory, `[T + 1, ...]`, the final one included."""
     remarks: Sequence[str] = ()
     """What the file lacks and how the gap was filled, each a sentence to log."""
+    raw_actions: bool = False
+    """Whether the actions are a policy's, before they were bounded and scaled for the environment."""
 
 
 def read_metadata(source: str, text: str | bytes) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from understudy.core.check import Config, In
 from understudy.core.spaces import Key
+from understudy.data.demonstrations.check import Actions
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.envs.actions import ActionMap
 from understudy.ppo.part import PartContext
@@ -31,6 +32,8 @@ class DemonstrationOptions(Config):
     """Minimum return, among these trajectories; failed ones would be imitated too."""
     step_stride: Annotated[int, In(1)] = 1
     """Use only every n-th transition of each trajectory, as papers do; 1 for a policy with a memory."""
+    actions: Actions = "executed"
+    """scaled: the file's lie in [-1, 1] and the environment has another range, as in Tianshou's buffers."""
 
     def open(self, context: PartContext, keys: Sequence[Key], action_map: ActionMap | None = None) -> Demonstrations:
         """`Demonstrations.load`, checked against the spaces of the context's environment; raises as it does."""
@@ -47,6 +50,7 @@ class DemonstrationOptions(Config):
             env_id=context.env_id,
             groups=context.groups,
             segments=context.segments,
+            actions=self.actions,
         )
 
 
