@@ -139,6 +139,58 @@ def hdf5(arrays: Mapping[str, np.ndarray], **options: Any) -> bytes:
     return image
 
 
+def replay_buffer(
+    arrays: Mapping[str, np.ndarray], rings: Sequence[tuple[int, int]], vector: bool = True, **told: Any
+) -> bytes:
+    """Rows in order as Tianshou's `save_hdf5` writes them: for each ring of a vector buffer, rows and capacity.
+
+    Where a ring has more rows than its capacity, only the newest are kept.
+    """
+    import h5py
+
+    capacities = np.array([capacity for _, capacity in rings])
+    edges, kept, places, first = np.append(0, capacities.cumsum()), [], [], 0
+    for start, (count, capacity) in zip(edges, rings):
+        kept += range(first + max(0, count - capacity), first + count)
+        places += [start + k % capacity for k in range(max(0, count - capacity), count)]
+        first += count
+    counts = np.array([count for count, _ in rings])
+    lengths, newest = np.minimum(counts, capacities), edges[:-1] + np.maximum(counts - 1, 0) % capacities
+    with h5py.File("image", "w", driver="core", backing_store=False) as file:
+        file.attrs.update({"maxsize": edges[-1], "stack_num": 1, "_save_obs_next": True, "_save_only_last_obs": False})
+        if vector:
+            indices = {"_extend_offset": edges, "_offset": edges[:-1], "_lengths": lengths, "last_index": newest}
+            file.attrs.update({"buffer_num": len(rings), "_size": 0, "_insertion_idx": 0})
+        else:
+            indices = {"last_index": newest}
+            file.attrs.update({"_size": lengths[0], "_insertion_idx": counts[0] % edges[-1]})
+        file.attrs.update(told)
+        for name, index in indices.items():
+            file[name] = index
+        file["_random_state"] = np.frombuffer(pickle.dumps("anything"), dtype=np.int8)
+        for name, array in arrays.items():
+            rows = np.zeros((edges[-1], *array.shape[1:]), array.dtype)
+            rows[places] = array[kept]
+            file.create_dataset(f"_meta/{name}", data=rows).attrs["__data_type__"] = "ndarray"
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def tianshou() -> dict[str, np.ndarray]:
+    """Arrays by Tianshou's names."""
+    arrays = d4rl()
+    ends = {"terminated": arrays["terminals"], "truncated": arrays["timeouts"]}
+    return {
+        "obs": arrays["observations"],
+        "obs_next": arrays["next_observations"],
+        "act": arrays["actions"],
+        "rew": arrays["rewards"],
+        **ends,
+        "done": np.any(list(ends.values()), axis=0),
+    }
+
+
 def minari(folder: Path, own: bool) -> tuple[bytes, bytes]:
     """`main_data.hdf5` and `metadata.json` as we write them, or as Minari does."""
     from understudy.data.demonstrations.write import write_minari
@@ -240,6 +292,21 @@ def hdf5_says(data: bytes, content: Any) -> bool:
         return says({name: np.concatenate([group[name][()] for group in groups]) for name in names}, content)
 
 
+def replay_says(data: bytes, content: Any) -> bool:
+    """Whether h5py alone finds in a replay buffer what was loaded: rows from the oldest on, ring by ring."""
+    import h5py
+
+    names = {"observations": "obs", "actions": "act", "rewards": "rew", "terminations": "terminated"}
+    with h5py.File(io.BytesIO(data), "r") as file:
+        if "_lengths" in file:
+            rings = zip(*(file[name][()] for name in ("_extend_offset", "_lengths", "last_index")))
+        else:
+            rings = iter([(0, file.attrs["_size"], file.attrs["_insertion_idx"] - 1)])
+        rows = [start + (newest - start + 1 + k) % length for start, length, newest in rings for k in range(length)]
+        held = {ours: file.get(f"_meta/{theirs}") for ours, theirs in names.items()}
+        return says({k: x[()][rows] for k, x in held.items() if isinstance(x, h5py.Dataset)}, content)
+
+
 def arrays_say(data: bytes, content: Any) -> bool:
     """Whether numpy alone finds in Isaac Lab's `.npz` what was loaded."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -309,6 +376,19 @@ def hdf5_mutation(data: bytes, rng: random.Random) -> bytes:
     return buffer.getvalue()
 
 
+def attribute_mutation(data: bytes, rng: random.Random) -> bytes:
+    """An HDF5 file with one of its attributes missing or another."""
+    import h5py
+
+    buffer = io.BytesIO(data)
+    with h5py.File(buffer, "r+") as file:
+        name = rng.choice(list(file.attrs))
+        del file.attrs[name]
+        if rng.random() < 0.8:
+            file.attrs[name] = rng.choice((-1, 0, 1, 2**31, 2**62, 1.5, np.nan, True, "", "7", [1, 2], np.zeros(0)))
+    return buffer.getvalue()
+
+
 def pickle_mutation(data: bytes, rng: random.Random) -> bytes:
     """A pickle with one place of its plain data changed."""
     raw = zlib.decompress(data) if data[:1] == b"x" else data
@@ -360,6 +440,14 @@ def cases(folder: Path) -> list[Case]:
         ),
         Case("minari, metadata", metadata, "metadata.json", of_metadata, (ValueError,), text,
              prepare=beside("main_data.hdf5", foreign)),
+        Case(
+            "tianshou.hdf5", replay_buffer(tianshou(), [(33, 30)], vector=False), "d.hdf5", read_demonstrations,
+            (ValueError,), (hdf5_mutation, attribute_mutation), replay_says,
+        ),
+        Case(
+            "tianshou-vector.hdf5", replay_buffer(tianshou(), [(13, 10), (20, 40)]), "d.hdf5", read_demonstrations,
+            (ValueError,), (hdf5_mutation, attribute_mutation), replay_says,
+        ),
         Case("motions.npz", (folder / "motions.npz").read_bytes(), "m.npz", read_clips, mutations=zipped),
         Case("isaac-lab.npz", packed(isaac_lab()), "m.npz", read_clips, (ValueError,), zipped, arrays_say),
         Case("amp.txt", json.dumps(header()).encode(), "m.txt", read_clips, (ValueError,), text, text_says),

@@ -220,25 +220,24 @@ def _tianshou(path: Path, file: Any, claims: _Claims) -> Recording:
     A ring is read from its oldest row on. Pickled entries are not read. Where the buffer kept the last one of
     `stack_num` frames (`save_only_last_obs`), the stacks are made again as Tianshou does, the first frame repeated.
     """
-    told, every = _attributes(path, file), _datasets(path, file)
+    every = _datasets(path, file)
     held, names = {}, {}
     for name, dataset in every.items():
         folder, *place = name.split("/")
         if folder == "_meta" and place:
             held["/".join(place)] = dataset
             names["/".join((_TIANSHOU.get(place[0], place[0]), *place[1:]))] = "/".join(place)
-    capacity = fit(int, told.get("maxsize"), f"{path}: maxsize")
-    rings = _rings(path, told, every, claims, capacity)
+    capacity = _number(path, file, "maxsize")
+    rings = _rings(path, file, every, claims, capacity)
     order = np.concatenate(rings)
     if not len(order):
         raise ValueError(f"{path} is an empty replay buffer: collect some episodes first")
 
     def get(name: str) -> _Rows:
         dataset = held[names[name]]
-        if dataset.attrs.get("__data_type__") not in ("ndarray", "Tensor"):
-            raise ValueError(f"{path}: {names[name]} is no array but a pickle, which is not read: store numbers")
         if dataset.shape[:1] != (capacity,):
-            raise ValueError(f"{path}: {names[name]} has shape {dataset.shape}, the buffer {capacity} rows; {AGAIN}")
+            what = "store numbers, pickles are not read" if dataset.dtype == np.int8 else AGAIN
+            raise ValueError(f"{path}: {names[name]} has shape {dataset.shape}, the buffer {capacity} rows; {what}")
         return _Rows(claims.check(names[name], dataset, rows=len(order)), order)
 
     cuts = np.cumsum([len(ring) for ring in rings if len(ring)]) - 1
@@ -246,21 +245,27 @@ def _tianshou(path: Path, file: Any, claims: _Claims) -> Recording:
     if any(len(ring) and ring[0] > ring.min() for ring in rings):
         remarks = [*recording.remarks, "went round: the oldest episode of a ring may lack its beginning"]
         recording = replace(recording, remarks=remarks)
-    frames = fit(int, told.get("stack_num", 1), f"{path}: stack_num") if told.get("_save_only_last_obs") else 1
+    frames = _number(path, file, "stack_num") if _number(path, file, "_save_only_last_obs") else 1
     return replace(recording if frames <= 1 else _stacked(recording, frames), raw_actions=True)
 
 
-def _rings(
-    path: Path, told: Mapping[str, Any], every: Mapping[str, Any], claims: _Claims, capacity: int
-) -> list[np.ndarray]:
+def _number(path: Path, file: Any, name: str) -> int:
+    """An attribute. Text, a damaged one of which can hang or kill HDF5's library, is not touched."""
+    kept = file.attrs.get_id(name) if name in file.attrs else None
+    if kept is None or kept.shape != () or kept.dtype.kind not in "biu":
+        raise ValueError(f"{path}: its attribute {name} should be one whole number; {AGAIN}")
+    return int(file.attrs[name])
+
+
+def _rings(path: Path, file: Any, every: Mapping[str, Any], claims: _Claims, capacity: int) -> list[np.ndarray]:
     """The numbers of the rows that are filled, ring by ring, oldest first. Raises ValueError for impossible ones."""
     if "_lengths" in every:
         edges, lengths, newest = (
             np.asarray(claims.check(name, every[name])[()]) for name in ("_extend_offset", "_lengths", "last_index")
         )
     else:
-        place = fit(int, told.get("_insertion_idx", told.get("_index")), f"{path}: _insertion_idx")
-        edges, lengths = np.array([0, capacity]), np.array([fit(int, told.get("_size"), f"{path}: _size")])
+        place = _number(path, file, "_index" if "_index" in file.attrs else "_insertion_idx")  # before 1.1: _index
+        edges, lengths = np.array([0, capacity]), np.array([_number(path, file, "_size")])
         newest = np.array([(place - 1) % max(capacity, 1)])
     sound = edges.shape == (len(lengths) + 1,) and lengths.shape == newest.shape == edges[1:].shape
     sound = sound and all(x.dtype.kind in "iu" for x in (edges, lengths, newest))
