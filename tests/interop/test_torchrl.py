@@ -502,3 +502,46 @@ def test_episodes_of_a_teacher_begin_where_they_began(teacher: str) -> None:
     assert first[3, 1]
     again = loss._rollout(of_torchrl(rollout))["is_first"]
     assert again[0].tolist() == [True, False, False, False]
+
+
+def test_broken_numbers_and_padding_stay_out_of_the_part(demonstrations: str) -> None:
+    ppo, _, rollout = beside(us.parts.RandomNetworkDistillationConfig())
+    theirs = of_torchrl(rollout)
+    theirs["observation"][0, 1, 0] = theirs["next", "reward"][1, 2, 0] = torch.nan
+    theirs["collector", "mask"] = torch.ones(N, T, 1, dtype=torch.bool)
+    theirs["collector", "mask"][2, 3] = False
+    for kind in ("gail", "rnd"):
+        novelty = RewardTransform(REWARDS[kind](demonstrations), as_modules(ppo.policy)[0], task_weight=0.5, name=kind)
+        found = novelty(theirs.clone())["next"]
+        assert all(bool(p.isfinite().all()) for p in novelty.part.parameters())
+        assert found[f"reward_{kind}"].isfinite().all()
+        for n, t in ((0, 1), (2, 3)):  # the task's reward remains
+            assert found["reward"][n, t] == 0.5 * theirs["next", "reward"][n, t]
+        assert found["reward"].isnan().sum() == 1  # the user's own stays to be seen
+        moved = found["reward"] != 0.5 * theirs["next", "reward"]
+        assert moved.sum() == N * T - 2  # all others, the NaN among them
+    assert theirs["observation"].isnan().sum() == 1
+    one = theirs[:1]
+    RewardTransform(REWARDS["rnd"](""), as_modules(ppo.policy)[0])(one)
+    assert one["observation"].isnan().sum() == 1  # the rows of one environment are no copy of its columns
+
+
+def test_a_forgotten_label_costs_nothing() -> None:
+    actor, critic, batch = discrete(False)
+    loss = PartLoss(us.parts.ScriptedExpertConfig(), actor, critic)
+    with pytest.raises(ValueError, match="call prepare"):
+        loss(batch.reshape(-1))
+    assert loss(loss.prepare(batch).reshape(-1))["loss_scripted_expert"].isfinite()
+    cloning = PartLoss(us.parts.AdvisorConfig(), actor, critic, latent_key="hidden", like=batch.reshape(-1))
+    assert cloning.prepare(batch) is batch  # nothing to prepare, whatever it was built for
+
+
+def test_a_rollout_without_terminated_ends_where_it_is_done() -> None:
+    ppo, _, rollout = beside(us.parts.RandomNetworkDistillationConfig())
+    theirs = of_torchrl(rollout)
+    del theirs["next", "terminated"]
+    novelty = RewardTransform(us.parts.RandomNetworkDistillationConfig(), as_modules(ppo.policy)[0])
+    assert not novelty._rollout(theirs)["truncated"].any()
+    del theirs["next", "reward"]
+    with pytest.raises(ValueError, match=r"no 'reward' \(.*pass the rollout as the collector gives it"):
+        novelty(theirs)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributions as D
 
 from understudy.core import randomness
-from understudy.core.spaces import Key, is_box, is_discrete, shape_of
+from understudy.core.spaces import Key, component_keys, is_box, is_discrete, shape_of
 from understudy.interop.clip_ppo_loss import ClipPPOLoss
 from understudy.interop.tensordicts import (
     MASKS,
@@ -31,6 +31,7 @@ from understudy.interop.tensordicts import (
     distribution_of,
     key_name,
     mask_of,
+    number,
     per_sample,
     stored,
 )
@@ -69,6 +70,7 @@ class TensorDictPolicy(Policy):
             distribution=DistributionConfig(kind=kind),
         )
         super().__init__(observation_space, action_space, config)
+        self.add_normalizers(component_keys(observation_space))  # for parts: the networks have their own, if any
         self._modules_of_the_user = actor, critic  # in a tuple: they are not this module's weights
         self.places, self.latent_key = places, latent_key
 
@@ -226,11 +228,12 @@ class _Beside(TensorDictModuleBase):
         if like.ndim < 1 or not like.batch_size.numel():
             raise ValueError(f"a part is built for rollouts [N, T] or [T], got the batch size {tuple(like.batch_size)}")
         action = stored(like, self.action_key, "store the sampled action when collecting")
-        seen = TensorDict({}, batch_size=like.batch_size, device=like.device)
+        blank = TensorDict({}, batch_size=[1], device=like.device)  # the family is asked for, not an action
         for key in self.actor.in_keys:
-            seen[key] = stored(like, key, "the actor reads it")
+            x = stored(like, key, "the actor reads it")
+            blank[key] = torch.zeros_like(x.reshape(-1, *x.shape[like.ndim :])[:1])
         with torch.no_grad():
-            found = distribution_of(self.actor, seen)
+            found = distribution_of(self.actor, blank)
             distribution = as_distribution(found)
         self.action_space = self.action_space or _action_space(found, distribution)
         places, spaces_of = self._places(like, action)
@@ -307,8 +310,8 @@ class _Beside(TensorDictModuleBase):
         mask = mask_of(batch)
         rows["valid"] = torch.ones(size, dtype=torch.bool, device=x.device) if mask is None else mask
         for name, key in _NAMES.items():
-            if (number := batch.get(key, None)) is not None:
-                rows[name] = per_sample(number, repr(key), size)
+            if (x := batch.get(key, None)) is not None and x.shape in (size, (*size, 1)):
+                rows[name] = x.reshape(size)
         return rows
 
     def _observations(self, batch: TensorDictBase) -> TensorDict:
@@ -330,18 +333,18 @@ class _Beside(TensorDictModuleBase):
         after = rollout.get("next", None)
         if after is None:
             raise ValueError('a rollout has the entries of "next": pass it as the collector gives it')
-        rows = self._converted(rollout)
-        size, after = rollout.batch_size, after.copy()
-        done, ended = (per_sample(after.get(key), key, size).bool() for key in ("done", "terminated"))
+        rows, after = self._converted(rollout), after.copy()
+        done = number(after, "done", _NEXT).bool()
+        ended = done if after.get("terminated", None) is None else number(after, "terminated", _NEXT).bool()
         rows["terminated"], rows["truncated"] = ended, done & ~ended
         rows["next_obs"] = self._observations(after)
-        task = after.get("task_reward", None)
-        rows["task_reward"] = per_sample(after.get("reward") if task is None else task, "reward", size)
+        task = "reward" if after.get("task_reward", None) is None else "task_reward"
+        rows["task_reward"] = number(after, task, _NEXT)
         rows = rows.reshape(self.num_envs, -1).transpose(0, 1).contiguous()  # [T, N]
         done = rows["terminated"] | rows["truncated"]
         rows["is_first"] = torch.cat((self.ended.unsqueeze(0), done[:-1]))
         self.ended = done[-1].clone()
-        return rows
+        return _sound(rows)
 
 
 class PartLoss(_Beside):
@@ -372,15 +375,16 @@ class PartLoss(_Beside):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """The loss and its metrics, a TensorDict without batch size; the input is left as it is."""
-        if not self.built:
+        if first_batch := not self.built:
             self.build(tensordict)
         size, rows = tensordict.batch_size, self._converted(tensordict).reshape(-1)
-        first = tensordict.get("is_init", None)
+        starts = tensordict.get("is_init", None)
         blank = torch.zeros(rows.batch_size, dtype=torch.bool, device=rows["valid"].device)
-        rows["is_first"] = blank if first is None else per_sample(first, "'is_init'", size).reshape(-1)
+        rows["is_first"] = blank if starts is None else per_sample(starts, "'is_init'", size).reshape(-1)
         if isinstance(self.part, Labels):
             label = tensordict.get(self.name, None)
             if label is None:
+                self.built = not first_batch  # it is built for the rollouts
                 raise ValueError(
                     f"the batch has no {self.name!r}: call prepare(rollout) before the rollout is cut into minibatches"
                 )
@@ -402,6 +406,10 @@ class PartLoss(_Beside):
 
     def prepare(self, rollout: TensorDictBase) -> TensorDictBase:
         """Label a rollout `[N, T]` under `<name>`, step by step, and let a part remember it; returns it."""
+        if not self.built:
+            self.build(rollout)
+        if not isinstance(self.part, (Labels, Updates)):
+            return rollout
         rows = self._rollout(rollout)
         if isinstance(self.part, Labels):
             with torch.no_grad():
@@ -442,7 +450,8 @@ class RewardTransform(_Beside):
         for rollout in collector:
             gail(rollout)
 
-    Arguments are those of `PartLoss`; with `normalization="policy"` statistics are those of the rollouts seen so far.
+    Rows of padding, and those with a number that is not finite, get no reward of the part, which does not learn from
+    them. Arguments are those of `PartLoss`; with `normalization="policy"` statistics are those of the rollouts so far.
     Raises ValueError for a part without a reward, and for rollouts with another number of environments.
     """
 
@@ -488,7 +497,7 @@ class RewardTransform(_Beside):
         after = rollout["next"]
         shape, before = after["reward"].shape, per_sample(after["reward"], "the reward", rollout.batch_size)
         before = before.reshape(self.num_envs, -1).transpose(0, 1)  # another part's may be in it
-        total = torch.where(valid, self.task_weight * before + part.reward_weight * reward, 0.0)
+        total = self.task_weight * before + torch.where(valid, part.reward_weight * reward, 0.0)
         self.metrics = {"reward": reward.mean()}
         if isinstance(self.part, Updates):
             with torch.enable_grad():
@@ -506,6 +515,8 @@ class RewardTransform(_Beside):
             raise ValueError(f"{type(part).__name__} gives no reward: use us.interop.torchrl.PartLoss")
 
 
+_NEXT = 'pass the rollout as the collector gives it, with the entries of "next"'
+
 _NAMES: dict[str, NestedKey] = {
     "log_prob": "action_log_prob",
     "advantage": "advantage",
@@ -517,6 +528,16 @@ _NAMES: dict[str, NestedKey] = {
 _RESERVED = {*_NAMES.values(), "next", "collector", "reward", "done", "terminated", "truncated", "is_init", "index"}
 _RESERVED |= {key for key in MASKS if isinstance(key, str)} | {"episode_reward", "step_count", "sample_log_prob"}
 """Entries that are no observations."""
+
+
+def _sound(rows: TensorDict) -> TensorDict:
+    """Rows with a number that is not finite are no transitions: one would stop a part's learning for good."""
+    keys: Any = [key for key in rows.keys(True, True) if key == "task_reward" or key[0] in ("obs", "next_obs")]
+    for key in keys:
+        if (x := rows[key]).is_floating_point():
+            rows["valid"] = rows["valid"] & x.isfinite().reshape(*rows.batch_size, -1).all(-1)
+            rows[key] = x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return rows
 
 
 def _is_feature(x: Tensor) -> bool:
