@@ -445,8 +445,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
 def quiet(config: TrainConfig) -> TrainConfig:
     logging = dataclasses.replace(config.logging, console=False, tensorboard=False)
     evaluation = dataclasses.replace(config.evaluation, episodes=0)
-    ppo = dataclasses.replace(config.ppo, warmup_steps=0)
-    return dataclasses.replace(config, logging=logging, evaluation=evaluation, ppo=ppo)
+    return dataclasses.replace(config, logging=logging, evaluation=evaluation)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -125,6 +125,16 @@ def test_a_resumed_training_goes_on(tmp_path: Path) -> None:
         second.load(str(foreign))
 
 
+def test_the_normalisers_first_statistics_cost_no_iteration(tmp_path: Path) -> None:
+    cfg = train_cfg()
+    cfg["actor"]["obs_normalization"] = cfg["critic"]["obs_normalization"] = True
+    runner = Runner(Simulator(4, SIZES), cfg, str(tmp_path / "run"))
+    runner.learn(2)
+    runner.learn(1)
+    assert runner.current_learning_iteration == 2
+    assert len(us.runs.metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3
+
+
 def test_a_subclass_may_change_how_models_are_saved(tmp_path: Path) -> None:
     saved = []
 

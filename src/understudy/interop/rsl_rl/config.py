@@ -105,13 +105,18 @@ def _train_config(
     runner.ignore(*_IGNORED)
     options = {
         "recipe": name.lower(),
-        "total_steps": (iterations or 1) * steps,
+        "total_steps": (iterations or 1) * steps + warm_up_steps(ppo, networks, facts.num_envs),
         "seed": runner.take("seed", Annotated[int, In(0)], 0),
         "checkpoint": CheckpointConfig(interval=runner.take("save_interval", Annotated[int, In(1)], 50) * steps),
         "logging": _logging(runner),
         "env": EnvConfig(id=env_id, num_envs=facts.num_envs, segments=sets.segments),
     }
     return TrainConfig(**options, policy=networks, ppo=ppo, parts=parts)
+
+
+def warm_up_steps(ppo: PPOConfig, networks: PolicyConfig, num_envs: int) -> int:
+    """Steps before the first iteration, which give the normaliser its first statistics."""
+    return min(ppo.warmup_steps, ppo.num_steps) * num_envs if networks.normalize_observations else 0
 
 
 def _logging(runner: Block) -> LoggingConfig:

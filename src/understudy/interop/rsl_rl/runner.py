@@ -18,7 +18,7 @@ from understudy.core import randomness
 from understudy.envs.base import VecEnv
 from understudy.envs.regrouped import ungrouped
 from understudy.envs.simulator import SimulatorAdapter
-from understudy.interop.rsl_rl.config import from_config
+from understudy.interop.rsl_rl.config import from_config, warm_up_steps
 from understudy.interop.rsl_rl.reading import Block
 from understudy.nn.protocol import Policy
 from understudy.ppo.config import PPOConfig
@@ -86,6 +86,8 @@ class Runner:
         """
         ppo = self.alg.ppo
         total = ppo.env_steps + num_learning_iterations * ppo.steps_per_iteration
+        if ppo.env_steps == 0:
+            total += warm_up_steps(ppo.config, self.config.policy, ppo.env.num_envs)
         config = dataclasses.replace(self.config, total_steps=total)
         ppo.total_steps = total
         self._start_episodes(init_at_random_ep_len)
