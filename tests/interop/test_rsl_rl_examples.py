@@ -10,6 +10,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "examples" / "coming_from"
 
 
+@pytest.mark.filterwarnings("ignore:the environment does not give final observations")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_script_trains_and_plays(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if when == "before":
@@ -21,10 +22,8 @@ def test_the_script_trains_and_plays(when: str, tmp_path: Path, monkeypatch: pyt
 
 
 def test_one_import_is_all_that_differs() -> None:
-    before, after = (
-        [line for line in (FOLDER / f"rsl_rl_{name}.py").read_text().splitlines() if line]
-        for name in ("before", "after")
-    )
+    texts = [(FOLDER / f"rsl_rl_{name}.py").read_text() for name in ("before", "after")]
+    before, after = ([line for line in text.splitlines() if line] for text in texts)
     body = before.index("def main(iterations: int = 40, num_envs: int = 64) -> float:")
     assert before[body:] == after[after.index(before[body]) :]
     assert "from understudy.interop.rsl_rl import Runner as OnPolicyRunner" in after
