@@ -262,6 +262,26 @@ def test_a_folder_that_is_deleted_comes_back_with_a_checkpoint(tmp_path: Path, m
     assert resume(tmp_path / "run").env_steps == 6 * STEPS
 
 
+def test_a_folder_that_is_deleted_at_the_very_end_comes_back_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, write = tmp_path / "run", loop.write_atomic
+
+    def write_and_lose(path: Path, data: bytes) -> None:
+        write(path, data)
+        if run.joinpath("evaluation.json").exists():
+            monkeypatch.setattr(loop, "write_atomic", write)
+            shutil.rmtree(run)
+
+    monkeypatch.setattr(loop, "write_atomic", write_and_lose)
+    train(point(tmp_path, logging=QUIET))
+    assert "run was deleted: it comes back without its metrics" in caplog.text
+    assert json.loads((run / "evaluation.json").read_text())["episodes"] > 0
+    assert us.load(run)
+    with pytest.raises(ValueError, match="already has its"):
+        resume(run)
+
+
 def test_a_folder_where_nothing_can_be_written_is_said(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,7 +370,10 @@ class Training:
                 self.evaluation = filmed(self.latest, self.ppo.policy, self.filmed_in, self.folder.video)
             if self.evaluation.video_error is not None:
                 self.loggers.note(f"no video: {self.evaluation.video_error}")
-        write_atomic(self.folder.evaluation, (json.dumps(self.evaluation.to_dict(), indent=2) + "\n").encode())
+        self._write(self.evaluation)
+
+    def _write(self, evaluation: EvaluationResult) -> None:
+        write_atomic(self.folder.evaluation, (json.dumps(evaluation.to_dict(), indent=2) + "\n").encode())
 
     @contextmanager
     def _lent_env(self) -> Iterator[None]:
@@ -385,7 +388,17 @@ class Training:
         if self.collecting:
             self.ppo.reset_envs()
 
+    def _restore_folder(self) -> None:
+        """Write what belongs to a run anew, if somebody deleted its folder."""
+        if not self.folder.config.exists():
+            logger.warning("%s was deleted: it comes back without its metrics", self.folder.path)
+            self.folder.write_config(self.config)
+            self.folder.record_start()
+            if self.evaluation is not None:
+                self._write(self.evaluation)
+
     def _checkpoint(self) -> None:
+        self._restore_folder()
         self._save(step_path(self.folder.checkpoints, self.ppo.env_steps))
         prune(self.folder.checkpoints, self.config.checkpoint.keep_last)
 
@@ -427,9 +440,7 @@ class Training:
         try:
             # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps
             if not path.exists() or not self.collecting:
-                if not self.folder.config.exists():  # somebody deleted the folder
-                    self.folder.write_config(self.config)
-                    self.folder.record_start()
+                self._restore_folder()
                 self._save(path)
         except Exception as failure:  # a broken environment may not give its state either
             return f"{at} No checkpoint could be written ({failure}); the older ones are intact."
