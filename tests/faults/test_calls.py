@@ -84,3 +84,33 @@ def test_a_part_does_not_take_the_name_of_other_metrics(name: str, tmp_path: Pat
     parts = {name: us.parts.RandomNetworkDistillationConfig()}
     with pytest.raises(ValueError, match=f"a part cannot be called '{name}'"):
         us.train(tiny(run_dir=str(tmp_path / "run"), parts=parts))
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (
+            gym.spaces.Discrete(10**11),
+            gym.spaces.Discrete(2),
+            "classes would take .* reduce the observ",
+        ),
+        (
+            gym.spaces.Box(-1, 1, (2,)),
+            gym.spaces.Discrete(10**11),
+            "outputs would take .* reduce the size of",
+        ),
+        (gym.spaces.Dict({1: gym.spaces.Box(-1, 1, (2,))}), gym.spaces.Discrete(2), "must be text, got 1"),
+    ],
+)
+def test_spaces_of_which_no_policy_can_be_made(
+    observation: Any, action: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wide(gym.Env[Any, Any]):
+        observation_space, action_space = observation, action
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return (0 if isinstance(observation, gym.spaces.Discrete) else np.zeros(2, np.float32)), {}
+
+    monkeypatch.setitem(gym.registry, "Wide-v0", gym.envs.registration.EnvSpec("Wide-v0", entry_point=Wide))
+    with pytest.raises(ValueError, match=message):
+        us.train(tiny(run_dir=str(tmp_path / "run"), env=us.EnvConfig(id="Wide-v0", num_envs=1)))

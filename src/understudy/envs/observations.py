@@ -113,6 +113,8 @@ def _entries(space: spaces.Space[Any], prefix: Key = ()) -> _Entries:
     """Dotted name -> (source, space), for every level of a Dict space; a plain space is the one entry "policy"."""
     if kind_of(space) != "dict":
         return {} if prefix else {DEFAULT_GROUP: ((), space)}
+    if unnamed := [name for name in children(space) if not isinstance(name, str)]:
+        raise ValueError(f"a name in the environment's Dict space must be text, got {unnamed[0]!r}: rename it")
     level = {(*prefix, name): child for name, child in children(space).items()}
     entries: _Entries = {".".join(source): (source, child) for source, child in level.items()}
     for source, child in level.items():

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from understudy.core.check import Config, In
+from understudy.core.devices import check_memory
 from understudy.core.spaces import check_action_space, classes_of, is_real, kind_of, size_of
 from understudy.nn.distributions import (
     Bernoulli,
@@ -135,6 +136,7 @@ class ActionHead(ActionFamily):
         super().__init__(family.kind, family.action_shape, family.num_params, family.nvec)
         size, gaussian = family.num_params, family.kind in GAUSSIANS
         wide = not gaussian or config.state_dependent_std
+        check_memory(16.0 * in_features * size, f"{size:,} outputs", "the size of the action space, or hidden_sizes")
         self.linear = nn.Linear(in_features, size if wide else size // 2)
         if config.head_gain is not None:
             nn.init.orthogonal_(self.linear.weight, config.head_gain)

@@ -349,7 +349,8 @@ def make_encoder(space: spaces.Space[Any], config: EncoderConfig | None = None) 
             return CNN(shape, config.cnn)
         raise ValueError(f"no encoder covers {space}: an image has 2 or 3 dimensions; kind='vector' flattens any Box")
     if (classes := classes_of(space)) is not None:
-        shape = shape_of(space)
+        shape, count = shape_of(space), sum(classes.counts)
+        check_memory(16.0 * count * (config.embedding_size or 8), f"{count:,} classes", "the observation's space")
         if config.interactions:
             return InteractionEncoder(*classes, len(shape))
         if config.embedding_size is None:
