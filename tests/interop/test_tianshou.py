@@ -198,6 +198,41 @@ def test_the_example_trains_the_same_weights_with_the_import_changed(monkeypatch
     after.load_state_dict(before.state_dict())
 
 
+@needs_tianshou
+def test_offline_imitation_in_the_trainer_of_the_original() -> None:
+    """OfflineTrainer, schedulers of several optimizers, and a test collector; the same seed, the same weights."""
+    import gymnasium
+    import tianshou.policy
+    from tianshou.data import Batch, Collector, ReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OfflineTrainer
+    from tianshou.utils import MultipleLRSchedulers
+
+    found = []
+    for source in (tianshou.policy, ours):
+        buffer = ReplayBuffer(24)
+        for k in range(24):
+            rows = {**data(True), "obs": wave(24, 4).numpy(), "obs_next": wave(24, 4).numpy()}
+            buffer.add(Batch({name: x[k] for name, x in rows.items()} | {"info": {}}))
+        actor = Actor(4, 2)
+        optim = torch.optim.Adam(actor.parameters(), lr=0.01)
+        schedule = MultipleLRSchedulers(torch.optim.lr_scheduler.StepLR(optim, 3, 0.5))
+        envs = DummyVectorEnv([lambda: gymnasium.make("CartPole-v1")])
+        envs.seed(0)
+        policy = source.ImitationPolicy(
+            actor=actor, optim=optim, action_space=envs.action_space[0], lr_scheduler=schedule
+        )
+        trainer = OfflineTrainer(
+            policy=policy, buffer=buffer, test_collector=Collector(policy, envs), max_epoch=2, step_per_epoch=5,
+            batch_size=8, episode_per_test=1, show_progress=False,
+        )  # fmt: skip
+        assert trainer.run().gradient_step == 10
+        assert optim.param_groups[0]["lr"] == pytest.approx(0.01 / 8)
+        found.append(list(actor.parameters()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.0, atol=1e-9)
+
+
 def test_the_examples_differ_in_the_import_alone() -> None:
     before, after = (
         (ROOT / "examples" / "coming_from" / f"tianshou_{name}.py").read_text().splitlines()
@@ -348,4 +383,10 @@ def test_bad_input_is_one_sentence() -> None:
     refuses("has no adv, returns, v_s, logp_old", lambda: ppo().learn(batch, 8, 1))
     refuses(r"wrap a Normal", lambda: ppo(dist_fn=lambda x: Normal(*x)).process_fn(batch))
     refuses("one shape", lambda: imitation(BOX).learn({**batch, "act": batch["act"][:, :1]}))
+    refuses("has no rows", lambda: ppo().process_fn({k: x[:0] for k, x in batch.items()}))
+    nested = {**data(True), "obs": {"a": batch["obs"]}}
+    refuses("these are nested", lambda: gail(Net(5, 1)).disc(nested))
+    spoilt = ppo()
+    refuses("not finite", lambda: spoilt.update(0, {**batch, "rew": np.full(24, np.nan)}, batch_size=8, repeat=1))
+    assert all(x.isfinite().all() for x in spoilt.parameters())
     refuses("one shape", lambda: ppo().process_fn({**batch, "rew": np.zeros((24, 2))}))

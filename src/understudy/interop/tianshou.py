@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import GenericAlias
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -290,9 +290,7 @@ class ImitationPolicy(_Policy):
             loss = F.mse_loss(out, target)
         else:
             loss = F.cross_entropy(out, target.long())
-        self.optim.zero_grad()
-        loss.backward()
-        self.optim.step()
+        _step(self.optim, loss)
         return ImitationTrainingStats(loss=loss.item())
 
 
@@ -414,11 +412,7 @@ class PPOPolicy(_Policy):
                 self._add_returns(batch)
             for part in batch.split(batch_size or -1, merge_last=True):
                 terms = self._terms(part)
-                self.optim.zero_grad()
-                terms[0].backward()
-                if self.max_grad_norm:
-                    nn.utils.clip_grad_norm_(self._actor_critic.parameters(), self.max_grad_norm)
-                self.optim.step()
+                _step(self.optim, terms[0], self._actor_critic.parameters(), self.max_grad_norm)
                 told.append(tuple(term.item() for term in terms))
         return _summaries(told, "loss", "clip_loss", "vf_loss", "ent_loss") | {"gradient_steps": len(told)}
 
@@ -518,6 +512,10 @@ class GAILPolicy(PPOPolicy):
         act = torch.as_tensor(batch.act, device=like.device)
         if isinstance(self.action_space, spaces.Discrete):
             act = F.one_hot(act.long().flatten(), int(self.action_space.n))
+        if not isinstance(batch.obs, np.ndarray | Tensor):
+            raise ValueError(
+                "disc_net takes one array of observations, these are nested: join them in a disc of your own"
+            )
         rows = [torch.as_tensor(batch.obs, device=like.device), act]
         logits: Tensor = self.disc_net(torch.cat([x.to(like.dtype).flatten(1) for x in rows], dim=1))
         return logits
@@ -542,12 +540,23 @@ class GAILPolicy(PPOPolicy):
         for part in batch.split(size, merge_last=True):
             policy, expert = self.disc(part).flatten(), self.disc(self.expert_buffer.sample(size)[0]).flatten()
             loss = discriminator_loss(policy, expert)
-            self.disc_optim.zero_grad()
-            loss.backward()
-            self.disc_optim.step()
+            _step(self.disc_optim, loss)
             told.append((loss.item(), (policy < 0).float().mean().item(), (expert > 0).float().mean().item()))
         summaries = _summaries(told, "disc_loss", "acc_pi", "acc_exp")
         return GailTrainingStats(**summaries | self._pass_over(batch, batch_size, repeat))
+
+
+def _step(
+    optim: torch.optim.Optimizer, loss: Tensor, clipped: Iterable[Tensor] = (), max_norm: float | None = None
+) -> None:
+    """A gradient step. Raises ValueError, before it, for a loss that is not finite."""
+    if not loss.isfinite():
+        raise ValueError("the loss is not finite: look for NaN or infinity in the batch and in the networks' outputs")
+    optim.zero_grad()
+    loss.backward()
+    if max_norm:
+        nn.utils.clip_grad_norm_(clipped, max_norm)
+    optim.step()
 
 
 def _summaries(told: list[tuple[float, ...]], *names: str) -> dict[str, Any]:
@@ -610,6 +619,8 @@ def _complete(batch: Any, *names: str) -> Any:
     missing = [name for name in names if batch.get(name) is None]
     if missing:
         raise ValueError(f"the batch has no {', '.join(missing)}: it needs {', '.join(names)}")
+    if len(batch.act) == 0:
+        raise ValueError("the batch has no rows: collect some first")
     return batch
 
 
