@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def test_groups_spaces_and_time(env: SimulatorAdapter) -> None:
     }
     assert env.terms["policy",] == ("cart_pos", "pole_angle", "pole_angle", "cart_vel", "pole_vel")
     assert env.step_time == pytest.approx(0.05)
+    assert env.metadata() == {}  # it commands a force, not joint positions
 
 
 def test_manual_resets_play_the_same_episodes_and_show_how_they_ended(env: SimulatorAdapter) -> None:
@@ -114,6 +117,27 @@ def test_a_run_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "film.mp4").exists() or "EGL" in str(result.video_error) or "GL" in str(result.video_error)
     assert record(tmp_path / "demos.npz", run=tmp_path / "run", episodes=4).steps == 4 * STEPS
     export_policy(us.load(tmp_path / "run"), tmp_path / "policy.onnx")
+
+
+@pytest.mark.skipif("WITH_ROBOTS" not in os.environ, reason="a minute of compiling: WITH_ROBOTS=1 make test-simulators")
+def test_a_robot_tells_what_it_takes_to_run_its_policy(tmp_path: Path) -> None:
+    import onnx
+    from mjlab.rl.exporter_utils import get_base_metadata, list_to_csv_str
+
+    env = make_env("mjlab:Mjlab-Velocity-Flat-Unitree-Go1", 2)
+    assert isinstance(env, SimulatorAdapter)
+    policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
+    told = env.metadata()
+    path = export_policy(policy, tmp_path / "policy.onnx", robot=json.loads(json.dumps(told)))
+    props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    theirs = get_base_metadata(env.raw, "")
+    assert set(theirs) - {"run_path"} <= set(props)
+    assert props["joint_names"] == list_to_csv_str(theirs["joint_names"])
+    assert props["observation_names"].startswith("base_lin_vel,")
+    for key in ("joint_stiffness", "default_joint_pos", "action_scale"):
+        numbers = [float(x) for x in props[key].split(",")]
+        assert numbers == pytest.approx([float(x) for x in list_to_csv_str(theirs[key]).split(",")], abs=1e-3)
+    assert props["observation_terms_clip"].split(",")[0] == "-inf;inf"
 
 
 def test_a_run_that_resets_at_checkpoints_resumes_bit_for_bit(tmp_path: Path) -> None:

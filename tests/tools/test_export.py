@@ -17,6 +17,7 @@ from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.networks import CNNConfig, EncoderConfig
 from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.runs.folder import read_robot
 from understudy.tools import export
 from understudy.tools.export import (
     METADATA,
@@ -142,6 +143,45 @@ def test_onnx(name: str, tmp_path: Path) -> None:
         if recurrent:
             feed["state_in"] = np.zeros((1, policy.actor_state_size), np.float32)
         np.testing.assert_allclose(session.run(None, feed)[0][0], policy.act(obs)[0], rtol=1e-5, atol=1e-6)
+
+
+ROBOT = {
+    "joint_names": ["hip", "knee"],
+    "joint_stiffness": [20.5, 1.0 / 3.0],
+    "observation_terms_clip": [[-float("inf"), 2.0], [0, 1]],
+    "step_dt": 0.02,
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_robot_has_to_know_goes_into_the_file(format: Any, tmp_path: Path) -> None:
+    path = export_policy(build(), tmp_path / "policy", format, robot=ROBOT)
+    assert metadata_of(path, format)["robot"] == json.loads(json.dumps(ROBOT))
+    if format == "onnx":
+        import onnx
+
+        props = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        assert props["joint_names"] == "hip,knee"
+        assert props["joint_stiffness"] == "20.5,0.333333"
+        assert props["observation_terms_clip"] == "-inf;2,0;1"
+        assert props["step_dt"] == "0.02"
+
+
+def test_robots_are_read_from_the_run_or_a_file(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert read_robot(run) == {}
+    (run / "robot.json").write_text('{"step_dt": 0.02, "low": -Infinity}')
+    assert read_robot(run)["step_dt"] == 0.02
+    assert read_robot(run / "checkpoints" / "best.pt")["step_dt"] == 0.02
+    own = tmp_path / "own.json"
+    own.write_text('{"step_dt": 0.1}')
+    assert read_robot(run, own) == {"step_dt": 0.1}
+    own.write_text("[1]")
+    with pytest.raises(ValueError, match=r"own\.json.*it is not an object"):
+        read_robot(run, own)
+    with pytest.raises(ValueError, match=r"none\.json"):
+        read_robot(run, tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("format", [x for x in FORMATS if x != "safetensors"])

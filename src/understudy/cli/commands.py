@@ -164,6 +164,7 @@ def export(
     *,
     format: Literal["onnx", "torchscript", "safetensors"] = "onnx",
     output: Path | None = None,
+    robot: Path | None = None,
     allow_import: Modules = (),
 ) -> None:
     """Write a trained policy as one file that needs no understudy, and check that it acts as the policy does.
@@ -172,14 +173,16 @@ def export(
         run: Folder of a run (its newest checkpoint), or a checkpoint.
         format: onnx and torchscript act alone, safetensors holds the weights.
         output: File to write; None: `policy` with the format's ending, in RUN.
+        robot: JSON of what a robot has to know (mjlab's keys); None: what the simulator told, RUN/robot.json.
         allow_import: Modules that the run's policy may import, which runs their code.
     """
-    from understudy.runs.folder import read_policy
+    from understudy.runs.folder import read_policy, read_robot
     from understudy.tools.export import SUFFIXES, export_policy
 
     policy, config = read_policy(run, allow=allow_import, env=False)
+    told = read_robot(run, robot)
     path = export_policy(
-        policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments
+        policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments, told
     )
     print(f"wrote {path} (checked: same actions as the checkpoint)")
 

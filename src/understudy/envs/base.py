@@ -71,6 +71,10 @@ class SimulatedEnv(Protocol):
         """Give each running episode a random age."""
         ...
 
+    def metadata(self) -> dict[str, Any]:
+        """What a robot has to know to run a policy, by mjlab's keys; empty where the simulator does not tell."""
+        ...
+
 
 @runtime_checkable
 class StatefulEnv(Protocol):

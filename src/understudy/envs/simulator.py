@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -296,6 +297,13 @@ class SimulatorAdapter:
                     names = zip(manager.active_terms[group], sizes)
                     found[leaf.key] = tuple(name for name, size in names for _ in range(size))
         return found
+
+    def metadata(self) -> dict[str, Any]:
+        """What a robot has to know to run a policy, by mjlab's keys; empty where the simulator does not tell."""
+        if type(self.raw).__module__.partition(".")[0] != "mjlab":
+            return {}
+        tell: Callable[[Any], dict[str, Any]] = import_module("understudy.envs.simulators.mjlab").metadata
+        return tell(self.raw)
 
     @property
     def step_time(self) -> float | None:

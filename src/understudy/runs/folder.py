@@ -56,6 +56,7 @@ class RunFolder:
         self.demonstrations = path / "demonstrations"  # folder of round_*.npz, what DAgger collected
         self.evaluation = path / "evaluation.json"  # the last one of a finished training
         self.video = path / "video.mp4"  # of an episode, if one was asked for
+        self.robot = path / "robot.json"  # what a robot has to know to run the policy, where a simulator tells
         self.lock = path / ".lock"  # held by the training that is running
 
     def read_config(self, allow: Collection[str] = ()) -> TrainConfig:
@@ -246,6 +247,22 @@ def read_policy(
             f"({__version__}) does not read: {error}"
         ) from error
     return _policy_of(checkpoint, allow, policy), config
+
+
+def read_robot(run: Path, file: Path | None = None) -> dict[str, Any]:
+    """What a robot has to know to run the policy: from `file`, else what a simulator told the run, possibly nothing.
+
+    Raises ValueError for a file that is missing, or no JSON object.
+    """
+    told = RunFolder(run if run.is_dir() else run.parent.parent).robot
+    if file is None and not told.is_file():
+        return {}
+    path = file or told
+    with parsing(path, "write a JSON object of names and values, as mjlab's exporter does"):
+        found = parse_json(path.read_bytes(), finite=False)
+        if not isinstance(found, dict):
+            raise ValueError("it is not an object")
+        return found
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -81,12 +81,15 @@ def export_policy(
     format: ExportFormat = "onnx",
     task: str = "",
     segments: Segments | None = None,
+    robot: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the policy to `path` as one file and compare what it does with the policy, on random inputs.
 
     onnx and torchscript take observations (and state) and give the executed action; safetensors holds all weights,
     `read_safetensors` makes a policy of it. `task` is the environment's id and `segments` how its flat vectors were cut
-    into components (`EnvConfig.segments`), both for the metadata. Raises ValueError for an unknown format, ExportError
+    into components (`EnvConfig.segments`), both for the metadata. `robot` is what a robot has to know beside it (joint
+    names, stiffness, default positions, ...), under mjlab's keys: in the JSON metadata as "robot", and in an ONNX file
+    also key by key, as comma-separated text. Raises ValueError for an unknown format, ExportError
     where the file differs from the policy or cannot be written, ImportError that names the extra to install.
     """
     fit(ExportFormat, format, "format")
@@ -97,7 +100,8 @@ def export_policy(
         path.parent.mkdir(parents=True, exist_ok=True)
         policy.cpu().eval()
         with torch.no_grad(), replacing(path) as unfinished:
-            act = write(policy, unfinished, json.dumps(describe(policy, task, segments)))
+            described = describe(policy, task, segments) | {"robot": {**(robot or {})}}
+            act = write(policy, unfinished, json.dumps(described))
             check_same_actions(policy, act)
     except OSError as error:
         raise ExportError(
@@ -184,7 +188,8 @@ def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
         )
     assert program is not None
     model = program.model_proto
-    onnx.helper.set_model_props(model, {METADATA: metadata})
+    robot = {key: _listed(value) for key, value in json.loads(metadata).get("robot", {}).items()}
+    onnx.helper.set_model_props(model, {**robot, METADATA: metadata})
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -195,6 +200,17 @@ def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
         return [torch.from_numpy(np.asarray(x)) for x in session.run(None, feed)]
 
     return act
+
+
+def _listed(value: Any) -> str:
+    """A value as mjlab's deployers read it: entries between commas, entries of an entry between semicolons."""
+
+    def one(entry: Any) -> str:
+        if isinstance(entry, list | tuple):
+            return ";".join(map(one, entry))
+        return f"{entry:.6g}" if isinstance(entry, int | float) else str(entry)
+
+    return ",".join(map(one, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _write_torchscript(policy: Policy, path: Path, metadata: str) -> Act:

@@ -202,6 +202,8 @@ def _start(
             check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
             ppo.policy.load_state_dict(weights)
         folder.write_config(config)
+        if ppo.simulator is not None and (told := ppo.simulator.metadata()):
+            write_atomic(folder.robot, (json.dumps(told, indent=2) + "\n").encode())
         folder.record_start()
         return training.run()
 

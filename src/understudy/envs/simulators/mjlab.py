@@ -30,6 +30,17 @@ def numbers(task: str) -> Any:
     return registry.load_rl_cfg(task)
 
 
+def metadata(env: Any) -> dict[str, Any]:
+    """The robot's contract as mjlab's own exporter has it; empty for a task that commands no joint positions."""
+    if "joint_pos" not in env.action_manager.active_terms or "robot" not in env.scene.entities:
+        return {}
+    from mjlab.rl.exporter_utils import get_base_metadata
+
+    told: dict[str, Any] = get_base_metadata(env, "")
+    del told["run_path"]
+    return told | {"step_dt": env.step_dt}
+
+
 def build(order: Order) -> Built:
     """The task's training environment, wrapped as its runner has it."""
     cfg = registry.load_env_cfg(order.task)
