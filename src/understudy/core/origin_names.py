@@ -19,25 +19,26 @@ clip_epsilon: ppo.clip_epsilon; clip_min_std: policy.distribution.min_std; clip_
 clip_param: ppo.clip_epsilon; clip_range: ppo.clip_epsilon; clip_range_vf: ppo.value_clip; clip_reward:
 ppo.reward_clip; clip_value: ppo.value_clip; cnn_cfg: policy.encoder.cnn; collect_transition_from_dataset:
 BehaviorCloningConfig.demonstrations; critic: policy.critic_hidden_sizes policy.critic_groups; critic_coef:
-ppo.value_coef; critic_coeff: ppo.value_coef; critic_encoder_component_names: policy.shared_trunk; critic_hidden_dims:
-policy.critic_hidden_sizes; dagger_loss_coef: TeacherConfig.coef; debug_use_ground_truth: ppo.reward_weight;
-demo_batch_size: DiscriminatorConfig.batch_size; demonstrations: BehaviorCloningConfig.demonstrations
-GailConfig.demonstrations AirlConfig.demonstrations; desired_kl: ppo.desired_kl; deterministic:
-evaluation.deterministic; deterministic_eval: evaluation.deterministic; disc_net: GailConfig.discriminator;
-disc_opt_cls: DiscriminatorConfig.optimizer; disc_opt_kwargs: DiscriminatorConfig.optimizer; disc_optim:
-DiscriminatorConfig.optimizer; disc_update_num: DiscriminatorConfig.disc_update_num; discount_factor: ppo.gamma;
-discriminator_batch_size: DiscriminatorConfig.batch_size; discriminator_grad_pen:
-DiscriminatorConfig.gradient_penalty; discriminator_gradient_penalty_scale: DiscriminatorConfig.gradient_penalty;
-discriminator_logit_regularization_scale: DiscriminatorConfig.logit_regularizer; discriminator_weight_decay_scale:
-DiscriminatorConfig.optimizer; dist_fn: policy.distribution.kind; distill_latent_coef: TeacherConfig.latent_coef;
-distill_latent_obs_component_mapping: TeacherConfig.latents; distill_latent_target: TeacherConfig.latent_target;
-distill_target: TeacherConfig.target; distillation_loss_coef: TeacherConfig.coef; dual_clip: ppo.dual_clip; e_clip:
-ppo.clip_epsilon; empirical_normalization: policy.normalize_observations; enable_critic_lstm: policy.critic_memory;
-encoder_class_name: policy.encoder.kind; encoder_kwargs: policy.encoder; encoder_output_size:
-policy.encoder.hidden_sizes; ensure_same_init_aux_weights: AdvisorConfig.aux_init; ent_coef: ppo.entropy_coef;
-ent_weight: BehaviorCloningConfig.entropy_coef; entropy_coef: ppo.entropy_coef; entropy_coeff: ppo.entropy_coef;
-entropy_loss_scale: ppo.entropy_coef; env: env.id; env_name: env.id; eps_clip: ppo.clip_epsilon; estimator_kwargs:
-EstimatorHeadConfig.hidden_sizes; estimator_loss_coef: EstimatorConfig.coef; estimator_loss_func:
+ppo.value_coef; critic_coeff: ppo.value_coef; critic_encoder_component_names: policy.critic_encoder
+policy.shared_trunk; critic_encoder_kwargs: policy.critic_encoder; critic_hidden_dims: policy.critic_hidden_sizes;
+dagger_loss_coef: TeacherConfig.coef; debug_use_ground_truth: ppo.reward_weight; demo_batch_size:
+DiscriminatorConfig.batch_size; demonstrations: BehaviorCloningConfig.demonstrations GailConfig.demonstrations
+AirlConfig.demonstrations; desired_kl: ppo.desired_kl; deterministic: evaluation.deterministic; deterministic_eval:
+evaluation.deterministic; disc_net: GailConfig.discriminator; disc_opt_cls: DiscriminatorConfig.optimizer;
+disc_opt_kwargs: DiscriminatorConfig.optimizer; disc_optim: DiscriminatorConfig.optimizer; disc_update_num:
+DiscriminatorConfig.disc_update_num; discount_factor: ppo.gamma; discriminator_batch_size:
+DiscriminatorConfig.batch_size; discriminator_grad_pen: DiscriminatorConfig.gradient_penalty;
+discriminator_gradient_penalty_scale: DiscriminatorConfig.gradient_penalty; discriminator_logit_regularization_scale:
+DiscriminatorConfig.logit_regularizer; discriminator_weight_decay_scale: DiscriminatorConfig.optimizer; dist_fn:
+policy.distribution.kind; distill_latent_coef: TeacherConfig.latent_coef; distill_latent_obs_component_mapping:
+TeacherConfig.latents; distill_latent_target: TeacherConfig.latent_target; distill_target: TeacherConfig.target;
+distillation_loss_coef: TeacherConfig.coef; dual_clip: ppo.dual_clip; e_clip: ppo.clip_epsilon;
+empirical_normalization: policy.normalize_observations; enable_critic_lstm: policy.critic_memory; encoder_class_name:
+policy.encoder.kind; encoder_component_names: policy.encoder.only; encoder_kwargs: policy.encoder;
+encoder_output_size: policy.encoder.hidden_sizes; ensure_same_init_aux_weights: AdvisorConfig.aux_init; ent_coef:
+ppo.entropy_coef; ent_weight: BehaviorCloningConfig.entropy_coef; entropy_coef: ppo.entropy_coef; entropy_coeff:
+ppo.entropy_coef; entropy_loss_scale: ppo.entropy_coef; env: env.id; env_name: env.id; eps_clip: ppo.clip_epsilon;
+estimator_kwargs: EstimatorHeadConfig.hidden_sizes; estimator_loss_coef: EstimatorConfig.coef; estimator_loss_func:
 EstimatorConfig.loss; estimator_loss_kwargs: EstimatorConfig.loss_kwargs; estimator_obs_components:
 EstimatorHeadConfig.inputs; estimator_target_components: EstimatorHeadConfig.targets; eval_freq: evaluation.interval;
 expert_buffer: GailConfig.demonstrations; expert_policy: offline.dagger.expert; expert_sensor:
@@ -57,7 +58,7 @@ load_path: start_from; log_std_init: policy.distribution.init_std; logger: loggi
 logging.loggers; loss_critic_type: ppo.loss_critic_type; loss_type: TeacherConfig.target; lr_schedule: ppo.desired_kl
 ppo.optimizer.learning_rate; lr_scheduler: offline.lr_scheduler ppo.lr_scheduler LRSchedulerConfig.options;
 lr_scheduler_class_name: LRSchedulerConfig.name; lstm_hidden_size: policy.memory_size; max_epochs: total_steps;
-max_grad_norm: ppo.optimizer.max_grad_norm; max_iterations: total_steps; mimic_loss_coef:
+max_grad_norm: ppo.optimizer.max_grad_norm ppo.clip_apart; max_iterations: total_steps; mimic_loss_coef:
 MotionPriorConfig.tracking_weight; mini_batches: ppo.minibatches; mini_epochs: ppo.epochs; minibatch_size:
 ppo.minibatches; mirror_loss_coeff: SymmetryConfig.mirror_coef; mixed_precision: policy.precision; mu_activation:
 policy.distribution.mean_activation; n_disc_updates_per_round: DiscriminatorConfig.disc_update_num; n_epochs:
@@ -72,14 +73,16 @@ policy.normalize_observations; optim: ppo.optimizer offline.learning_rate; optim
 optimizer_class: ppo.optimizer.kind; optimizer_class_name: ppo.optimizer.kind; optimizer_cls: ppo.optimizer.kind;
 optimizer_kwargs: ppo.optimizer offline.learning_rate; ortho_init: policy.init; predictor_hidden_dims:
 RandomNetworkDistillationConfig.predictor_hidden_sizes; privileged_obs_segments: env.segments policy.critic_groups;
-ratio_clip: ppo.clip_epsilon; recompute_advantage: ppo.recompute_advantage; replace_state_prob:
-EstimatorHeadConfig.replace_prob; reward_net: GailConfig.discriminator AirlConfig.discriminator; reward_normalization:
-ppo.value_normalization RandomNetworkDistillationConfig.normalize_reward; reward_threshold: stop_when; rewards_shaper:
-ppo.reward_weight; rl_loss: ppo.surrogate; rnd_state: RandomNetworkDistillationConfig.observations; rnn_hidden_dim:
-policy.memory_size; rnn_hidden_size: policy.memory_size; rnn_num_layers: policy.memory_layers; rnn_type:
-policy.memory; rollouts: ppo.num_steps; run_name: run_dir; samples_mc_entropy: ppo.samples_mc_entropy; save:
-checkpoint; save_freq: checkpoint.interval; save_frequency: checkpoint.interval; save_interval: checkpoint.interval;
-scale_value: ppo.reward_weight; schedule: ppo.desired_kl; score_to_win: stop_when; scratch_dir: run_dir; separate:
+ratio_clip: ppo.clip_epsilon; recompute_advantage: ppo.recompute_advantage; ref_motion:
+MotionPriorConfig.expert_observations; ref_obs: MotionPriorConfig.observations; replace_state_prob:
+EstimatorHeadConfig.replace_prob EstimatorHeadConfig.feeds_actor; reward_net: GailConfig.discriminator
+AirlConfig.discriminator; reward_normalization: ppo.value_normalization
+RandomNetworkDistillationConfig.normalize_reward; reward_threshold: stop_when; rewards_shaper: ppo.reward_weight;
+rl_loss: ppo.surrogate; rnd_state: RandomNetworkDistillationConfig.observations; rnn_hidden_dim: policy.memory_size;
+rnn_hidden_size: policy.memory_size; rnn_num_layers: policy.memory_layers; rnn_type: policy.memory; rollouts:
+ppo.num_steps; run_name: run_dir; samples_mc_entropy: ppo.samples_mc_entropy; save: checkpoint; save_freq:
+checkpoint.interval; save_frequency: checkpoint.interval; save_interval: checkpoint.interval; scale_value:
+ppo.reward_weight; schedule: ppo.desired_kl; score_to_win: stop_when; scratch_dir: run_dir; separate:
 policy.shared_trunk; seq_length: ppo.num_steps; share_cnn_encoders: policy.shared_trunk; share_features_extractor:
 policy.shared_trunk; sigma_init: policy.distribution.init_std; smooth_expert_weight_decay:
 AdvisorConfig.smooth_expert_weight_decay; state_normalization: RandomNetworkDistillationConfig.normalize_observations;
