@@ -481,7 +481,7 @@ def test_value_estimators(name: str, numbers: dict[str, float], advantage: list[
     for key, x in ready.items():
         close(out[key], x)
     columns = torch.stack((batch, batch))  # [2, T]: time is the last dimension
-    loss.value_estimator(columns)
+    loss.value_estimator(columns, params=loss.critic_network_params, target_params=loss.target_critic_network_params)
     assert torch.equal(columns["advantage"], torch.stack((found["advantage"], found["advantage"])))
 
 

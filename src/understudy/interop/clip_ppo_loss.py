@@ -205,6 +205,7 @@ class ClipPPOLoss(TensorDictModuleBase):
 
     # ------------------------------------------------------------------ TorchRL's words
 
+    actor_network_params = critic_network_params = target_critic_network_params = None  # modules are used as they are
     actor_network = property(lambda self: self.actor, doc="The actor.")
     critic_network = property(lambda self: self.critic, doc="The critic.")
     entropy_coeff = property(lambda self: self.entropy_coef.value, doc="The buffer: `copy_` changes the number.")
@@ -226,7 +227,7 @@ class ClipPPOLoss(TensorDictModuleBase):
         for name in keys.keys() & {"action", "sample_log_prob"}:
             if isinstance(keys[name], list) and len(keys[name]) != len(heads):
                 raise ValueError(f"set_keys({name}=) lists {len(keys[name])} keys, the actor samples {heads}")
-        changed: Any = keys
+        changed: Any = {name: key for name, key in keys.items() if key is not None}
         self.tensor_keys = replace(self.tensor_keys, **changed)
         self._set_keys()
 
@@ -401,7 +402,7 @@ class _Estimator:
         self.gamma, self.lmbda = (torch.as_tensor(x, dtype=torch.float32).double() for x in (gamma, lmbda))
 
     @torch.no_grad()
-    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def __call__(self, tensordict: TensorDictBase, params: None = None, target_params: None = None) -> TensorDictBase:
         keys, after = self.loss.tensor_keys, tensordict.get("next", None)
         if after is None or tensordict.ndim < 1:
             raise ValueError('a value estimator needs a rollout [..., T] with the entries of "next"')
