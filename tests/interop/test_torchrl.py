@@ -285,7 +285,6 @@ def test_a_reward_is_the_one_inside_ppo(kind: str, demonstrations: str) -> None:
         torch.testing.assert_close(found, reward, rtol=1e-5, atol=1e-6)
         total = 0.25 * rollout["task_reward"] + part.reward_weight * reward
         torch.testing.assert_close(theirs["next", "reward"].squeeze(-1).transpose(0, 1), total, rtol=1e-5, atol=1e-6)
-        assert torch.equal(theirs["next", "task_reward"].squeeze(-1).transpose(0, 1), rollout["task_reward"])
         for name, x in metrics.items():
             torch.testing.assert_close(transform.metrics[name], x, rtol=1e-4, atol=1e-6)
         rollout = ppo.collector.collect()
@@ -337,7 +336,6 @@ def test_two_rewards_add_up(demonstrations: str) -> None:
     theirs = novelty(gail(of_torchrl(rollout)))["next"]
     expected = theirs["reward_gail"] + 0.1 * theirs["reward_random_network_distillation"]
     torch.testing.assert_close(theirs["reward"], expected)
-    assert torch.equal(theirs["task_reward"].squeeze(-1).T, rollout["task_reward"])
 
 
 # ---- shapes, types, errors

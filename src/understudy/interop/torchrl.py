@@ -338,8 +338,7 @@ class _Beside(TensorDictModuleBase):
         ended = done if after.get("terminated", None) is None else number(after, "terminated", _NEXT).bool()
         rows["terminated"], rows["truncated"] = ended, done & ~ended
         rows["next_obs"] = self._observations(after)
-        task = "reward" if after.get("task_reward", None) is None else "task_reward"
-        rows["task_reward"] = number(after, task, _NEXT)
+        rows["task_reward"] = number(after, "reward", _NEXT)
         rows = rows.reshape(self.num_envs, -1).transpose(0, 1).contiguous()  # [T, N]
         done = rows["terminated"] | rows["truncated"]
         rows["is_first"] = torch.cat((self.ended.unsqueeze(0), done[:-1]))
@@ -443,8 +442,8 @@ class RewardTransform(_Beside):
     A module on rollouts `[N, T]` (or `[T]`), called before advantages are computed, by hand or as the collector's
     `postproc=`; not a transform of the environment, as rewards of parts need whole rollouts. It first scores the
     rollout, then takes the part's own optimizer steps on it, as `us.PPO` does, so each rollout passes once and in the
-    order of time. `("next", "task_reward")` keeps the reward that came, `("next", "reward_<name>")` the part's, and
-    `metrics` the last statistics (0-D tensors).
+    order of time. `("next", "reward_<name>")` is the part's reward, `metrics` the last statistics (0-D tensors).
+    Several transforms add up, one after another.
 
         gail = us.interop.torchrl.RewardTransform(us.parts.GailConfig(demonstrations="a.npz"), actor, task_weight=0)
         for rollout in collector:
@@ -493,11 +492,7 @@ class RewardTransform(_Beside):
         with torch.no_grad():
             output = self.policy(rows["obs"])
             rows["params"], rows["value"] = output.distribution.params, output.value
-            reward = part.reward(rows)
-        after = rollout["next"]
-        shape, before = after["reward"].shape, per_sample(after["reward"], "the reward", rollout.batch_size)
-        before = before.reshape(self.num_envs, -1).transpose(0, 1)  # another part's may be in it
-        total = self.task_weight * before + torch.where(valid, part.reward_weight * reward, 0.0)
+            reward = torch.where(valid, part.reward(rows), 0.0)
         self.metrics = {"reward": reward.mean()}
         if isinstance(self.part, Updates):
             with torch.enable_grad():
@@ -505,9 +500,10 @@ class RewardTransform(_Beside):
         if self.scored:
             self.policy.update_normalizers(rows["obs"], valid)
         self.scored += 1
-        for name, x in (("task_reward", rows["task_reward"]), (f"reward_{self.name}", reward), ("reward", total)):
-            if name != "task_reward" or "task_reward" not in after:
-                after[name] = x.transpose(0, 1).reshape(shape).to(after["reward"].dtype)
+        after = rollout["next"]
+        before = after["reward"]
+        after[f"reward_{self.name}"] = own = reward.transpose(0, 1).reshape(before.shape).to(before.dtype)
+        after["reward"] = self.task_weight * before + part.reward_weight * own
         return rollout
 
     def _check(self, part: Part) -> None:
