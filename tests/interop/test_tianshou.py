@@ -74,7 +74,7 @@ class Expert:
         return self.batch[np.arange(batch_size)], np.arange(batch_size)
 
     def unfinished_index(self) -> np.ndarray:
-        return np.empty(0, int)
+        return np.array([11, 23])
 
 
 def data(discrete: bool, start: float = 0.0, rows: int = 24) -> dict[str, np.ndarray]:
@@ -318,6 +318,14 @@ def test_an_update_steps_the_schedule_and_restores_the_mode() -> None:
     assert stats.train_time > 0.0
     assert (policy.training, policy.updating) == (False, False)
     assert policy.update(8, None) == ours.TrainingStats()
+
+
+def test_advantages_stop_where_the_rows_of_another_environment_begin() -> None:
+    batch = {**data(False), "terminated": np.zeros(24, bool), "truncated": np.zeros(24, bool)}
+    whole = ppo().process_fn(batch, Expert(None), np.arange(24))
+    half = ppo().process_fn({name: x[:12] for name, x in batch.items()})
+    torch.testing.assert_close(whole.adv[:12], half.adv)
+    assert not torch.equal(ppo().process_fn(batch).adv[:12], half.adv)
 
 
 def test_discrete_actions_enter_the_discriminator_one_hot() -> None:
