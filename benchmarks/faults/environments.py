@@ -1,4 +1,4 @@
-"""Misbehaving environments, each trained from the command line, loaded and evaluated, and compared with a sound twin.
+"""Misbehaving environments, each trained, loaded and evaluated, and compared with a sound twin.
 
     python -m benchmarks.faults.environments --seed 0 --count 200
 
@@ -10,14 +10,13 @@ and a summary, writes results/environments.md.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import random
 import re
 import sys
 import tempfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +87,8 @@ FAULTS = [
     Fault("flag-tensor", "truncated", torch.tensor),
     Fault("info-odd", "info", lambda _: {"text": "x", "none": None, "list": [1, 2], "object": object()}),
     Fault("info-none", "info", lambda _: None),
+    Fault("info-changing", "info", lambda _: {f"k{random.randrange(9)}": random.choice((1.0, "x", np.zeros(2)))}),
+    Fault("obs-grad", "obs", lambda x: torch.as_tensor(x).requires_grad_()),
     Fault("step-list", "step", list),
     Fault("close-raises", "close", lambda _: _raise(OSError("no such window"))),
     # what cannot be meant: one error that names it
@@ -109,6 +110,16 @@ FAULTS = [
     Fault("bits-floats", "obs", lambda x: x * 0.5, "float64.*whole numbers", "bits"),
     Fault("names-missing", "obs", lambda x: {"a.b": x["a.b"]}, "observation 'x/y' is missing.*has 'a.b'", "names"),
     Fault("names-array", "obs", lambda x: x["a.b"], "is missing: the environment's observation is a ndarray", "names"),
+    Fault("obs-set", "obs", lambda x: {*x.tolist(), 0.5}, "the observation is {"),
+    Fault("obs-bfloat16", "obs", lambda x: torch.as_tensor(x).bfloat16(), "no array can hold"),
+    Fault("reward-decimal", "reward", Decimal, r"the reward is Decimal\("),
+    Fault("reward-complex", "reward", complex, r"the reward is .*\(complex\)"),
+    Fault("reward-too-long", "reward", lambda _: 10**400, "the reward is 1000"),
+    Fault("flag-two", "terminated", lambda _: 2, r"terminated is 2 \(int\)"),
+    Fault("raises-memory", "call", lambda _: _raise(MemoryError()), "raised MemoryError in .*without a message"),
+    Fault("raises-stop", "call", lambda _: _raise(StopIteration()), "raised StopIteration in"),
+    Fault("space-wide", "space", lambda _: spaces.Discrete(10**11), "classes would take"),
+    Fault("action-wide", "action", lambda _: spaces.Discrete(10**11), "outputs would take"),
     Fault("reward-none", "reward", lambda _: None, "the reward is None"),
     Fault("reward-text", "reward", str, "the reward is '"),
     Fault("reward-arrays", "reward", lambda r: np.full(3, r), "the reward is array"),
@@ -202,7 +213,7 @@ for _space in SPACES:
 
 
 class Outcome(NamedTuple):
-    """What a training from the command line came to."""
+    """What a training came to."""
 
     code: int
     said: str
@@ -211,25 +222,30 @@ class Outcome(NamedTuple):
 
 
 def train(env_id: str, seed: int, folder: Path) -> Outcome:
-    """Train, load and evaluate from the command line on."""
+    """Train, load and evaluate."""
     import understudy as us
-    from understudy.cli import main
+    from understudy.types import UnderstudyError
 
-    run = folder / f"{env_id}-{seed}"
-    words = f"--env.id {HERE}:{env_id} --env.num-envs 2 --total-steps 48 --ppo.num-steps 16 --ppo.minibatches 2"
-    words += f" --ppo.epochs 1 --policy.hidden-sizes 8 --seed {seed} --run-dir {run} --evaluation.episodes 2"
-    words += " --logging.no-console --logging.no-tensorboard --device cpu --torch-threads 1"
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        try:
-            code = main(["train", "ppo", *words.split()])
-        except Exception as error:  # a traceback, for the user
-            return Outcome(-1, f"Traceback: {type(error).__name__}: {error}", {}, float("nan"))
-    if code:
-        return Outcome(code, said.getvalue(), {}, float("nan"))
+    config = us.TrainConfig(
+        env=us.EnvConfig(id=f"{HERE}:{env_id}", num_envs=2),
+        total_steps=48,
+        seed=seed,
+        run_dir=str(folder / f"{env_id}-{seed}"),
+        ppo=us.PPOConfig(num_steps=16, minibatches=2, epochs=1),
+        policy=us.PolicyConfig(hidden_sizes=(8,)),
+        evaluation=us.EvaluationConfig(episodes=2),
+        logging=us.LoggingConfig(console=False, tensorboard=False),
+        device="cpu",
+        torch_threads=1,
+    )
+    try:
+        run = us.train(config).path
+    except (ValueError, ImportError, UnderstudyError) as error:  # one line on the command line
+        return Outcome(1, str(error), {}, float("nan"))
+    except Exception as error:
+        return Outcome(-1, f"Traceback: {type(error).__name__}: {error}", {}, float("nan"))
     policy = us.load(run, allow=[HERE])
-    score = us.evaluate(run, episodes=4, allow=[HERE]).mean_return
-    return Outcome(code, said.getvalue(), dict(policy.state_dict()), score)
+    return Outcome(0, "", dict(policy.state_dict()), us.evaluate(run, episodes=4, allow=[HERE]).mean_return)
 
 
 def judge(fault: Fault, found: Outcome, sound: Outcome) -> str:
