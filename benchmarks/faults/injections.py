@@ -131,10 +131,11 @@ def train(ppo: PPO, iterations: int) -> bool:
     return named
 
 
-def trial(seed: int, kind: str | None = None) -> Outcome:
-    """One trial, drawn from its seed; `kind` "cartpole" or "parts"."""
+def trial(seed: int, kind: str | None = None, only: str | None = None) -> Outcome:
+    """One trial, drawn from its seed; `kind` "cartpole" or "parts", faults `only` in observation, reward or both."""
     draw = random.Random(seed)
     where, value = draw.choice(WHERE), draw.choice(VALUES)
+    where = only or where
     if (kind or draw.choice(("cartpole", "parts"))) == "cartpole":
         return cartpole(draw.choice(list(VARIANTS)), where, value, seed)
     names = draw.choice([(), *ALONE, tuple(name for name in ALL if name not in FEED_FORWARD_ONLY)])
@@ -148,12 +149,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--kind", choices=("cartpole", "parts"))
+    parser.add_argument("--where", choices=WHERE)
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("understudy").setLevel(logging.ERROR)
     outcomes = []
     for seed in range(args.seed, args.seed + args.count):
-        outcome = trial(seed, args.kind)
+        outcome = trial(seed, args.kind, args.where)
         outcomes.append(outcome)
         print(f"{seed}: {outcome.trial}: {outcome.finding or 'held'} (score {outcome.score})", flush=True)
     scores = sorted(outcome.score for outcome in outcomes if outcome.score is not None)
@@ -163,6 +165,7 @@ def main() -> None:
     print(summary)
     command = f"python -m benchmarks.faults.injections --seed {args.seed} --count {args.count}"
     command += f" --kind {args.kind}" if args.kind else ""
+    command += f" --where {args.where}" if args.where else ""
     rows = [
         f"| {o.trial} | {o.injected} | {'' if o.score is None else f'{o.score:.0f}'} | {o.finding or 'held'} |"
         for o in outcomes
