@@ -464,8 +464,18 @@ def test_what_does_not_fit_says_so(demonstrations: str, teacher: str) -> None:
         scripted.prepare(batch.reshape(-1))
     with pytest.raises(ValueError, match='has the entries of "next"'):
         scripted.prepare(batch.exclude("next"))
+    several = ProbabilisticTensorDictSequential(
+        TensorDictModule(lambda x: x.unsqueeze(-1).expand(*x.shape, 2), in_keys=["observation"], out_keys=["logits"]),
+        ProbabilisticTensorDictModule(
+            in_keys=["logits"],
+            out_keys=["action"],
+            distribution_class=lambda logits: D.Independent(D.Categorical(logits=logits), 1),
+        ),
+    )
+    with pytest.raises(ValueError, match=r"the actor's Independent is \(1, 3\) for one row: parts know one choice"):
+        PartLoss(us.parts.ScriptedExpertConfig(), several, like=batch)
     acting = PartLoss(us.parts.ScriptedExpertConfig(teacher_forcing=1.0), actor, critic)
-    with pytest.raises(ValueError, match="would act in the policy's place"):
+    with pytest.raises(ValueError, match=r"would act in the policy's place.*set teacher_forcing to 0"):
         acting.prepare(batch)
     with pytest.raises(ValueError, match=f"teacher {teacher} "):  # of another task
         PartLoss(us.parts.TeacherConfig(checkpoints=(teacher,)), actor, critic, like=batch)

@@ -99,11 +99,9 @@ class TensorDictPolicy(Policy):
                 "an auxiliary head reads what the actor's last layer reads: name that entry of the actor's pass with "
                 f"latent_key=, the actor's are {[key_name(key) for key in self._modules_of_the_user[0].out_keys]}"
             )
-        return (
-            cast(ActionHead, _Tail(self._modules_of_the_user[0], self.latent_key))
-            if same
-            else super().auxiliary_head(same)
-        )
+        if not same:
+            return super().auxiliary_head(same)
+        return cast(ActionHead, _Tail(self._modules_of_the_user[0], self.latent_key))
 
     def _act(self, batch: TensorDictBase) -> Acted:
         distribution = as_distribution(distribution_of(self._modules_of_the_user[0], batch))
@@ -235,6 +233,11 @@ class _Beside(TensorDictModuleBase):
         with torch.no_grad():
             found = distribution_of(self.actor, blank)
             distribution = as_distribution(found)
+        if distribution.batch_shape != blank.batch_size:
+            raise ValueError(
+                f"the actor's {type(found).__name__} is {tuple(distribution.batch_shape)} for one row: parts know one "
+                "choice [B], or a vector of numbers [B, D]"
+            )
         self.action_space = self.action_space or _action_space(found, distribution)
         places, spaces_of = self._places(like, action)
         kind = _KINDS[type(distribution)]
@@ -418,7 +421,7 @@ class PartLoss(_Beside):
                 bool(self.part.override(action, label)[1].any()) for action, label in zip(rows["action"], labels)
             ):
                 raise ValueError(
-                    f"{self.name} would act in the policy's place, which a loss cannot: teacher_forcing is 0"
+                    f"{self.name} would act in the policy's place, which a loss cannot do: set teacher_forcing to 0"
                 )
             rows[self.name] = labels
             rollout[self.name] = labels.transpose(0, 1).reshape(rollout.batch_size)
