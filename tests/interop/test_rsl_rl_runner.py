@@ -119,6 +119,11 @@ def test_a_resumed_training_goes_on(tmp_path: Path) -> None:
     assert [row["step"] for row in us.runs.metrics.read_metrics(tmp_path / "second" / "metrics.jsonl")] == [4 * 8 * 4]
     with pytest.raises(ValueError, match="holds another training: choose another log_dir"):
         Runner(Simulator(4, SIZES), train_cfg(), str(tmp_path / "first")).learn(1)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write log_dir"):
+        Runner(Simulator(4, SIZES), train_cfg(), str(tmp_path / "file")).learn(1)
+    with pytest.raises(ValueError, match="num_learning_iterations must be at least 1, got 0"):
+        second.learn(0)
     foreign = tmp_path / "model_1.pt"
     torch.save({"actor_state_dict": {}, "iter": 1}, foreign)
     with pytest.raises(CheckpointError, match=r"model_1\.pt"):
@@ -213,3 +218,42 @@ def test_a_distillation_takes_its_teacher_from_the_first_file(tmp_path: Path) ->
     again.load(str(tmp_path / "student" / "model_1.pt"))
     assert same(weights(again), weights(runner))
     assert again.current_learning_iteration == 1
+
+
+class Words(Simulator):
+    """st_rl's environment: a tensor and `infos`, with two frames of style features, and a NaN in the reference."""
+
+    def get_observations(self) -> Any:
+        return self.obs["policy"], self.infos()
+
+    def reset(self) -> Any:
+        return self.get_observations()
+
+    def infos(self) -> dict[str, Any]:
+        motion = self.obs["ref_motion"].clone()
+        motion[0, 0] = torch.nan
+        observations = {"critic": self.obs["critic"], "ref_obs": self.obs["ref_obs"].view(-1, 2, 3)}
+        return {"observations": observations, "ref_motion": motion}
+
+    def step(self, actions: torch.Tensor) -> Any:
+        _, reward, dones, extras = super().step(actions)
+        extras.pop("final_obs")
+        return self.obs["policy"], reward, dones, {**extras, **self.infos()}
+
+
+@pytest.mark.filterwarnings("ignore:the environment does not give final observations")
+def test_the_words_of_st_rls_environments(tmp_path: Path) -> None:
+    amp = {"hidden_dims": [8], "style_reward_coef": 1.0, "task_reward_lerp": 0.5, "discriminator_grad_pen": 10.0}
+    policy = {"class_name": "AmpActorCritic", "actor_hidden_dims": [8], "critic_hidden_dims": [8]}
+    cfg = {"num_steps_per_env": 8, "max_iterations": 2, "policy": {**policy, "amp_discriminator": amp}}
+    runner = Runner(
+        Words(4), {**cfg, "algorithm": {"class_name": "APPO", "mimic_loss_coef": 0.1}}, str(tmp_path / "run")
+    )
+    runner.learn(2)
+    assert runner.alg.policy.critic_groups == ("critic",)
+    row = us.runs.metrics.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    names = ("expert_loss", "policy_loss", "grad_len_loss")
+    assert all(row[f"Loss/discriminator_{name}"] > 0.0 for name in names)  # NaN is not
+    assert row["Loss/discriminator_grad_len_loss"] == pytest.approx(10.0 * row["motion/penalty"])
+    assert row["Loss/mimic_loss"] > 0.0
+    assert row["Episode_Reward/style_reward"] == row["motion/style_reward"]

@@ -95,9 +95,9 @@ def _train_config(
 ) -> TrainConfig:
     """All of it, with the runner's own keys."""
     steps = ppo.num_steps * facts.num_envs
-    iterations = runner.take("max_iterations", Annotated[int, In(1)], None)
-    if iterations is None:
+    if "max_iterations" not in runner:
         runner.problems.append("max_iterations is missing: say how many iterations to train")
+    iterations = runner.take("max_iterations", Annotated[int, In(1)], 1)
     runner.ignore("check_for_nan")  # looked for in any case
     runner.refuse("torch_compile_mode", "set ppo.capture to 'compile' or 'cudagraph' in the result instead")
     runner.refuse("ckpt_manipulator", "change the policy's weights in Python, and give it to us.train(policy=)")
@@ -105,7 +105,7 @@ def _train_config(
     runner.ignore(*_IGNORED)
     options = {
         "recipe": name.lower(),
-        "total_steps": (iterations or 1) * steps + warm_up_steps(ppo, networks, facts.num_envs),
+        "total_steps": iterations * steps + warm_up_steps(ppo, networks, facts.num_envs),
         "seed": runner.take("seed", Annotated[int, In(0)], 0),
         "checkpoint": CheckpointConfig(interval=runner.take("save_interval", Annotated[int, In(1)], 50) * steps),
         "logging": _logging(runner),

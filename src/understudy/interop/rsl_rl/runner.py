@@ -82,9 +82,11 @@ class Runner:
         """Train for so many iterations; `model_N.pt` is saved every `save_interval` of them, and at the end.
 
         SIGINT and SIGTERM end it after the running iteration. Raises ValueError where `log_dir` holds another
-        training, and what `us.train` raises while it trains.
+        training or cannot be written, and what `us.train` raises while it trains.
         """
         ppo = self.alg.ppo
+        if num_learning_iterations < 1:
+            raise ValueError(f"num_learning_iterations must be at least 1, got {num_learning_iterations}")
         total = ppo.env_steps + num_learning_iterations * ppo.steps_per_iteration
         if ppo.env_steps == 0:
             total += warm_up_steps(ppo.config, self.config.policy, ppo.env.num_envs)
@@ -96,7 +98,10 @@ class Runner:
             folder = self._folder or RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             saving = [_Saving(self, folder.path)] if self._folder is not None else []
             loggers = Loggers(config, saving)
-            folder.path.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"cannot write log_dir {folder.path} ({error.strerror}): choose another") from error
             stack.enter_context(folder.locked())
             if step_checkpoints(folder.checkpoints) and not self._began:
                 raise ValueError(f"{folder.path} holds another training: choose another log_dir")
