@@ -31,10 +31,11 @@ def typed_homes(path: Path, package: str) -> dict[str, str]:
 
 
 def modules(room: str) -> list[str]:
-    """All modules of a room, or the single ones beside the rooms."""
+    """All modules of a room, or the single ones beside the rooms; none that needs a simulator."""
     files = SOURCE.glob("*.py") if room == "." else (SOURCE / room).rglob("*.py")
     names = ["understudy." + ".".join(file.relative_to(SOURCE).with_suffix("").parts) for file in sorted(files)]
-    return [name.removesuffix(".__init__") for name in names if not name.endswith(".__main__")]
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith(".__main__")]
+    return [name for name in names if not name.startswith("understudy.envs.simulators.")]
 
 
 ROOMS = [".", *sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file())]
