@@ -239,7 +239,7 @@ def test_it_adds_to_the_tasks_reward_with_its_weight(point_mass: Any) -> None:
         ({"inputs": "state_action"}, "did you mean state-action"),
         ({"normalization": "policies"}, "did you mean '?policy"),
         ({"observations": ("polcy",)}, "did you mean '?policy"),
-        ({"observations": ()}, "observations is empty"),
+        ({"observations": ()}, "observations must not be empty"),
         ({"absorbing_states": True, "ppo": {"gamma": 1.0}}, "gamma must be below 1"),
         ({"expert_noise": True, "policy": {"distribution": DistributionConfig(kind="beta")}}, "this policy is not one"),
         ({"policy": {"normalize_observations": False}}, "choose normalization='own'"),

@@ -115,5 +115,5 @@ def test_bad_options() -> None:
         build(observations=("polcy",))
     with pytest.raises(ValueError, match="only vectors"):
         build(space=spaces.Dict({"policy": spaces.Discrete(3)}))
-    with pytest.raises(ValueError, match="name at least one"):
+    with pytest.raises(ValueError, match="observations must not be empty"):
         build(observations=())
