@@ -67,14 +67,18 @@ def test_nearest() -> None:
     assert nearest("x", []) == "none is known"
 
 
+PPO = "PPOConfig has no option"
+
+
 @pytest.mark.parametrize(
     ("kind", "option", "message"),
     [
-        (us.PPOConfig, "eps_clip", "PPOConfig has no option 'eps_clip'; it is called clip_epsilon here"),
-        (us.PPOConfig, "lam", "PPOConfig has no option 'lam'; it is called gae_lambda here"),
+        (us.PPOConfig, "eps_clip", f"{PPO} 'eps_clip'; it is called clip_epsilon here"),
+        (us.PPOConfig, "lam", f"{PPO} 'lam'; it is called gae_lambda here"),
+        (us.PPOConfig, "learning_rate", f"{PPO} 'learning_rate'; it is called ppo.optimizer.learning_rate here"),
         (us.TrainConfig, "lam", "TrainConfig has no option 'lam'; it is called ppo.gae_lambda here"),
         (us.parts.AdvisorConfig, "fixed_alpha", "AdvisorConfig has no option 'fixed_alpha'; it is called alpha here"),
-        (us.PPOConfig, "clip_epslon", "PPOConfig has no option 'clip_epslon'; did you mean clip_epsilon?"),
+        (us.PPOConfig, "clip_epslon", f"{PPO} 'clip_epslon'; did you mean clip_epsilon?"),
         (us.OptimizerConfig, "lr", "OptimizerConfig has no option 'lr'; did you mean learning_rate?"),
     ],
 )
@@ -82,7 +86,7 @@ def test_an_unknown_option_names_ours(kind: type, option: str, message: str) -> 
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         kind(**{option: 1})
     if kind is us.PPOConfig:
-        said = re.sub(r"PPOConfig has no option '(\w+)'", r"there is no option ppo.\1", message)
+        said = re.sub(rf"{PPO} '(\w+)'", r"there is no option ppo.\1", message)
         with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
             from_plain(us.PPOConfig, {option: 1}, "ppo")
 

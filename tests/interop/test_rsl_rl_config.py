@@ -364,6 +364,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ({"algorithm": 3}, "algorithm must be a mapping or a dataclass"),
         ({"torch_compile_mode": "default"}, "torch_compile_mode: set ppo.capture"),
         ({"max_iterations": None}, "max_iterations is missing"),
+        ({"max_iterations": 0}, "TrainConfig: max_iterations must be at least 1, got 0$"),
         ({"algorithm": {"rnd_cfg": {"weight": 1.0}}}, r"rnd_cfg\.weight is multiplied by the simulator's step there"),
         ({"algorithm": {"symmetry_cfg": {"data_augmentation_func": "a:b"}}}, r"from_config\(env=\)"),
     ],
@@ -376,6 +377,8 @@ def test_what_cannot_be_expressed_is_refused(change: dict[str, Any], said: str) 
         from_config(given)
     with pytest.raises(ValueError, match="must be a mapping or a dataclass"):
         from_config("train.yaml")
+    with pytest.raises(ValueError, match=r"TrainConfig: num_envs must be at least 1, got 0$"):
+        from_config(Models(), num_envs=0)
 
 
 def mirror(env: Any, obs: TensorDict | None, actions: torch.Tensor | None) -> tuple[Any, Any]:

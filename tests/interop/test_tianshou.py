@@ -373,6 +373,19 @@ def test_plain_parts_hold_every_row_once(size: int) -> None:
     assert [len(part.act) for part in batch.split(5, shuffle=False)] == [5, 5, 5, 5, 4]
 
 
+class EmptyBuffer:
+    """Tianshou's before anything was added: it can be asked, and has a length."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def sample(self, batch_size: int) -> Any:
+        raise KeyError("obs")
+
+    def unfinished_index(self) -> Any:
+        return np.array([], int)
+
+
 def test_bad_input_is_one_sentence() -> None:
     def refuses(words: str, call: Any) -> None:
         with pytest.raises(ValueError, match=words):
@@ -392,6 +405,12 @@ def test_bad_input_is_one_sentence() -> None:
     refuses(r"wrap a Normal", lambda: ppo(dist_fn=lambda x: Normal(*x)).process_fn(batch))
     refuses("one shape", lambda: imitation(BOX).learn({**batch, "act": batch["act"][:, :1]}))
     refuses("has no rows", lambda: ppo().process_fn({k: x[:0] for k, x in batch.items()}))
+    refuses(
+        "same number of rows, got .*24.*23",
+        lambda: imitation(BOX).learn({**batch, "act": batch["act"][1:]}),
+    )
+    refuses("got 'expert.hdf5': load a file with ReplayBuffer", lambda: gail(Net(5, 1), expert_buffer="expert.hdf5"))
+    refuses("the buffer has no rows", lambda: gail(Net(5, 1), expert_buffer=EmptyBuffer()))
     nested = {**data(True), "obs": {"a": batch["obs"]}}
     refuses("these are nested", lambda: gail(Net(5, 1)).disc(nested))
     spoilt = ppo()

@@ -38,7 +38,8 @@ def nearest_option(name: str, kind: type, known: Iterable[str]) -> str:
     meant = ORIGIN_NAMES.get(name, ())
     place = (kind.PREFIX if issubclass(kind, Config) else "") or f"{kind.__name__}."
     here = [path.rpartition(".")[2] for path in meant if f".{path}".rpartition(".")[0].endswith(f".{place[:-1]}")]
-    return f"it is called {' or '.join((here or meant)[:3])} here" if meant else nearest(name, known)
+    below = [path for path in meant if path.startswith(place)]  # in a config that this one holds
+    return f"it is called {' or '.join((here or below or meant)[:3])} here" if meant else nearest(name, known)
 
 
 class Limit(ABC):

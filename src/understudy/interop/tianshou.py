@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, fields
 from types import GenericAlias
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -572,10 +572,19 @@ for base in _BASES:
 
 
 def as_batch(batch: Any) -> Any:
-    """A `Batch` (Tianshou's where it is installed) of a mapping or of an object with attributes; one as it is."""
+    """A `Batch` (Tianshou's where it is installed) of a mapping or of an object with attributes; one as it is.
+
+    Raises ValueError for what is neither, such as the path of a file.
+    """
     if isinstance(batch, Batch):
         return batch
-    entries = dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))
+    try:
+        entries = dict(batch) if isinstance(batch, Mapping) else dict(vars(batch))
+    except TypeError:
+        raise ValueError(
+            f"a batch is a mapping of arrays or an object that has them as attributes, got {batch!r:.100}: load a file "
+            "with ReplayBuffer.load_hdf5"
+        ) from None
     for name, x in entries.items():
         if isinstance(x, Mapping):
             entries[name] = as_batch(x)
@@ -585,7 +594,9 @@ def as_batch(batch: Any) -> Any:
 
 
 def as_buffer(buffer: Any) -> Buffer:
-    """A buffer as it is, or one of a plain batch's rows."""
+    """A buffer as it is, or one of a plain batch's rows. Raises ValueError for an empty one."""
+    if isinstance(buffer, Buffer) and isinstance(buffer, Sized) and len(buffer) == 0:
+        raise ValueError("the buffer has no rows: collect some first")
     return buffer if isinstance(buffer, Buffer) else _Rows(_complete(buffer, "obs", "act"))
 
 
@@ -619,8 +630,11 @@ def _complete(batch: Any, *names: str) -> Any:
     missing = [name for name in names if batch.get(name) is None]
     if missing:
         raise ValueError(f"the batch has no {', '.join(missing)}: it needs {', '.join(names)}")
-    if len(batch.act) == 0:
+    rows = {name: len(batch[name]) for name in names if not isinstance(batch[name], Mapping)}
+    if not rows["act"]:
         raise ValueError("the batch has no rows: collect some first")
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"entries of a batch have the same number of rows, got {rows}")
     return batch
 
 

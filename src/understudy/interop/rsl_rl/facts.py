@@ -36,7 +36,9 @@ class Facts:
     def of(cls, env: Any, num_envs: int | None, problems: list[str]) -> Facts:
         """Ask the environment, if there is one."""
         if env is None:
-            return cls(None, NUM_ENVS if num_envs is None else num_envs, problems)
+            if num_envs is not None and num_envs < 1:
+                problems.append(f"num_envs must be at least 1, got {num_envs}")
+            return cls(None, max(NUM_ENVS if num_envs is None else num_envs, 1), problems)
         own = as_vec_env(env)
         step_time = own.step_time if isinstance(own, SimulatorAdapter) else None
         shown = as_groups(env.get_observations()).keys() if isinstance(env, Simulator) else own.observation_space.keys()
