@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,23 @@ def test_two_rewards_add_up(demonstrations: str) -> None:
     theirs = novelty(gail(of_torchrl(rollout)))["next"]
     expected = theirs["reward_gail"] + 0.1 * theirs["reward_random_network_distillation"]
     torch.testing.assert_close(theirs["reward"], expected)
+
+
+@pytest.mark.parametrize("kind", sorted(REWARDS))
+def test_a_loaded_state_goes_on_as_if_nothing_had_happened(kind: str, demonstrations: str) -> None:
+    ppo, _, first = beside(us.parts.RandomNetworkDistillationConfig())
+    later = [of_torchrl(ppo.collector.collect()) for _ in range(2)]
+    actor, _ = as_modules(ppo.policy)
+    whole = RewardTransform(REWARDS[kind](demonstrations), actor)
+    whole(of_torchrl(first))
+    state = copy.deepcopy(whole.state_dict())
+    resumed = RewardTransform(REWARDS[kind](demonstrations), actor, seed=7, like=later[0])
+    resumed.load_state_dict(state)
+    for rollout in later:
+        assert torch.equal(whole(rollout.clone())["next", "reward"], resumed(rollout.clone())["next", "reward"])
+    fresh = RewardTransform(REWARDS[kind](demonstrations), actor)
+    with pytest.raises(ValueError, match="is not built yet: pass a batch as like="):
+        nn.ModuleList([fresh]).load_state_dict({f"0.{key}": x for key, x in state.items()})
 
 
 # ---- shapes, types, errors

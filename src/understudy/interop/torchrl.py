@@ -217,7 +217,7 @@ class _Beside(TensorDictModuleBase):
         self.action_key: NestedKey = actor.dist_sample_keys[0]
         keys: Any = [*actor.in_keys, self.action_key]
         self.in_keys, self.out_keys = keys, []
-        self.built = False
+        self.built, self.scored = False, 0
         if like is not None:
             self.build(like)
 
@@ -269,6 +269,20 @@ class _Beside(TensorDictModuleBase):
 
     def _check(self, part: Part) -> None:
         """Raise ValueError for a part without the hooks that are called here."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` adds to weights and statistics: the part's random stream, and where the episodes stand."""
+        if not self.built:
+            return {}
+        return {"generator": self.part.generator.get_state(), "ended": self.ended, "scored": self.scored}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore it, for `load_state_dict`; raises ValueError before the part is built."""
+        if state and not self.built:
+            raise ValueError(f"{self.name} is not built yet: pass a batch as like=, then load its state")
+        if state:
+            self.part.generator.set_state(state["generator"].cpu())
+            self.ended, self.scored = state["ended"].to(self.ended.device), state["scored"]
 
     # ------------------------------------------------------------------ entries
 
@@ -484,7 +498,6 @@ class RewardTransform(_Beside):
             gamma=gamma,
             seed=seed,
         )
-        self.scored = 0
 
     def forward(self, rollout: TensorDictBase) -> TensorDictBase:
         """Replace the reward of a rollout in place, and learn from it; returns it."""
