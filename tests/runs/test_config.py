@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+import understudy as us
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
@@ -123,6 +124,17 @@ def test_numbers_as_yaml_reads_them() -> None:
     assert type(config.ppo.gamma) is float
 
 
+def test_a_file_that_moves_the_rate_takes_the_place_of_a_recipe_s_schedule() -> None:
+    recipe = us.recipes.ppo("CartPole-v1", total_steps=300_000)
+    assert isinstance(recipe.ppo.optimizer.learning_rate, us.Schedule)
+    first = recipe.ppo.optimizer.learning_rate.start
+    for text in ("ppo: {lr_scheduler: {name: StepLR, options: {step_size: 9}}}", "ppo: {desired_kl: 0.01}"):
+        assert from_yaml(text, over=recipe).ppo.optimizer.learning_rate == first
+    assert from_yaml("ppo: {epochs: 3}", over=recipe).ppo.optimizer == recipe.ppo.optimizer
+    with pytest.raises(ValueError, match="at most one mechanism may change the learning rate"):
+        from_yaml("ppo: {desired_kl: 0.01, optimizer: {learning_rate: 'linear:1e-3:0'}}", over=recipe)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -131,7 +143,7 @@ def test_numbers_as_yaml_reads_them() -> None:
         ({"torch_threads": 0}, "torch_threads must be at least 1, got 0"),
         ({"parts": {"my part": RandomNetworkDistillationConfig()}}, "'my part'; use a plain identifier"),
         ({"parts": {"x": 3}}, "parts must in each entry be a PartConfig, written"),
-        ({"env": "CartPole-v1"}, r"env must be an EnvConfig, written EnvConfig\(id=...\), got 'CartPole-v1'"),
+        ({"env": "CartPole-v1"}, r"EnvConfig\(id=...\), in a file {id: ...}, got 'CartPole-v1'"),
         ({"seed": 1.5}, r"seed must be a whole number, got 1\.5"),
     ],
 )

@@ -238,9 +238,9 @@ def _plain_complaint(kind: Any, value: Any) -> str:
     if dataclasses.is_dataclass(kind):
         needed = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
         arguments = ", ".join(f"{name}=..." for name in needed)
-        return (
-            f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}, written {kind.__name__}({arguments})"
-        )
+        in_a_file = f", in a file {{{', '.join(f'{name}: ...' for name in needed)}}}" if needed else ""
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        return f"be {article} {kind.__name__}, written {kind.__name__}({arguments}){in_a_file}"
     return _NAMES.get(kind, f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
 
 

@@ -61,17 +61,18 @@ lr_scheduler_class_name: LRSchedulerConfig.name; lstm_hidden_size: policy.memory
 max_grad_norm: ppo.optimizer.max_grad_norm ppo.clip_apart; max_iterations: total_steps; mimic_loss_coef:
 MotionPriorConfig.tracking_weight; mini_batches: ppo.minibatches; mini_epochs: ppo.epochs; minibatch_size:
 ppo.minibatches; mirror_loss_coeff: SymmetryConfig.mirror_coef; mixed_precision: policy.precision; mu_activation:
-policy.distribution.mean_activation; n_disc_updates_per_round: DiscriminatorConfig.disc_update_num; n_epochs:
-ppo.epochs; n_eval_episodes: evaluation.episodes; n_lstm_layers: policy.memory_layers; n_steps: ppo.num_steps; name:
-policy.memory; net_arch: policy.hidden_sizes policy.critic_hidden_sizes; norm_obs: policy.normalize_observations;
-norm_reward: ppo.reward_normalization; normalize_advantage: ppo.advantage_normalization;
-normalize_advantage_per_mini_batch: ppo.advantage_normalization; normalize_input: policy.normalize_observations;
-normalize_value: ppo.value_normalization; num_actors: env.num_envs; num_learning_epochs: ppo.epochs; num_mini_batches:
-ppo.minibatches; num_outputs: RandomNetworkDistillationConfig.num_outputs; num_steps_per_env: ppo.num_steps;
-obs_normalization: policy.normalize_observations; obs_segments: env.segments; observation_preprocessor:
-policy.normalize_observations; optim: ppo.optimizer offline.learning_rate; optimizer: ppo.optimizer.kind;
-optimizer_class: ppo.optimizer.kind; optimizer_class_name: ppo.optimizer.kind; optimizer_cls: ppo.optimizer.kind;
-optimizer_kwargs: ppo.optimizer offline.learning_rate; ortho_init: policy.init; predictor_hidden_dims:
+policy.distribution.mean_activation; n_disc_updates_per_round: DiscriminatorConfig.disc_update_num; n_envs:
+env.num_envs; n_epochs: ppo.epochs; n_eval_episodes: evaluation.episodes; n_lstm_layers: policy.memory_layers;
+n_steps: ppo.num_steps; name: policy.memory; net_arch: policy.hidden_sizes policy.critic_hidden_sizes; norm_obs:
+policy.normalize_observations; norm_reward: ppo.reward_normalization; normalize_advantage:
+ppo.advantage_normalization; normalize_advantage_per_mini_batch: ppo.advantage_normalization; normalize_input:
+policy.normalize_observations; normalize_value: ppo.value_normalization; num_actors: env.num_envs;
+num_learning_epochs: ppo.epochs; num_mini_batches: ppo.minibatches; num_outputs:
+RandomNetworkDistillationConfig.num_outputs; num_steps_per_env: ppo.num_steps; obs_normalization:
+policy.normalize_observations; obs_segments: env.segments; observation_preprocessor: policy.normalize_observations;
+optim: ppo.optimizer offline.learning_rate; optimizer: ppo.optimizer.kind; optimizer_class: ppo.optimizer.kind;
+optimizer_class_name: ppo.optimizer.kind; optimizer_cls: ppo.optimizer.kind; optimizer_kwargs: ppo.optimizer
+offline.learning_rate; ortho_init: policy.init; predictor_hidden_dims:
 RandomNetworkDistillationConfig.predictor_hidden_sizes; privileged_obs_segments: env.segments policy.critic_groups;
 ratio_clip: ppo.clip_epsilon; recompute_advantage: ppo.recompute_advantage; ref_motion:
 MotionPriorConfig.expert_observations; ref_obs: MotionPriorConfig.observations; replace_state_prob:

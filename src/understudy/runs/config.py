@@ -226,7 +226,20 @@ def from_yaml(text: str, *, over: TrainConfig | None = None, allow: Collection[s
     if allow is not None:
         check_imports(plain, allow)
         plain["allow_imports"] = [*allow]
-    return from_plain(TrainConfig, plain if over is None else _merged(to_plain(over), plain), allow=None)
+    if over is not None:
+        plain = _merged(to_plain(_with_one_rate(over, plain)), plain)
+    return from_plain(TrainConfig, plain, allow=None)
+
+
+def _with_one_rate(over: TrainConfig, plain: dict[str, Any]) -> TrainConfig:
+    """`over` without its schedule of the learning rate, where the YAML names another mechanism that moves it."""
+    ppo = plain.get("ppo")
+    rate = over.ppo.optimizer.learning_rate
+    moved = isinstance(ppo, dict) and (ppo.get("lr_scheduler") or ppo.get("desired_kl"))
+    if not moved or not isinstance(rate, Schedule):
+        return over
+    optimizer = dataclasses.replace(over.ppo.optimizer, learning_rate=rate.value(0, 0, 1, 1))
+    return dataclasses.replace(over, ppo=dataclasses.replace(over.ppo, optimizer=optimizer))
 
 
 def whole_yaml(config: TrainConfig) -> str:

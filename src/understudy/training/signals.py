@@ -45,7 +45,8 @@ class StopSignals:
         if self.received is None:
             self.received = signal.Signals(number)
             again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
-            self.announce(f"{self.received.name}: stopping with a checkpoint after this iteration; {again} to stop now")
+            after = "stopping with a checkpoint after this iteration or evaluation"
+            self.announce(f"{self.received.name}: {after}; {again} to stop now")
             return
         self._restore()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated

@@ -163,7 +163,7 @@ class _Reader:
         if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
             values = values.reshape(shape)
         if values.shape != shape:
-            raise ValueError(f"{where} has shape {values.shape}, expected {shape}: {_AGAIN}")
+            raise ValueError(f"{where} has shape {values.shape}, expected {tuple(map(int, shape))}: {_AGAIN}")
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{where} is of type {values.dtype}: store numbers")
         if target.dtype.kind == "b" or values.dtype == target.dtype:
