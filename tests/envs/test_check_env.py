@@ -58,6 +58,6 @@ def test_sound_environments_and_ids() -> None:
     (unknown,) = us.check_env("CartPol-v1")
     assert "did you mean CartPole-v1" in unknown
     (no_env,) = us.check_env(3)
-    assert "int is no environment" in no_env
+    assert "int is not a known kind of environment" in no_env
     with pytest.raises(ValueError, match="steps"):
         us.check_env("CartPole-v1", steps=0)

@@ -300,7 +300,7 @@ def test_a_logger_that_is_named_and_switched_on_is_one() -> None:
     chosen = LoggingConfig(loggers=("tensorboard",), console=False)
     made = Loggers(config(Path(), logging=chosen)).loggers
     assert [type(each) for each in made] == [TensorBoard, module.MetricsFile]
-    assert list(LOGGERS) == ["console", "metrics", "mlflow", "tensorboard", "wandb"]
+    assert list(LOGGERS) == ["console", "metrics", "mlflow", "rsl-rl", "tensorboard", "wandb"]
 
 
 # ---------------------------------------------------------------------------------------------- stopping
