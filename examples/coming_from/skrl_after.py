@@ -16,14 +16,18 @@ def main(total_steps: int = 200_000, episodes: int = 8) -> float:
     config = us.TrainConfig(
         env=us.EnvConfig(id="Pendulum-v1", num_envs=8),
         total_steps=total_steps,
-        policy=us.PolicyConfig(hidden_sizes=(64, 64), distribution=us.DistributionConfig(mean_activation="tanh")),
+        policy=us.PolicyConfig(
+            hidden_sizes=(64, 64),
+            # of an action in [-1, 1], which is scaled by 2: the same noise
+            distribution=us.DistributionConfig(mean_activation="tanh", init_std=0.5),
+        ),
         ppo=us.PPOConfig(
             num_steps=256,
             epochs=10,
             minibatches=8,
             gamma=0.9,
             optimizer=us.OptimizerConfig(learning_rate=1e-3),
-            desired_kl=0.008,
+            # no desired_kl=0.008: it decides after every minibatch, KLAdaptiveLR after every epoch
             value_normalization="standardize",
         ),
         evaluation=us.EvaluationConfig(episodes=episodes),
