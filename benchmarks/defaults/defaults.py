@@ -117,7 +117,7 @@ class Defaults(table.Question[Job]):
         told = ", ".join(
             f"in {sum(x)} of {len(x)} tasks at {steps // 1000}k steps" for steps, x in verdicts.items() if x
         )
-        versions = sorted({row["version"] for row in results if row["library"] == THEIRS})
+        versions = sorted({row["version"].replace("_", "-") for row in results if row["library"] == THEIRS})
         lines += [
             "",
             "`understudy train ppo --env.id TASK --total-steps N` beside Stable-Baselines3's "
