@@ -97,3 +97,9 @@ def test_a_config_shows_its_options() -> None:
     assert options["gamma"].default == 0.99
     changed = us.PPOConfig(gamma=0.5)
     assert pickle.loads(pickle.dumps(changed)) == copy.deepcopy(changed) == changed
+
+
+def test_initials_stand_for_names_of_several_words_only() -> None:
+    known = [f"rate_{word}" for word in ("alpha", "april", "amber", "angle")] + ["radius", "reach"]
+    assert nearest("ra", known) == "did you mean rate_alpha or rate_amber or rate_angle?"
+    assert nearest("r", known).startswith("known: ")

@@ -593,6 +593,33 @@ def test_evaluation_leaves_the_counters_and_cuts_no_episode(installed: types.Sim
     assert counted["env_counters"] == {"common_step_counter": 24}  # of three iterations, without the evaluations' steps
 
 
+def test_an_evaluation_that_fails_leaves_the_counters(
+    installed: types.SimpleNamespace, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint that is rescued has the training's counter, not that of the evaluation that failed."""
+
+    def failing(policy: Any, *, env: Any, **options: Any) -> None:
+        env.reset(0)
+        for _ in range(5):
+            env.step(torch.zeros(env.num_envs, 2))
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr("understudy.training.loop.evaluate", failing)
+    config = us.TrainConfig(
+        env=EnvConfig(id="mjlab:Stub-Task", num_envs=8),
+        ppo=us.PPOConfig(num_steps=8, minibatches=2, epochs=1, warmup_steps=0),
+        evaluation=us.EvaluationConfig(interval=64),
+        checkpoint=us.CheckpointConfig(interval=None),
+        total_steps=192,
+        run_dir=str(tmp_path / "run"),
+    )
+    with pytest.raises(RuntimeError, match="no display"):
+        us.train(config)
+    newest = max((tmp_path / "run" / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    counted = torch.load(newest, weights_only=True)["state"]
+    assert counted["env_counters"] == {"common_step_counter": 8}
+
+
 def test_one_isaac_sim_per_process(installed: types.SimpleNamespace, tmp_path: Any) -> None:
     config = us.TrainConfig(
         env=EnvConfig(id="isaaclab:Stub-Task", num_envs=8),

@@ -22,7 +22,8 @@ from understudy.core.origin_names import ORIGIN_NAMES
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that helps with a misspelt or abbreviated name: the nearest known ones, or the first 20."""
     names = {known_name.lower(): known_name for known_name in sorted(known)}
-    short = [known_name for known_name in names if "".join(x[:1] for x in known_name.split("_")) == name.lower()]
+    initials = {key: "".join(word[:1] for word in key.split("_")) for key in names if "_" in key}
+    short = [key for key, letters in initials.items() if letters == name.lower()][:3]
     for cutoff in (0.8, 0.5):  # a typing error first, then what merely looks like it
         if close := short or get_close_matches(name.lower(), names, n=3, cutoff=cutoff):
             return f"did you mean {' or '.join(names[found] for found in close)}?"

@@ -382,12 +382,12 @@ class Training:
         """Lend the training's environment, where there is no other: its episodes start anew, its counters go on."""
         simulator = self.ppo.simulator
         counters = {} if simulator is None else simulator.counters
-        yield
-        if not self.shared:
-            return
-        if simulator is not None:
-            simulator.counters = counters
-        if self.collecting:
+        try:
+            yield
+        finally:  # the checkpoint of a training that fails here has them, too
+            if self.shared and simulator is not None:
+                simulator.counters = counters
+        if self.shared and self.collecting:
             self.ppo.reset_envs()
 
     def _restore_folder(self) -> None:
