@@ -63,7 +63,7 @@ def test_bad_input() -> None:
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="num_envs must be at least 1"):
             make_env("CartPole-v1", wrong)
-    with pytest.raises(ValueError, match="backend must be one of auto, gymnasium, envpool"):
+    with pytest.raises(ValueError, match="backend must be one of auto, gymnasium, processes, envpool"):
         make_env("CartPole-v1", 1, "sync")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_episode_steps must be at least 1"):
         make_env("CartPole-v1", 1, max_episode_steps=0)

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from understudy.envs.base import StatefulEnv, Step, VecEnv
     from understudy.envs.envpool import EnvPoolAdapter
     from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
+    from understudy.envs.processes import process_vector_env
     from understudy.envs.registry import EnvConfig, as_vec_env, list_envs, make_env, make_render_env, register_env
     from understudy.envs.regrouped import with_groups
     from understudy.envs.simulator import SimulatorAdapter
 
 __all__ = ["ActionMap", "StatefulEnv", "Step", "VecEnv"]
-__all__ += ["EnvPoolAdapter", "GymnasiumVectorAdapter", "InProcessVectorEnv", "SimulatorAdapter"]
+__all__ += ["EnvPoolAdapter", "GymnasiumVectorAdapter", "InProcessVectorEnv", "SimulatorAdapter", "process_vector_env"]
 __all__ += ["EnvConfig", "as_vec_env", "list_envs", "make_env", "make_render_env", "register_env", "with_groups"]
 
 _FILES = {
@@ -23,6 +24,7 @@ _FILES = {
     "base": ("StatefulEnv", "Step", "VecEnv"),
     "envpool": ("EnvPoolAdapter",),
     "gymnasium": ("GymnasiumVectorAdapter", "InProcessVectorEnv"),
+    "processes": ("process_vector_env",),
     "registry": ("EnvConfig", "as_vec_env", "list_envs", "make_env", "make_render_env", "register_env"),
     "regrouped": ("with_groups",),
     "simulator": ("SimulatorAdapter",),

@@ -54,7 +54,7 @@ class InProcessVectorEnv(FixedMemory):
         self.envs: list[gym.Env[Any, Any]] = []
         try:
             for build in make:
-                self.envs.append(_built(build, len(self.envs)))
+                self.envs.append(built(build, len(self.envs)))
             self._check_same_spaces()
             self._leaves = observation_leaves(self.envs[0].observation_space, groups)
             self.action_space = check_action_space(self.envs[0].action_space)
@@ -174,12 +174,17 @@ class GymnasiumVectorAdapter(FixedMemory):
     SAME_STEP: the final observation comes from `info["final_obs"]`. DISABLED, and NEXT_STEP where the class is
     Gymnasium's own Sync- or AsyncVectorEnv: the ended environments are reset at once (`reset_mask`), so that no
     reset step exists. Other NEXT_STEP environments step all rows while one resets: that row comes with `valid` False.
+    `seed`: used by the first `reset` that gets none.
 
     Raises ValueError if the mode is not in `metadata["autoreset_mode"]`, `WorkerError` when an environment fails.
     """
 
     def __init__(
-        self, vector_env: VectorEnv[Any, Any, Any], device: torch.device | str = "cpu", groups: Groups | None = None
+        self,
+        vector_env: VectorEnv[Any, Any, Any],
+        device: torch.device | str = "cpu",
+        groups: Groups | None = None,
+        seed: int | None = None,
     ) -> None:
         mode = vector_env.metadata.get("autoreset_mode")
         if mode is None:
@@ -188,6 +193,7 @@ class GymnasiumVectorAdapter(FixedMemory):
                 "gymnasium.vector.AutoresetMode (NEXT_STEP, SAME_STEP, DISABLED)"
             )
         self.env = vector_env
+        self._seed = seed
         self.num_envs = vector_env.num_envs
         self.device = torch.device(device)
         self.mode = AutoresetMode(mode)
@@ -207,6 +213,7 @@ class GymnasiumVectorAdapter(FixedMemory):
 
     def reset(self, seed: int | None = None) -> TensorDict:
         """Start N fresh episodes, seeded as the vector environment does it (Gymnasium's: `seed + i`); obs `[N]`."""
+        seed, self._seed = (self._seed if seed is None else seed), None
         self._resetting = None
         self._call("reset", lambda: self._write(reset_values(self.env.reset(seed=seed))[0], careful=True))
         self._buffers.publish(ended=False)
@@ -296,7 +303,7 @@ class GymnasiumVectorAdapter(FixedMemory):
         return f"vector environment {name} ({self.num_envs} environments)"
 
 
-def _built(build: Callable[[], gym.Env[Any, Any]], index: int) -> gym.Env[Any, Any]:
+def built(build: Callable[[], gym.Env[Any, Any]], index: int) -> gym.Env[Any, Any]:
     """One environment. Raises WorkerError where its own code does; ImportError and ValueError say enough."""
     try:
         env = build()

@@ -20,6 +20,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
 from understudy.core.check import Config, Filled, In, fit, nearest
+from understudy.core.devices import cores
 from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
 from understudy.envs.base import VecEnv
@@ -27,6 +28,7 @@ from understudy.envs.envpool import has_envpool, import_envpool, make_envpool
 from understudy.envs.gate import check_vec_env, raised
 from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
 from understudy.envs.observations import Groups, Segments
+from understudy.envs.processes import STEP_PAYS_FROM, process_vector_env, seconds_per_step
 from understudy.envs.regrouped import ungrouped, with_groups
 from understudy.envs.simulator import Simulator, SimulatorAdapter, TorchVectorEnv
 from understudy.envs.simulators import KINDS, Order, SimulatorKind, simulator_of
@@ -34,7 +36,7 @@ from understudy.types import UnderstudyError
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["auto", "gymnasium", "envpool"]
+Backend = Literal["auto", "gymnasium", "processes", "envpool"]
 KwargValue = int | float | bool | str
 Maker = Callable[..., Any]
 """`make(num_envs, device, **options)` -> a `VecEnv`, a Gymnasium vector environment or an rsl_rl-style simulator."""
@@ -86,8 +88,11 @@ class EnvConfig(Config):
     num_envs: Annotated[int, In(1, 100_000)] = 8
     """Copies stepped together."""
     backend: Backend = "auto"
-    """Backend that steps the environments. auto: Gymnasium below 16 copies, EnvPool from there on, whichever has the
-    id."""
+    """Backend that steps the environments: gymnasium (in this process), processes (Gymnasium's, each in one of its own)
+    or envpool. auto: Gymnasium below 16 copies, EnvPool from there on, whichever has the id; processes instead of
+    gymnasium if a step is measured to take 2 ms or more."""
+    worker_timeout: Annotated[float, In(0.1, 1e6)] = 300.0
+    """Seconds without an answer after which an environment in a process of its own is taken to hang."""
     groups: dict[str, str] = field(default_factory=dict)
     """Observation groups by name, as keys of a Dict observation: {"policy": "state", "critic": "state+privileged"}.
     Empty: the environment's own."""
@@ -115,6 +120,7 @@ class EnvConfig(Config):
             max_episode_steps=self.max_episode_steps,
             seed=seed,
             render=render,
+            worker_timeout=self.worker_timeout,
         )
         if isinstance(simulator := ungrouped(env), SimulatorAdapter):
             simulator.random_episode_lengths = self.random_episode_lengths
@@ -133,12 +139,15 @@ def make_env(
     max_episode_steps: int | None = None,
     seed: int | None = None,
     render: bool = False,
+    worker_timeout: float = 300.0,
 ) -> VecEnv:
     """N copies of the environment `id`, stepped together.
 
-    Backend "auto": registered makers (see `register_env`; they know no `seed`) and simulators first; else Gymnasium, in
-    this process, for fewer than 16 copies or when `env_kwargs` are given (the backends name their options differently);
-    else EnvPool where it is installed and has the id, else Gymnasium. Name the backend for runs to be compared: EnvPool
+    Backend "auto": registered makers (see `register_env`; they know no `seed`) and simulators first; else Gymnasium for
+    fewer than 16 copies or when `env_kwargs` are given (the backends name their options differently); else EnvPool
+    where it is installed and has the id, else Gymnasium. Gymnasium's environments are stepped in this process; in
+    processes of their own (`process_vector_env`, with `worker_timeout`) if a step takes 2 ms or more, measured in a
+    copy built for that, and there is more than one core. Name the backend for runs to be compared: EnvPool
     ships its own MuJoCo, whose version differs from that of the `mujoco` package, and its episodes differ for the same
     seed.
 
@@ -164,20 +173,36 @@ def make_env(
             options["max_episode_steps"] = max_episode_steps
         return _call_maker(id, maker, num_envs, torch.device(device), options, groups, segments)
     env: VecEnv
-    if _choose(id, num_envs, backend, bool(options)) == "envpool":
+    chosen = _choose(id, num_envs, backend, bool(options))
+    if chosen == "envpool":
         env = make_envpool(id, num_envs, device, groups, options, max_episode_steps, seed)
     else:
-        make = gymnasium_maker(id, options, max_episode_steps)
-        env = InProcessVectorEnv([make] * num_envs, device, groups, seed)
+        makes = [gymnasium_maker(id, options, max_episode_steps)] * num_envs
+        if chosen == "processes" or (backend == "auto" and num_envs > 1 and _is_slow(id, makes[0])):
+            env = process_vector_env(makes, device, groups, seed, timeout=worker_timeout)
+        else:
+            env = InProcessVectorEnv(makes, device, groups, seed)
     return with_groups(env, segments=segments)
 
 
-def backend_of(config: EnvConfig) -> str:
-    """Name of what steps the environment, for people."""
+def _is_slow(id: str, make: Callable[[], gym.Env[Any, Any]]) -> bool:
+    """Whether a step takes so long that a process for each copy pays."""
+    seconds = seconds_per_step(make) if cores() > 1 else 0.0
+    if seconds >= STEP_PAYS_FROM:
+        logger.info("%s: a step takes %.1f ms, so each copy runs in a process of its own", id, 1e3 * seconds)
+    return seconds >= STEP_PAYS_FROM
+
+
+def backend_of(config: EnvConfig, env: VecEnv) -> str:
+    """Name of what steps the environment that the configuration has built, for people."""
     if (simulator := _find_simulator(config.id)) is not None:
         return simulator[0].title
-    own = _find_maker(config.id) is not None
-    return "its own maker" if own else _choose(config.id, config.num_envs, config.backend, bool(config.kwargs))
+    if _find_maker(config.id) is not None:
+        return "its own maker"
+    inner = ungrouped(env)
+    if isinstance(inner, GymnasiumVectorAdapter):
+        return f"gymnasium, {inner.num_envs} processes"
+    return "gymnasium" if isinstance(inner, InProcessVectorEnv) else "envpool"
 
 
 @runtime_checkable
@@ -422,11 +447,15 @@ def _summary(id: str) -> str:
 # ------------------------------------------------------------------------------------------- backends
 
 
-def _choose(env_id: str, num_envs: int, backend: str, has_options: bool) -> Literal["gymnasium", "envpool"]:
+def _choose(
+    env_id: str, num_envs: int, backend: str, has_options: bool
+) -> Literal["gymnasium", "processes", "envpool"]:
     """The backend that builds the id; ValueError if none does."""
     if backend == "envpool":
         return "envpool"  # make_envpool checks the id
     in_gymnasium = _gymnasium_spec(env_id) is not None
+    if in_gymnasium and backend == "processes":
+        return "processes"
     if in_gymnasium and (backend == "gymnasium" or num_envs < ENVPOOL_FROM or has_options):
         return "gymnasium"
     if backend == "auto" and has_envpool() and env_id in import_envpool().list_all_envs():

@@ -287,7 +287,7 @@ class Training:
     def _setting(self) -> str:
         """What it trains on, for people."""
         env = self.config.env
-        backend = "an environment of your own" if self.own else backend_of(env)
+        backend = "an environment of your own" if self.own else backend_of(env, self.ppo.env)
         return f"{env.num_envs} x {env.id} ({backend}), device {self.env.device}"
 
     def _pretrain(self, offline: OfflineTraining) -> None:
