@@ -17,7 +17,6 @@ from understudy.core.schedules import Schedule
 from understudy.ppo.optim import (
     Optimizer,
     OptimizerConfig,
-    average_over_ranks,
     gradient_step,
 )
 
@@ -214,11 +213,6 @@ def test_gradients_may_be_filled_by_hand() -> None:
     norm = gradient_step(optimizer)
     torch.testing.assert_close(norm, torch.tensor(math.sqrt(0.2)))
     torch.testing.assert_close(p.detach(), torch.tensor([[0.9, 2.2]]))
-
-
-def test_one_process_averages_with_itself() -> None:
-    x = torch.tensor([1.0, 2.0])
-    assert average_over_ranks(x) is x
 
 
 @pytest.mark.parametrize(

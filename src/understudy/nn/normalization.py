@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from understudy.core import ranks
 from understudy.core.sanity import ABSURD, median_log_size
 
 
@@ -53,7 +54,7 @@ class _Statistics(nn.Module):
     def _sane(self, rows: Tensor) -> Tensor:
         """Which of the rows `[R, C]` are to be absorbed."""
         if self.fresh:
-            square = (2.0 * median_log_size(rows)).exp()
+            square = (2.0 * ranks.mean(median_log_size(rows))).exp()
         else:  # if all rows so far were left out, nothing is known
             square = torch.where(self.count > 0.0, torch.addcmul(self.var, self.mean, self.mean), torch.inf).view(-1)
         self.fresh = False
@@ -128,14 +129,8 @@ def _moments(rows: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     drop = ~keep.view(-1, *[1] * len(shape))
     count = rows.shape[0] - drop.sum(dtype=rows.dtype).view(1)
     rows = rows.masked_fill(drop, 0.0)  # not a product: rows left out may hold NaN
-    totals = _sum_over_ranks(torch.cat((rows.sum(0).view(-1), count)))
+    totals = ranks.total(torch.cat((rows.sum(0).view(-1), count)))
     count = totals[-1]
     mean = (totals[:-1] / count.clamp(min=1.0)).view(shape)
     deviation = (rows - mean).masked_fill(drop, 0.0)
-    return count, mean, _sum_over_ranks((deviation * deviation).sum(0))
-
-
-def _sum_over_ranks(x: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(x)
-    return x
+    return count, mean, ranks.total((deviation * deviation).sum(0))

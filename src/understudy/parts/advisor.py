@@ -137,12 +137,15 @@ class Advisor(Part, Weights, Losses):
 
     def sample(self, batch: TensorDict) -> TensorDict | None:
         """A minibatch of demonstrations. Also checks the first labels, as this code is not captured."""
+        count = None
         if self.labels is not None:
             self.labels.check(batch["obs"], batch["valid"].shape)
+            count = self.labels.count(batch)
         if self.demonstrations is None:
-            return None
+            return count
         length = self.config.sequence_length if self.recurrent else None
-        return draw_actions(self.demonstrations, self.config.batch_size, length, self.generator)
+        drawn = draw_actions(self.demonstrations, self.config.batch_size, length, self.generator)
+        return drawn if count is None else TensorDict({**drawn, **count}, [])
 
     def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """L on the minibatch, and on demonstrations if there are any."""
@@ -150,7 +153,8 @@ class Advisor(Part, Weights, Losses):
         metrics: Metrics = {}
         if self.labels is not None:
             label = self.labels.read(batch["obs"], batch["valid"])
-            loss, metrics = self._imitate(out.distribution, out.latents["actor"], label, batch["is_first"])
+            count = batch.get((self.name, "sample", "count"), None)
+            loss, metrics = self._imitate(out.distribution, out.latents["actor"], label, batch["is_first"], count)
         if self.demonstrations is not None:
             drawn = batch[self.name, "sample"]
             distribution, _, latents = policy.run_actor(drawn["obs"], None, drawn["is_first"])
@@ -162,12 +166,12 @@ class Advisor(Part, Weights, Losses):
         return loss, metrics
 
     def _imitate(
-        self, main: Distribution, latent: Tensor, label: ExpertLabel, is_first: Tensor
+        self, main: Distribution, latent: Tensor, label: ExpertLabel, is_first: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
         aux_cost = self._cost(self.head(latent), label)
         weight = self._expert_weight(aux_cost.detach(), label, is_first)
-        aux_loss = masked_mean(aux_cost, label.mask)
-        imitation = imitation_loss(self._cost(main, label), weight, label.mask, self.stage())
+        aux_loss = masked_mean(aux_cost, label.mask, count)
+        imitation = imitation_loss(self._cost(main, label), weight, label.mask, self.stage(), count)
         metrics = {"aux_loss": aux_loss, "imitation_loss": imitation, "weight": weight.mean()}
         metrics["nonzero_weight"] = (weight > 0).to(weight.dtype).mean()
         return aux_loss + imitation, {name: x.detach() for name, x in metrics.items()}
@@ -224,15 +228,17 @@ def smooth_over_time(weight: Tensor, is_first: Tensor, decay: float) -> Tensor:
     return total / count
 
 
-def imitation_loss(cost: Tensor, weight: Tensor, mask: Tensor, stage: float | Tensor) -> Tensor:
+def imitation_loss(
+    cost: Tensor, weight: Tensor, mask: Tensor, stage: float | Tensor, count: Tensor | None = None
+) -> Tensor:
     """stage * sum(mask cost) / max(sum(mask), 1) + (1 - stage) * mean(weight cost), 0-D.
 
-    The first term is the imitation stage's; the second divides by all steps, labelled or not. Raises ValueError if the
-    shapes differ.
+    The first term is the imitation stage's (`masked_mean` explains `count`); the second divides by all steps, labelled
+    or not. Raises ValueError if the shapes differ.
     """
     if cost.shape != weight.shape:
         raise ValueError(f"costs {tuple(cost.shape)} and weights {tuple(weight.shape)} must have one shape")
-    return stage * masked_mean(cost, mask) + (1.0 - stage) * (weight * cost).mean()
+    return stage * masked_mean(cost, mask, count) + (1.0 - stage) * (weight * cost).mean()
 
 
 def _one_step_later(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core import ranks
 from understudy.core.check import Filled, In
 from understudy.core.schedules import RewardWeight, Scalar
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
@@ -290,7 +291,7 @@ class MotionPrior(Part, Rewards, Updates):
 
     def _watch(self) -> None:
         """Warn once if nearly all scores of the policy have been pinned to their label for a while."""
-        self.saturation.lerp_(self._scored["saturated"], 0.1)
+        self.saturation.lerp_(ranks.mean(self._scored["saturated"]), 0.1)
         self._updates += 1
         if self._warned or self._updates % _CHECK_EVERY or float(self.saturation) <= _SATURATED:
             return

@@ -75,9 +75,14 @@ class ScriptedExpert(Part, Labels, Overrides, Losses):
         """The expert's action where it acts."""
         return act_where_forced(action, label)
 
+    def sample(self, batch: TensorDict) -> TensorDict | None:
+        """Nothing but the number of labels, where there are several ranks."""
+        return self.labels.count(batch)
+
     def loss(self, policy: Policy, batch: TensorDict, out: PolicyOutput) -> tuple[Tensor, Metrics]:
         """The loss above."""
         label = self.labels.read(batch["obs"], batch["valid"])
-        loss = masked_mean(cross_entropy(out.distribution, label), label.mask)
+        count = batch.get((self.name, "sample", "count"), None)
+        loss = masked_mean(cross_entropy(out.distribution, label), label.mask, count)
         forced = batch[self.name, "forced"].to(loss.dtype).mean()
         return self.imitation_coef() * loss, {"cross_entropy": loss.detach(), "forced": forced}

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from understudy.core import ranks
 from understudy.core.check import In
 from understudy.core.devices import check_memory
 from understudy.core.ring import Ring
@@ -157,8 +158,8 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         if self.draws:
             if self.recurrent:
                 state = rollout["state"][0]
-                self.low.copy_(torch.minimum(self.low, state.amin(0)))
-                self.high.copy_(torch.maximum(self.high, state.amax(0)))
+                self.low.copy_(torch.minimum(self.low, -ranks.maximum(-state.amin(0))))
+                self.high.copy_(torch.maximum(self.high, ranks.maximum(state.amax(0))))
             self.memory.add(self._units(rollout))
         return {"forced": rollout[self.name, "forced"].float().mean()}
 

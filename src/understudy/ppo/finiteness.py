@@ -9,6 +9,7 @@ from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core import ranks
 from understudy.core.sanity import BEYOND_USE, log_sizes, median_log_size, without_faults
 from understudy.core.spaces import Key, component, component_keys, is_real, is_vector, size_of
 from understudy.ppo.rollout import Finals
@@ -60,7 +61,7 @@ class FinitenessCheck(nn.Module):
             count = there.sum(0, dtype=torch.float64)
             total = median_log_size(rows) * count if first else logs.sum(0, dtype=torch.float64)
             found.append(torch.stack((total, count, len(rows) - count)))
-        logs, count, zeros = torch.cat(found, dim=1)
+        logs, count, zeros = ranks.total(torch.cat(found, dim=1))
         self.logs += logs
         self.count += count
         self.zeros += zeros

@@ -164,26 +164,34 @@ def bounded_value_loss(value: Tensor, target: Tensor, floor: Tensor, kind: Value
 
 
 def normalize(
-    advantage: Tensor, valid: Tensor | None = None, eps: float = 1e-8, dims: int | Sequence[int] | None = None
+    advantage: Tensor,
+    valid: Tensor | None = None,
+    eps: float = 1e-8,
+    dims: int | Sequence[int] | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """(A - mean) / (std + eps) over `dims` (None = all of them), std unbiased; any shape in, the same shape out.
 
     `[T, N]` with dims=None normalises a rollout, `[M, B]` with dims=1 each minibatch. Where only one element is
     reduced (statistics are undefined) it is returned unchanged. With a `valid` mask (bool, same shape) only valid
-    elements count and the others become 0. Raises ValueError if the shapes differ.
+    elements count and the others become 0. With `total`, which adds up what several processes have (`ranks.total`),
+    the statistics are those of all their elements. Raises ValueError if the shapes differ.
     """
     axes = tuple(range(advantage.ndim)) if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
-    if prod([advantage.shape[axis] for axis in axes]) <= 1:
+    if total is not None:
+        valid = torch.ones_like(advantage, dtype=torch.bool) if valid is None else valid
+    elif prod([advantage.shape[axis] for axis in axes]) <= 1:
         return advantage
     if valid is None:
         std, mean = torch.std_mean(advantage, dim=axes, keepdim=True)
         return (advantage - mean) / (std + eps)
     check_same_shape({"advantage": advantage, "valid": valid})
     known = torch.where(valid, advantage, 0.0)  # not a product: an invalid element may be NaN
-    count = valid.sum(dim=axes, keepdim=True)
-    mean = known.sum(dim=axes, keepdim=True) / count.clamp_min(1)
+    add = total or (lambda x: x)
+    count = add(valid.sum(dim=axes, keepdim=True))
+    mean = add(known.sum(dim=axes, keepdim=True)) / count.clamp_min(1)
     centred = torch.where(valid, advantage - mean, 0.0)
-    variance = (centred * centred).sum(dim=axes, keepdim=True) / (count - 1).clamp_min(1)
+    variance = add((centred * centred).sum(dim=axes, keepdim=True)) / (count - 1).clamp_min(1)
     return torch.where(count > 1, centred / (variance.sqrt() + eps), known)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from understudy.core import ranks
 from understudy.core.check import nearest
 from understudy.ppo.losses import check_same_shape, kl_k3
 from understudy.types import Metrics
@@ -118,6 +121,27 @@ def mean_statistics(steps: Sequence[Mapping[str, Tensor]], ran: Tensor | None = 
     """The means of named 0-D tensors over M steps, of those where `ran` `[M]` holds."""
     table = torch.stack([x for step in steps for x in step.values()]).view(len(steps), -1)  # [M, S]
     return dict(zip(steps[0], _mean_where(table, ran).unbind(0)))
+
+
+_OVER_RANKS: Mapping[str, Callable[[list[float]], float]] = {
+    "episode/finished": sum,
+    "ppo/ratio_min": min,
+    "ppo/ratio_max": max,
+    "ppo/first_ratio_error": max,
+}
+"""How metrics of ranks become one, where that is not their mean."""
+
+
+def over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """An iteration's metrics over all ranks, the same on each: means, a sum and extremes. NaN is no number to count."""
+    if ranks.count() == 1:
+        return metrics
+    rows: list[dict[str, float]] = ranks.gather(metrics)
+    together = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        known = [row[name] for row in rows if name in row and not math.isnan(row[name])]
+        together[name] = _OVER_RANKS.get(name, fmean)(known) if known else math.nan
+    return together
 
 
 def explained_variance(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:

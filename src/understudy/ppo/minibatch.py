@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core import ranks
 from understudy.core.capture import Batch, unbind
 from understudy.core.spaces import unflatten
 from understudy.nn.protocol import Policy
@@ -84,7 +85,8 @@ class Minibatches:
         advantage, where = epoch["advantage"], self.config.advantage_normalization
         if where != "none":
             dims = None if where == "rollout" else tuple(range(1, advantage.ndim))
-            epoch["advantage"] = normalize(advantage, epoch.get("mask"), dims=dims)
+            total = ranks.total if ranks.count() > 1 else None
+            epoch["advantage"] = normalize(advantage, epoch.get("mask"), dims=dims, total=total)
 
     def _add_bounds(self, epoch: dict[Any, Tensor]) -> None:
         """Clip bounds and value floors of all minibatches at once: the losses then need a third of the operations."""

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from understudy.core import devices
+from understudy.core import devices, ranks
 from understudy.core.capture import Batch, BatchFunction, CaptureMode, capture
 from understudy.core.check import Config, In
 from understudy.core.schedules import Number, Scalar
@@ -147,7 +146,7 @@ def gradient_step(optimizer: Optimizer, loss: Tensor | None = None, stop: Tensor
         for view, g in zip(optimizer.grads, found):
             view.copy_(g)
     with torch.no_grad():
-        average_over_ranks(optimizer.grad)
+        ranks.mean_(optimizer.grad)
         norm = torch.linalg.vector_norm(optimizer.grad)
         limit = optimizer.config.max_grad_norm
         if devices.host_is_device(norm.device):
@@ -195,16 +194,8 @@ def adapt_learning_rate(
 
     Nothing moves once `stop` (0-D) is true: an accelerator goes on after it, without effect.
     """
-    kl = average_over_ranks(kl.clone())
+    kl = ranks.mean(kl)
     with torch.no_grad():
         factor = torch.where(kl > 2.0 * desired, 1.0 / 1.5, torch.where((kl < 0.5 * desired) & (kl > 0.0), 1.5, 1.0))
         rate = optimizer.learning_rate.value
         rate.copy_((rate * torch.where(stop, 1.0, factor)).clamp(*limits))
-
-
-def average_over_ranks(x: Tensor) -> Tensor:
-    """The mean of `x` over all processes of a distributed run, in place; `x` itself otherwise."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-        x /= dist.get_world_size()
-    return x

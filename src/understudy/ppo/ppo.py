@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.core import devices, randomness
+from understudy.core import devices, randomness, ranks
 from understudy.core.capture import Batch
 from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
@@ -30,6 +30,7 @@ from understudy.ppo.metrics import (
     MinibatchRecord,
     check_metric,
     explained_variance,
+    over_ranks,
     update_statistics,
 )
 from understudy.ppo.minibatch import COMPUTED, Minibatches
@@ -52,7 +53,9 @@ class PPO:
     """Trains `policy` on `env`: `iterate` collects one rollout and learns from it. No files, no console.
 
     Parts take part through their hooks only, in the order of their names, so that the order they are given in
-    changes nothing. Raises ValueError where sizes, spaces and options do not fit together.
+    changes nothing. Where `torch.distributed` has several ranks, each collects from an `env` of its own, and all learn
+    as one: `steps_per_iteration` counts all ranks'. Raises ValueError where sizes, spaces and options do not fit
+    together.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class PPO:
         self.iteration = 0
         self.env_steps = 0
         self.total_steps = total_steps or 0
-        self.steps_per_iteration = config.num_steps * env.num_envs
+        self.steps_per_iteration = config.num_steps * env.num_envs * ranks.count()
         self.coefficients = nn.ModuleDict(
             {
                 "clip_low": Scalar(config.clip_epsilon, device),
@@ -106,7 +109,7 @@ class PPO:
             if config.lr_scheduler is not None
             else None
         )
-        self.generators = randomness.generators(seed, ("actions", "minibatches"), device)
+        self.generators = randomness.generators(ranks.own_seed(seed), ("actions", "minibatches"), device)
         self.finiteness = FinitenessCheck(env.observation_space, config.absurd, device)
         for normalizer in policy.normalizers.values():
             cast(ObservationNormalizer, normalizer).absurd = config.absurd or math.inf
@@ -134,6 +137,9 @@ class PPO:
             check_metric(metric, self.parts, waiting)
         if total_steps is None:
             self._check_lengths()
+        _check_ranks(self)
+        for module in (self.policy, *self.parts.values()):
+            ranks.broadcast_(module)
         self.last_report = ""
         self.skipped_steps = 0.0  # by the optimizer, until the last iteration
 
@@ -148,7 +154,7 @@ class PPO:
         self._advance_schedules()
         started = time.perf_counter()
         if self.collector.obs is None:
-            self.collector.reset(randomness.env_seed(self.seed, 0))
+            self.collector.reset(randomness.env_seed(ranks.own_seed(self.seed), 0))
         if self.policy.normalizers and self.config.warmup_steps and self.iteration == 0 and self.env_steps == 0:
             self._warm_up()
         rollout = self.collector.collect()
@@ -180,6 +186,7 @@ class PPO:
             "time/steps_per_second": self.steps_per_iteration / (ended - started),
         }
         result |= {f"time/{name}": value for name, value in seconds.items()}
+        result = over_ranks(result)
         self._check_conditions(result)
         self.observe(result)
         return result
@@ -196,7 +203,7 @@ class PPO:
             if config.desired_kl is not None and records:
                 adapt_learning_rate(optimizer, stats["kl_exact"], config.desired_kl, config.learning_rate_range, stop)
             if config.target_kl is not None:
-                ran, stop = ~stop, stop | (stats["kl_step"] > 1.5 * config.target_kl)
+                ran, stop = ~stop, stop | (ranks.mean(stats["kl_step"]) > 1.5 * config.target_kl)
             norm = gradient_step(optimizer, stop=None if config.target_kl is None else stop)
             records.append(MinibatchRecord(stats, log_ratio, batch["advantage"], batch.get("mask"), norm, ran))
             if devices.host_is_device(stop.device) and bool(stop):
@@ -272,7 +279,7 @@ class PPO:
         """A short rollout for the normaliser's first statistics: T steps at most, in the rollout's own memory."""
         steps = min(self.config.warmup_steps, self.config.num_steps)
         rollout = self.collector.collect(steps)[:steps]
-        self.env_steps += rollout.numel()
+        self.env_steps += rollout.numel() * ranks.count()
         self._check_finite(rollout, steps)
         self.policy.update_normalizers(rollout["obs"], rollout["valid"])
         ended = rollout["terminated"] | rollout["truncated"]
@@ -280,12 +287,13 @@ class PPO:
 
     def _check_finite(self, rollout: TensorDict, steps: int) -> bool:
         """Whether `rollout["valid"]` must be looked at; one host sync."""
-        check, first_step = self.finiteness, self.env_steps // self.env.num_envs - steps
+        check, first_step = self.finiteness, self.env_steps // (self.env.num_envs * ranks.count()) - steps
         last, finals = self.collector.obs, self.collector.finals
         assert last is not None
         if first_step == 0:  # judged by its own numbers: nothing came before
             check.absorb(rollout, first=True)
         passed, all_valid = torch.stack((check.passed(rollout, last, finals), rollout["valid"].all())).tolist()
+        passed = all(ranks.gather(passed))  # or all ranks look, and count what is usual
         if first_step and (not passed or self.iteration % _ABSORB_EVERY == 0):
             check.absorb(rollout, first=False)
         self.last_report = "" if passed else check.mask(rollout, last, finals, first_step)
@@ -354,7 +362,7 @@ class PPO:
 
     def reset_envs(self) -> None:
         """Start fresh episodes, seeded from run seed and iteration: the boundary at which a resume is exact."""
-        self.collector.reset(randomness.env_seed(self.seed, self.iteration))
+        self.collector.reset(randomness.env_seed(ranks.own_seed(self.seed), self.iteration))
         self.episodes.forget_unfinished()
         self.reward_scaler.running.zero_()
 
@@ -407,6 +415,14 @@ class PPO:
                 self.simulator.counters = {**state.get("env_counters", {})}
             self.reset_envs()
         randomness.restore(self.generators, state["rng"])
+
+
+def _check_ranks(ppo: PPO) -> None:
+    """The ranks add up their gradients, so that they have to be made alike."""
+    env, size = ppo.env, len(ppo.optimizer.flat)
+    spaces = f"{env.num_envs} environments\n{env.observation_space}\n{env.action_space}"
+    choices = f"{ppo.config}\nparts {[*ppo.parts]}\ntotal_steps {ppo.total_steps}\nparameters {size}"
+    ranks.check_same("the environment or PPO", f"{spaces}\n{choices}", "build all ranks alike")
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from understudy.core import ranks
 from understudy.core.check import Config, Filled
 from understudy.core.schedules import RewardWeight
 from understudy.data.demonstrations.demonstrations import Demonstrations
@@ -65,7 +66,7 @@ def add_policy_noise(policy: Policy, executed: Tensor, params: Tensor, generator
     behaviour, raw = policy.head.from_params(params), policy.action_map.inverse(executed)
     assert isinstance(behaviour, DiagGaussian)
     # one number per action dimension, even if the policy's depends on the state
-    std = behaviour.log_std.flatten(0, -2).mean(0).exp()
+    std = ranks.mean(behaviour.log_std.flatten(0, -2).mean(0)).exp()
     executed = policy.action_map(raw + std * torch.randn(raw.shape, generator=generator, device=raw.device))
     return executed
 
@@ -83,7 +84,7 @@ class AbsorbingState(NamedTuple):
 
     def with_loops(self, rows: Tensor, terminated: Tensor, generator: torch.Generator) -> Tensor:
         """Replace some of the rows `[n, C]` by self-loops: one for each end among them."""
-        ends = terminated.float().mean()
+        ends = ranks.mean(terminated.float().mean())
         drawn = torch.rand(len(rows), 1, generator=generator, device=rows.device)
         return torch.where(drawn < ends / (1.0 + ends), self.row, rows)
 
@@ -140,7 +141,8 @@ class Adversary:
         after: Tensor | float = 0.0 if absorbing is None else self.score(absorbing.row)
         if self.centers:
             valid = rollout["valid"]
-            mean = weighted_mean(torch.where(valid, reward, 0.0), valid.float())
+            share = ranks.share(valid.sum().float())
+            mean = ranks.mean(weighted_mean(torch.where(valid, reward, 0.0), valid.float(), share))
             reward, after = reward - mean, after - mean
         return reward if absorbing is None else reward + rollout["terminated"] * (absorbing.ever_after * after)
 

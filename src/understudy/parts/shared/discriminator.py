@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from understudy.core import ranks
 from understudy.core.capture import Batch, unbind
 from understudy.core.check import Config, In, Size
 from understudy.core.devices import check_memory
@@ -40,7 +41,11 @@ def discriminator_loss(
 
 
 def discriminator_losses(
-    policy: Tensor, expert: Tensor, weight: Tensor | None = None, kind: DiscriminatorLoss = "bce"
+    policy: Tensor,
+    expert: Tensor,
+    weight: Tensor | None = None,
+    kind: DiscriminatorLoss = "bce",
+    count: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The policy's and the expert's loss of a discriminator, 0-D each; its logits l `[B]` are high on expert rows.
 
@@ -48,7 +53,8 @@ def discriminator_losses(
         least_squares:  1/2 E_pi[(l + 1)^2] + 1/2 E_E[(l - 1)^2]        (Peng et al. 2021, arXiv:2104.02180, eq. 6)
 
     The binary cross-entropies are written in logits, where no probability can saturate. `weight` `[B]` weighs the
-    policy's rows (0: not a transition of the policy). Raises ValueError for shapes that would broadcast.
+    policy's rows (0: not a transition of the policy), `count` is `weighted_mean`'s. Raises ValueError for shapes that
+    would broadcast.
     """
     for name, x in (("policy", policy), ("expert", expert)):
         if x.ndim != 1:
@@ -59,7 +65,7 @@ def discriminator_losses(
         of_policy, of_expert = F.softplus(policy), F.softplus(-expert)
     else:
         of_policy, of_expert = 0.5 * (policy + 1.0).square(), 0.5 * (expert - 1.0).square()
-    return weighted_mean(of_policy, weight), of_expert.mean()
+    return weighted_mean(of_policy, weight, count), of_expert.mean()
 
 
 def discriminator_reward(logit: Tensor, form: RewardForm) -> Tensor:
@@ -100,11 +106,14 @@ def interpolate(policy: Tensor, expert: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(policy, expert, share)
 
 
-def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of `x` `[B]` with weights `[B]` in [0, 1]; 0 where they are all 0."""
+def weighted_mean(x: Tensor, weight: Tensor | None, count: Tensor | None = None) -> Tensor:
+    """Mean of `x` `[B]` with weights `[B]` in [0, 1]; 0 where they are all 0.
+
+    `count` (`ranks.share`) takes the place of the weights' sum.
+    """
     if weight is None:
         return x.mean()
-    return (weight * x).sum() / weight.sum().clamp(min=1.0)
+    return (weight * x).sum() / (weight.sum().clamp(min=1.0) if count is None else count)
 
 
 # ---------------------------------------------------------------------- the learner
@@ -243,6 +252,8 @@ class Discriminator(nn.Module):
         if self.penalized and self.config.penalty_on == "interpolates":
             shape = (self.updates, self.batch_size, 1)
             steps["share"] = torch.rand(shape, generator=self.generator, device=both.device)
+        if (share := ranks.share(weights.sum(1))) is not None:
+            steps["count"] = share
         statistics, norms = [], []
         for batch in unbind(steps):
             statistics.append(self._program(batch))
@@ -272,10 +283,10 @@ class Discriminator(nn.Module):
     # ------------------------------------------------------------------ captured
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Loss and statistics of one step: `policy` and `expert` rows `[B, C]`, `weight` `[B]`, perhaps `share`."""
-        policy, expert, weight = batch["policy"], batch["expert"], batch["weight"]
+        """Loss and statistics of one step: `policy`, `expert` `[B, C]`, `weight` `[B]`, perhaps `share` and `count`."""
+        policy, expert, weight, count = batch["policy"], batch["expert"], batch["weight"], batch.get("count")
         logit_pi, logit_exp = self.network(torch.cat((policy, expert))).split(len(policy))
-        loss_pi, loss_exp = discriminator_losses(logit_pi, logit_exp, weight, self.config.loss)
+        loss_pi, loss_exp = discriminator_losses(logit_pi, logit_exp, weight, self.config.loss, count)
         loss = loss_pi + loss_exp
         penalty = self._penalty(batch) if self.penalized else torch.zeros_like(loss)
         total = loss + self.coefficient() * penalty
@@ -287,9 +298,9 @@ class Discriminator(nn.Module):
                 loss_pi,
                 loss_exp,
                 penalty,
-                weighted_mean((logit_pi < 0.0).float(), weight),
+                weighted_mean((logit_pi < 0.0).float(), weight, count),
                 (logit_exp > 0.0).float().mean(),
-                weighted_mean(logit_pi, weight),
+                weighted_mean(logit_pi, weight, count),
                 logit_exp.mean(),
             )
         return total, dict(zip(STATISTICS, statistics))

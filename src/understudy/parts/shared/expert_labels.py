@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from gymnasium import spaces
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from understudy.core import ranks
 from understudy.core.check import Config
 from understudy.core.spaces import Key, bounds_of, classes_of, find_components, is_box, same_values, shape_of
 from understudy.nn.distributions import Categorical, Distribution, MultiCategorical
@@ -85,6 +86,11 @@ class ExpertLabels:
         target = torch.where(rows, raw, torch.zeros_like(raw))
         return ExpertLabel(mask, target if target.is_floating_point() else target.to(self.action_dtype), "action")
 
+    def count(self, batch: TensorDictBase) -> TensorDict | None:
+        """For a part's `sample`: `count`, by which `masked_mean` divides where other ranks have labels, too."""
+        share = ranks.share(self.read(batch["obs"], batch["valid"]).mask.sum().float())
+        return None if share is None else TensorDict({"count": share}, [])
+
     def check(self, obs: TensorDictBase, leading: torch.Size) -> None:
         """Check the first labels on the host. Raises ValueError for wrong shapes, bad actions and bad probabilities.
 
@@ -129,11 +135,14 @@ def cross_entropy(distribution: Distribution, label: ExpertLabel) -> Tensor:
     return -(label.target * distribution.log_p).sum(-1)
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """sum(mask x) / max(sum(mask), 1), 0-D; 0 if nothing counts. Raises ValueError if the shapes differ."""
+def masked_mean(x: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """sum(mask x) / max(sum(mask), 1), 0-D; 0 if nothing counts. Raises ValueError if the shapes differ.
+
+    `count` (`ranks.share`) takes the place of the denominator.
+    """
     if x.shape != mask.shape:
         raise ValueError(f"values {tuple(x.shape)} and their mask {tuple(mask.shape)} must have one shape")
-    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, x, 0.0).sum() / (mask.sum().clamp(min=1) if count is None else count)
 
 
 def _find(space: spaces.Dict, name: str) -> tuple[Key, spaces.Space[Any]]:

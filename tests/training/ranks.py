@@ -1,0 +1,244 @@
+"""What the tests of several ranks share: one training of 2N environments, whole or as two ranks of N each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from tests.parts import contract
+from torch import Tensor
+
+from understudy.core import ranks
+from understudy.data.demonstrations.demonstrations import Demonstrations
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
+from understudy.envs.base import Step
+from understudy.nn.heads import ActionFamily
+from understudy.nn.policy import ActorCritic, PolicyConfig
+from understudy.parts import (
+    AdvisorConfig,
+    AirlConfig,
+    EstimatorConfig,
+    GailConfig,
+    MotionPriorConfig,
+    RandomNetworkDistillationConfig,
+    ScriptedExpertConfig,
+    TeacherConfig,
+)
+from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.shared.discriminator import Discriminator, DiscriminatorConfig
+from understudy.parts.shared.teacher_forcing import TeacherForcing
+from understudy.ppo.config import PPOConfig
+from understudy.ppo.part import Part, PartContext
+from understudy.ppo.ppo import PPO
+
+N, T, ITERATIONS = 6, 8, 5
+BATCH = 16  # demonstrations that a rank draws for a minibatch
+
+Build = Callable[[PartContext, int], Part]
+"""From the context, and how many ranks' demonstrations to draw at once."""
+
+
+class Whole(contract.GuidedPointMass):
+    """GuidedPointMass, whose environment 1 gives a broken reward now and then: the masks of two ranks differ."""
+
+    count = 0
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        self.count += 1
+        if self.count % 5 == 4:
+            step.reward[1] = torch.nan
+        return step
+
+
+class Half:
+    """Environments [first, first + N) of a `Whole`, whose random numbers are those of the whole."""
+
+    def __init__(self, env: Whole, rows: slice) -> None:
+        self.env, self.rows, self.num_envs, self.device = env, rows, N, env.device
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        return self.env.reset(seed)[self.rows]
+
+    def step(self, action: Tensor) -> Step:
+        whole = torch.zeros(self.env.num_envs, *action.shape[1:])
+        whole[self.rows] = action
+        step, rows = self.env.step(whole), self.rows
+        parts: Any = (x[rows] for x in step[:5] if x is not None)
+        return Step(*parts, {})
+
+    def close(self) -> None:
+        pass
+
+
+ADVERSARY = DiscriminatorConfig(hidden_sizes=(8,), disc_update_num=1, gradient_penalty=1.0, penalty_on="expert")
+
+PARTS: dict[str, Build] = {
+    "advisor": lambda context, size: AdvisorConfig(
+        alpha=4.0, stage=0.5, demonstrations=contract.demonstrations(), batch_size=BATCH * size, sequence_length=4
+    ).build(context),
+    "airl": lambda context, size: AirlConfig(
+        demonstrations=contract.demonstrations(), discriminator=ADVERSARY, center_reward=True
+    ).build(context),
+    "behavior-cloning": lambda context, size: BehaviorCloningConfig(
+        demonstrations=contract.demonstrations(), batch_size=BATCH * size, sequence_length=4, l2_coef=1e-4
+    ).build(context),
+    "estimator": lambda context, size: EstimatorConfig().build(context),
+    "gail": lambda context, size: GailConfig(
+        demonstrations=contract.demonstrations(), discriminator=ADVERSARY, normalization="own"
+    ).build(context),
+    "motion-prior": lambda context, size: MotionPriorConfig(
+        motions=MotionsConfig(files=(contract.motions(),)), step_time=0.1, frames=3, discriminator=ADVERSARY
+    ).build(context),
+    "random-network-distillation": lambda context, size: RandomNetworkDistillationConfig(
+        num_outputs=4, predictor_hidden_sizes=(8,), minibatches=1
+    ).build(context),
+    "scripted-expert": lambda context, size: ScriptedExpertConfig(teacher_forcing=0.5).build(context),
+    "symmetry": lambda context, size: contract.MIRROR.build(context),
+    "teacher": lambda context, size: TeacherConfig(
+        checkpoints=("teacher",), teacher_forcing=0.5, target="kl", latents={"actor": "actor"}
+    ).build(dataclasses.replace(context, load_policy=lambda run: contract.make_teacher())),
+}
+TOGETHER = tuple(name for name in PARTS if name != "scripted-expert")
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
+    "plain": ((), {}, {}),
+    "kl": ((), {"desired_kl": 0.01, "advantage_normalization": "rollout", "value_clip": 0.2}, {}),
+    "stops": ((), {"target_kl": 1e-4, "epochs": 4, "reward_normalization": True}, {}),
+    "returns": ((), {"value_normalization": "standardize", "surrogate": "a2c", "epochs": 1}, {}),
+    "again": ((), {"recompute_advantage": True, "clip_apart": True}, {}),
+    "lstm": ((), {}, {"memory": "lstm"}),
+    "scripted-expert": (("scripted-expert",), {}, {}),  # one may override: it cannot be beside the teacher
+    "together": (TOGETHER, {}, {}),
+    "together, lstm": (tuple(n for n in TOGETHER if n not in contract.FEED_FORWARD_ONLY), {}, {"memory": "lstm"}),
+}
+CASES |= {f"{name}, traced float32": CASES[name] for name in ("plain", "lstm", "together")}
+"""Parts, options of PPO and of the policy; eager and in float64 unless they say otherwise."""
+
+
+@contextmanager
+def precision(case: str) -> Iterator[None]:
+    """All numbers in float64, the library's `.float()` included, unless the case says otherwise."""
+    if case.endswith("float32"):
+        yield
+        return
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(Tensor, "float", Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def make(case: str, rank: int, size: int) -> PPO:
+    """The training of a case, of one rank with 2N environments or one of two with N."""
+    names, options, chosen = CASES[case]
+    whole = Whole(2 * N, max_episode_steps=6)
+    env: Any = whole if size == 1 else Half(whole, slice(rank * N, rank * N + N))
+    torch.manual_seed(rank)  # rank 0's weights count
+    estimators = contract.ESTIMATORS if "estimator" in names else {}
+    policy = ActorCritic(
+        env.observation_space,
+        env.action_space,
+        PolicyConfig(hidden_sizes=(8,), memory_size=8, estimators=estimators, **chosen),
+    )
+    parts = {}
+    for name in names:
+        context = PartContext.of(env, policy, name=name, num_steps=T, seed=1)
+        parts[name] = PARTS[name](context, 2 // size)
+    capture = "trace" if "traced" in case else "eager"
+    config = PPOConfig(
+        **{
+            "capture": capture,
+            "num_steps": T,
+            "epochs": 2,
+            "minibatches": 1,
+            "entropy_coef": 0.01,
+            "warmup_steps": 4,
+            **options,
+        }
+    )
+    return PPO(env, policy, config, parts, total_steps=10_000)
+
+
+def outcome(case: str, rank: int, size: int) -> dict[str, Tensor]:
+    """What all ranks have in common, after some iterations."""
+    # a permutation of more rows draws more numbers
+    in_order = mock.patch.object(Discriminator, "_permutation", lambda self, n: torch.arange(n))
+    with precision(case), in_order:
+        ppo = make(case, rank, size)
+        for _ in range(ITERATIONS):
+            metrics = ppo.iterate()
+    found = {"optimizer": ppo.optimizer.flat, "rate": ppo.optimizer.learning_rate.value}
+    for name, module in {"policy": ppo.policy, **ppo.parts}.items():
+        found |= {f"{name}/{key}": x for key, x in module.named_parameters()}
+    for normalizer in ppo.policy.normalizers.values():
+        found |= {"mean": normalizer.mean, "var": normalizer.var, "count": normalizer.count}
+    found |= {"rewards": ppo.reward_scaler.statistics.var, "values": ppo.value_normalizer.statistics.var}
+    found |= {
+        f"metric {name}": torch.tensor(metrics[name]) for name in ("reward/task", "ppo/loss", "ppo/skipped_steps")
+    }
+    return {**{name: x.detach().clone() for name, x in found.items()}, "env_steps": torch.tensor(ppo.env_steps)}
+
+
+def as_one(rank: int) -> ExitStack:
+    """Let this rank draw its half of the numbers that one process would draw for both."""
+
+    def half(function: Any, dim: int, *which: int) -> Any:
+        """`function` with the arguments `which`, sizes, doubled, and this rank's half of dimension `dim`."""
+
+        def draw(self: Any, *given: Any, **rest: Any) -> Any:
+            doubled = [2 * x if i in which else x for i, x in enumerate(given)]
+            drawn = function(self, *doubled, **rest)
+            size = drawn.shape[dim] // 2
+            return drawn[(slice(None),) * dim + (slice(rank * size, rank * size + size),)]
+
+        return draw
+
+    def force(self: TeacherForcing, is_first: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.rand(2 * N, generator=generator)[rank * N : rank * N + N] < self.probability()
+        self.forced.copy_(torch.where(is_first, drawn, self.forced) if self.unit == "episode" else drawn)
+        return self.forced
+
+    replace = ActorCritic.draw_replacements
+    stack = ExitStack()
+    for place, name, new in (
+        (ranks, "own_seed", lambda seed: seed),
+        (ActionFamily, "noise", half(ActionFamily.noise, 1, 1)),
+        (Demonstrations, "sample", half(Demonstrations.sample, 0, 0)),
+        (Demonstrations, "sequences", half(Demonstrations.sequences, 1, 1)),
+        (MotionLibrary, "sample", half(MotionLibrary.sample, 0, 0)),
+        (TeacherForcing, "draw", force),
+        (
+            ActorCritic,
+            "draw_replacements",
+            lambda self, size, g: replace(self, (size[0], 2 * N), g)[:, rank * N : rank * N + N],
+        ),
+    ):
+        stack.enter_context(mock.patch.object(place, name, new))
+    return stack
+
+
+def meet(rank: int, folder: str) -> None:
+    """Join the other process."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+
+
+def prove(rank: int, folder: str) -> None:
+    """In one of two processes: every case, into a file."""
+    meet(rank, folder)
+    with as_one(rank):
+        torch.save({case: outcome(case, rank, 2) for case in CASES}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
