@@ -147,6 +147,10 @@ class Policy(nn.Module, ABC):
     """S, size of the packed recurrent state; 0: feed-forward. PPO stores a state per environment."""
     mixes_estimates: bool = False
     """True if the rollout draws where the actor sees estimates (`draw_replacements`); only policies with estimators."""
+    has_critic: bool = True
+    """False where the file that it was read from has no critic: its value means nothing."""
+    has_density: bool = True
+    """False where nothing tells how actions are distributed: a function, an exported file."""
 
     def __init__(
         self, observation_space: spaces.Dict, action_space: spaces.Space[Any], config: PolicyConfig | None = None

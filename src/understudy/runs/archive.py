@@ -48,14 +48,30 @@ def archived(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def read_archive(path: Path) -> Any:
+def is_ours(path: Path) -> bool:
+    """Whether a file is a checkpoint of this library, as far as it can be read; a damaged one is taken for ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickles = [name for name in names if name.endswith("data.pkl")]
+            if f"{_top(archive.infolist())}/{_CHECKSUM}" in names or not pickles:
+                return True
+            with archive.open(pickles[0]) as file:
+                return b"format_version" in file.read(_LONGEST_PICKLE)
+    except Exception:  # damage provokes anything; who reads it says what
+        return True
+
+
+def read_archive(path: Path, content: bytes | None = None) -> Any:
     """Content of a file of `torch.save`, with or without the checksum of `archived`; tensors are on the CPU.
+
+    `content`: the file's bytes, where it lies in another file, `path`.
 
     Sizes are checked before memory is taken, and every byte that is read against the zip's own checksums. Raises what
     the damage provokes: call it within `parsing`.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    size = path.stat().st_size if content is None else len(content)
+    with path.open("rb") if content is None else io.BytesIO(content) as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_members(members, size)
         top = _top(members)

@@ -20,7 +20,9 @@ import torch
 from understudy.core.borders import parse_json, parse_yaml, parsing
 from understudy.core.check import fit
 from understudy.core.files import write_atomic
+from understudy.envs.base import VecEnv
 from understudy.nn.protocol import Policy
+from understudy.runs.archive import is_ours
 from understudy.runs.checkpoint import BEST, Checkpoint, latest_checkpoint, read_checkpoint, step_checkpoints
 from understudy.runs.codec import decode, from_plain
 from understudy.runs.config import TrainConfig, read_config, read_yaml, whole_yaml
@@ -29,6 +31,7 @@ from understudy.runs.lock import locked
 from understudy.runs.metrics import read_metrics
 from understudy.runs.policies import check_consent, rebuild_policy
 from understudy.runs.provenance import provenance
+from understudy.runs.sources import Source, check_options, kind_of, newest_model, reader_of
 from understudy.types import CheckpointError
 from understudy.version import __version__
 
@@ -215,18 +218,43 @@ def load(
     *,
     allow: Collection[str] = (),
     policy: Policy | None = None,
+    env: VecEnv | None = None,
 ) -> Policy:
-    """The policy of a run (its newest checkpoint) or of one checkpoint file, ready to act: `.act(obs, state=None)`.
+    """The policy of a run (its newest checkpoint), a checkpoint or another program's file, ready to act.
 
-    Neither the environment nor the parts are needed. `allow` names the modules (or packages) that a policy of your
-    own may import; `policy` is the object that receives the weights, where the training was given one. Raises
-    CheckpointError if there is no readable checkpoint, or its policy needs a module that `allow` lacks.
+    `policy.act(obs, state=None)` acts. Neither the environment nor the parts are needed. Other programs' files:
+    rsl_rl's and st_rl's `model_*.pt` and Stable-Baselines3's zip become networks of ours; ONNX and TorchScript act as
+    they are, without a density; what a file does not say goes behind a comma, `model_1500.pt,activation=elu`
+    (docs/bring-your-teacher.md). `"module:function"` is a function of obs and is_first, in the spaces of `env`.
+
+    `allow` names the modules (or packages) that a policy of your own may import, "torch.jit" for TorchScript; `policy`
+    is the object that receives the weights, where the training was given one. Raises CheckpointError if there is
+    no readable checkpoint, or its policy needs a module that `allow` lacks.
     """
     fit(str | Path | Run, source, "source")
     fit(Collection[str], allow, "allow")
     if isinstance(source, Run):
         return source.policy
-    return _policy_of(open_checkpoint(Path(source)), allow, policy).to(device)
+    place = Source.parse(source)
+    if is_foreign(place):
+        path = newest_model(place.path) if place.path.is_dir() else place.path
+        assert path is not None
+        return reader_of(kind_of(path))(path, place.options, allow).to(device)
+    check_options(place.options, (), place.path)
+    return _policy_of(open_checkpoint(place.path), allow, policy).to(device)
+
+
+def is_foreign(source: Source) -> bool:
+    """Whether another program's file is meant; raises CheckpointError for a file that is no policy at all."""
+    path = source.path
+    with parsing(path, "name a run's folder or a checkpoint", CheckpointError):  # a name may be too long
+        if path.is_dir():
+            ours = RunFolder(path).config.exists() or (path / "checkpoints").is_dir() or step_checkpoints(path)
+            return not ours and newest_model(path) is not None
+        if not path.is_file():
+            return False
+    kind = kind_of(path)
+    return kind != "torch" or not is_ours(path)
 
 
 def read_policy(

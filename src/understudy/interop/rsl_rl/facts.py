@@ -57,13 +57,13 @@ class Facts:
         return sum(size_of(x) for g in groups for x in (children(self.space[g]) or {"": self.space[g]}).values())
 
 
-_CONVENTION = dict.fromkeys(ACTOR_NAMES, "policy") | dict.fromkeys(CRITIC_NAMES, "critic")
+CONVENTION = dict.fromkeys(ACTOR_NAMES, "policy") | dict.fromkeys(CRITIC_NAMES, "critic")
 """What simulators call these groups, where they have none of our names."""
 
 
 def _renamed(name: str, named: Collection[str], facts: Facts) -> bool:
     """Whether the adapter of a simulator gives a group our name for it."""
-    ours = _CONVENTION.get(name)
+    ours = CONVENTION.get(name)
     return ours is not None and ((ours in named and name not in named) if facts.groups else ours not in named)
 
 
@@ -91,7 +91,7 @@ class ObservationSets:
         named = facts.groups or {group for groups in found.values() for group in groups or ()}
         for name, groups in found.items():
             if groups is not None:
-                found[name] = tuple(_CONVENTION.get(x, x) if _renamed(x, named, facts) else x for x in groups)
+                found[name] = tuple(CONVENTION.get(x, x) if _renamed(x, named, facts) else x for x in groups)
         fallbacks = [group for group in ("actor", "policy") if group in facts.groups] or ["policy"]
         actor = found["student"] or found["actor"] or found["policy"] or (fallbacks[0],)
         for groups in (actor, *found.values()):

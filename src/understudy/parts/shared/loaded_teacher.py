@@ -7,13 +7,14 @@ from typing import get_args
 
 import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from understudy.core.check import nearest
 from understudy.core.spaces import Key, classes_of, find_components
 from understudy.nn.distributions import Distribution
 from understudy.nn.protocol import Policy
+from understudy.nn.view import View
 from understudy.parts.shared.distillation import ActionTarget, MeanTarget
 from understudy.ppo.part import PartContext
 
@@ -24,7 +25,7 @@ class LoadedTeacher:
     def __init__(self, source: str, context: PartContext, groups: Mapping[str, str]) -> None:
         self.source = source
         self.policy = context.load_policy(source).to(context.device).eval().requires_grad_(False)
-        self.keys = {key: _find(key, self, context.observation_space, groups) for key in self.policy.sensor_keys}
+        self.view = View(self.policy, context.observation_space, groups, f"teacher {source}")
         theirs, ours = self.policy.head, context.policy.head
         if (theirs.action_shape, theirs.action_dtype) != (ours.action_shape, ours.action_dtype):
             raise ValueError(
@@ -36,10 +37,7 @@ class LoadedTeacher:
     @torch.no_grad()
     def __call__(self, obs: TensorDictBase, is_first: Tensor) -> tuple[Distribution, dict[str, Tensor]]:
         """Distribution and latents at obs `[N]`; advances the state."""
-        seen = TensorDict({}, batch_size=obs.batch_size, device=obs.device)
-        for theirs, ours in self.keys.items():
-            seen[theirs] = obs.get(ours)
-        distribution, self.state, latents = self.policy.run_actor(seen, self.state, is_first)
+        distribution, self.state, latents = self.policy.run_actor(self.view(obs), self.state, is_first)
         return distribution, latents
 
 
@@ -50,26 +48,11 @@ def load_teachers(
     if not checkpoints:
         raise ValueError("no teachers: name the run of one in `checkpoints` (--parts.teacher.checkpoints RUN)")
     teachers = tuple(LoadedTeacher(source, context, groups) for source in checkpoints)
-    known = {name for teacher in teachers for key in teacher.keys for name in (key[0], "/".join(key))}
+    known = {name for teacher in teachers for key in teacher.view.places for name in (key[0], "/".join(key))}
     for name in groups:
         if name not in known:
             raise ValueError(f"groups names {name!r}, which no teacher sees; {nearest(name, known)}")
     return teachers
-
-
-def _find(key: Key, teacher: LoadedTeacher, space: spaces.Dict, groups: Mapping[str, str]) -> Key:
-    """The key of a teacher's component in the student's environment; raises ValueError if none fits."""
-    name, rest = "/".join(key), "/".join(key[1:])
-    ours = groups.get(name) or "/".join(filter(None, (groups.get(key[0], key[0]), rest)))
-    hint = f"set its place with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
-    try:
-        components = find_components(space, ours)
-    except ValueError as error:
-        raise ValueError(f"teacher {teacher.source} sees {name!r}: {error}; {hint}") from None
-    expected = find_components(teacher.policy.observation_space, name)[key]
-    if len(components) != 1 or next(iter(components.values())).shape != expected.shape:
-        raise ValueError(f"teacher {teacher.source} sees {name!r} as {expected}, but {ours!r} is {components}; {hint}")
-    return next(iter(components))
 
 
 def find_selector(space: spaces.Dict, select: str | None, count: int) -> tuple[Key, int] | None:
