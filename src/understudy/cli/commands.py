@@ -7,6 +7,7 @@ import inspect
 import json as json_text
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,6 +19,7 @@ from understudy.cli import USER_ERROR
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
 from understudy.core.registry import Registry, load_object
+from understudy.data.motions.options import ReadOptions
 from understudy.version import __version__
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -46,6 +48,8 @@ OptionalPath = Annotated[
 Flag = FlagCreatePairsOff[bool]
 RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
 Modules = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="MODULE")]
+Reading = Annotated[ReadOptions, arg(name="")]  # its options stand beside the command's own
+NOTHING_SAID = ReadOptions()
 
 REGISTRIES = {
     "recipes": "understudy.recipes:RECIPES",
@@ -71,7 +75,7 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     name = " ".join(words[:size])
     if name in COMMANDS:
         function = COMMANDS[name]
-        known = [f"--{option.replace('_', '-')}" for option in inspect.signature(function).parameters]
+        known = [f"--{option.replace('_', '-')}" for option in _options(function)]
         return parse_words(_bound(function), words[size:], f"understudy {name}", known)
     if len(words) >= size and not words[size - 1].startswith("-"):
         raise ValueError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
@@ -91,6 +95,12 @@ def command(name: str, of: tyro.extras.SubcommandApp = app) -> Callable[[F], F]:
         return function
 
     return register
+
+
+def _options(function: Callable[..., None]) -> list[str]:
+    """Names of a command's options."""
+    names = list(inspect.signature(function).parameters)
+    return names + [field.name for field in fields(ReadOptions)] if "reading" in names else names
 
 
 def _bound(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -274,22 +284,20 @@ def inspect_motions(
     file: Annotated[Positional[Path], arg(metavar="FILE")],
     /,
     *,
-    text_fields: tuple[str, ...] = (),
-    quaternion_order: Literal["wxyz", "xyzw"] = "wxyz",
+    reading: Reading = NOTHING_SAID,
     picture: Path | None = None,
 ) -> None:
     """Describe a motion file (fields, length, ranges, gaps), and draw it.
 
     Args:
-        file: Motion file: .npz or JSON text.
-        text_fields: Names of the columns of text that has none.
-        quaternion_order: Of Isaac Lab's .npz: xyzw since January 2026.
+        file: Motion file of any format; nothing of a pickle is run.
+        reading: What the file does not say.
         picture: PNG to write; None: FILE.png.
     """
-    from understudy.data.motions.files import read_motions
+    from understudy.data.motions.pickled import read_any_motions
     from understudy.data.motions.report import describe, draw_clips
 
-    clips = read_motions(file, text_fields, quaternion_order)
+    clips = read_any_motions(file, reading)
     print(describe(clips))
     print(f"picture: {draw_clips(clips, picture or file.with_suffix('.png'))}")
 
@@ -300,27 +308,24 @@ def convert_motions(
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")],
     /,
     *,
-    text_fields: tuple[str, ...] = (),
-    quaternion_order: Literal["wxyz", "xyzw"] = "wxyz",
+    reading: Reading = NOTHING_SAID,
 ) -> None:
-    """Read a motion file, write it as our .npz.
+    """Read a motion file of any format, write it as our .npz.
 
-    This is the only command that opens pickles (st_gym's refmotion). It takes containers, numbers, text and numpy
-    arrays from one, refuses everything else, and runs nothing of it.
+    Pickles are opened as well: containers, numbers, text and numpy arrays are taken from one, everything else is
+    refused, and nothing of it runs.
 
     Args:
-        file: Pickle, joblib file, JSON text or .npz.
+        file: Motion file, a pickle as well.
         output: The .npz to write.
-        text_fields: Names of the columns of text that has none.
-        quaternion_order: Of Isaac Lab's .npz: xyzw since January 2026.
+        reading: What the file does not say.
     """
-    from understudy.data.motions.files import is_pickle, read_motions, write_motions
-    from understudy.data.motions.pickled import read_pickled_motions
+    from understudy.data.motions.files import is_pickle, write_motions
+    from understudy.data.motions.pickled import read_any_motions
 
-    pickled = is_pickle(file)
-    clips = read_pickled_motions(file) if pickled else read_motions(file, text_fields, quaternion_order)
+    clips = read_any_motions(file, reading)
     write_motions(output, clips)
-    kind = "pickle (data only, nothing of it was run)" if pickled else "motion file"
+    kind = "pickle (data only, nothing of it was run)" if is_pickle(file) else "motion file"
     print(f"read {len(clips)} clips from the {kind} {file}")
     print(f"wrote {output}")
 

@@ -15,6 +15,7 @@ import torch
 from understudy.data.motions.fields import FieldTable, MirrorRule, angular_velocity, mirror_table, rotate, slerp
 from understudy.data.motions.files import MotionClip, read_motions, write_motions
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
+from understudy.data.motions.options import ReadOptions
 from understudy.data.motions.pickled import read_pickled_motions
 from understudy.data.motions.report import describe, draw_clips, find_gaps
 
@@ -79,7 +80,7 @@ def test_text_without_names_takes_those_of_the_config(tmp_path: Path) -> None:
     path = write(tmp_path / "walk.txt", data)
     with pytest.raises(ValueError, match="name them with text_fields"):
         read_motions(path)
-    (walk,) = read_motions(path, ("a_dof_pos", "b_dof_pos"))
+    (walk,) = read_motions(path, ReadOptions(text_fields=("a_dof_pos", "b_dof_pos")))
     check_walk(walk, "walk")
 
 
@@ -171,7 +172,7 @@ def test_the_order_of_quaternions_is_an_option_and_the_wrong_one_a_doubt(
         body_linear_velocities=ahead,
         body_angular_velocities=turning,
     )
-    (right,) = read_motions(path, quaternion_order="xyzw")
+    (right,) = read_motions(path, ReadOptions(quaternion_order="xyzw"))
     velocity = ["root_vel_x_b", "root_vel_y_b"]
     table = FieldTable("m", right.fields, right.frames, right.frame_time)
     np.testing.assert_allclose(table.select(velocity), [[2.0, 0.0]] * F, atol=1e-12)
@@ -343,7 +344,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_motions(tmp_path / "none.txt")
     (tmp_path / "bad.txt").write_text("Frames: 1")
     with pytest.raises(
-        ValueError, match=r"bad.txt is damaged or of another format .*expected an .npz of clips or JSON text"
+        ValueError, match=r"bad.txt is damaged or of another format .*expected an .npz of clips, JSON text or a table"
     ):
         read_motions(tmp_path / "bad.txt")
     with pytest.raises(ValueError, match="'a' is not a clip but of type int"):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from understudy.core.borders import check_unpacked
-from understudy.core.check import Config, In, nearest
+from understudy.core.check import In, nearest
+from understudy.data.motions.clip import LARGEST, MotionClip
 from understudy.data.motions.fields import (
     Array,
     FieldTable,
@@ -21,21 +22,19 @@ from understudy.data.motions.fields import (
     quaternion_columns,
     slerp,
 )
-from understudy.data.motions.files import LARGEST, MotionClip, QuaternionOrder, read_motions
+from understudy.data.motions.files import read_motions
+from understudy.data.motions.options import ReadOptions
 
 _GRID_EDGE = 1e-6  # steps of slack, so that rounding cannot take the last frame from a clip of exactly n steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionsConfig(Config):
+class MotionsConfig(ReadOptions):
     """Motion clips, and the parts of them to use."""
 
     files: tuple[str, ...] = ()
-    """Motion files: our .npz, Isaac Lab's, AMP_for_hardware's JSON text, refmotion dictionaries as JSON."""
-    text_fields: tuple[str, ...] = ()
-    """Names of the columns of JSON text without names."""
-    quaternion_order: QuaternionOrder = "wxyz"
-    """Of files whose quaternions have no names: Isaac Lab writes xyzw since January 2026."""
+    """Motion files of any format that is not a pickle: .npz (ours, BeyondMimic's, LocoMuJoCo's, Isaac Lab's), Unitree's
+    .csv, JSON text."""
     weights: dict[str, Annotated[float, In(0.0, 1e6)]] = field(default_factory=dict)
     """Weights by clip, in place of the files'."""
     frame_begin: Annotated[int, In(0)] = 0
@@ -110,9 +109,7 @@ class MotionLibrary:
         device: torch.device | str = "cpu",
     ) -> MotionLibrary:
         """Read the files of a configuration. Raises ValueError like `read_motions` and the constructor."""
-        clips = [
-            clip for file in config.files for clip in read_motions(file, config.text_fields, config.quaternion_order)
-        ]
+        clips = [clip for file in config.files for clip in read_motions(file, config)]
         unknown = sorted(set(config.weights) - {clip.name for clip in clips})
         if unknown:
             known = [clip.name for clip in clips]

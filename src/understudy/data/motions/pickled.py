@@ -1,8 +1,8 @@
-"""Read pickled motion files for `understudy motions convert`: containers, numbers, text and numpy arrays.
+"""Read pickled motion files for `understudy motions`: containers, numbers, text and numpy arrays.
 
 A pickle is a program. This reader knows the few constructors that such data needs, refuses all others, and stands in
 for each of them itself: nothing of the file reaches numpy's own, which trust the numbers that they are given.
-It reads the output of pickle and joblib, zlib-compressed or not.
+It reads the output of pickle, of joblib (plain, zlib or gzip) and of `numpy.save`, which pickles a dictionary.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from understudy.core.borders import check_unpacked, parsing
-from understudy.data.motions.files import MotionClip, clips_from, clips_of_dictionary, is_pickle
+from understudy.data.motions.clip import MotionClip
+from understudy.data.motions.files import clips_from, is_pickle, read_motions
+from understudy.data.motions.formats import clips_of_dictionary
+from understudy.data.motions.options import ReadOptions
+from understudy.data.motions.reading import Reading
 
-_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[US]\d{1,6})")
+_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[US]\d{1,6}|O8?)")
 _PIECE = 1 << 24
+_FLOATS = re.compile(rb"(?:G.{8})+", re.DOTALL)  # of any length: opcode and eight bytes each
+_FLOAT = np.dtype([("opcode", "u1"), ("value", ">f8")])
+_OTHER_PACKERS = {b"BZh": "bz2", b"\xfd7zXZ": "xz", b"]\x00\x00": "lzma", b"\x04\x22M\x18": "lz4"}
 
 
 class _Dtype:
-    """Stands for `numpy.dtype`: plain numbers and text only."""
+    """Stands for `numpy.dtype`: plain numbers and text, and objects, which the file itself brings."""
 
     def __init__(self, name: object = "", *_: object) -> None:
         if not isinstance(name, str) or not _DTYPE.fullmatch(name):
@@ -45,6 +52,8 @@ class _Array:
     """Stands for `numpy.ndarray`, as numpy and joblib pickle it."""
 
     value: np.ndarray | None = None
+    objects: list[Any] | None = None  # of an array of them, `[n]`
+    single = False  # of shape ()
 
     def build(self, state: Any, file: io.BytesIO) -> None:
         """Take shape, type and bytes."""
@@ -55,7 +64,15 @@ class _Array:
             self.fill(file.read(_size(shape, dtype)), dtype, shape, fortran)
         else:
             _, shape, dtype, fortran, data = state
-            self.fill(data, dtype, shape, fortran)
+            if (
+                isinstance(data, list)
+                and isinstance(dtype, _Dtype)
+                and dtype.dtype.hasobject
+                and shape in ((), (len(data),))
+            ):
+                self.objects, self.single = data, shape == ()
+            else:
+                self.fill(data, dtype, shape, fortran)
 
     def fill(self, data: Any, dtype: Any, shape: Any, fortran: Any) -> None:
         """Make the array, if the bytes are as many as shape and type ask for."""
@@ -66,7 +83,7 @@ class _Array:
 
 def _size(shape: Any, dtype: Any) -> int:
     """Bytes of an array."""
-    if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or len(shape) > 8:
+    if not isinstance(dtype, _Dtype) or dtype.dtype.hasobject or not isinstance(shape, tuple) or len(shape) > 8:
         raise pickle.UnpicklingError("an array without a type or a shape")
     if not all(isinstance(size, int) and 0 <= size < 1 << 40 for size in shape):
         raise pickle.UnpicklingError(f"an array of shape {str(shape)[:40]}")
@@ -113,9 +130,9 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.source = file
+    def __init__(self, raw: bytes) -> None:
+        self.raw, self.source = raw, io.BytesIO(raw)
+        super().__init__(self.source)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -133,32 +150,73 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         """Bytes that are there, in place of memory for as many as the file claims."""
         self.stack.append(self.read(int.from_bytes(self.read(8), "little")))  # type: ignore[attr-defined]
 
+    def load_frame(self) -> None:
+        """Skip the claim of how many bytes belong together."""
+        self.read(8)  # type: ignore[attr-defined]
+
+    def load_binfloat(self) -> None:
+        """All numbers that follow each other, at once: a list of them is most of some files."""
+        start = self.source.tell() - 1
+        run = _FLOATS.match(self.raw, start)
+        if run is None:
+            raise EOFError("the file ends in a number")
+        self.stack.extend(np.frombuffer(run.group(), _FLOAT)["value"].tolist())
+        self.source.seek(run.end())
+
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.FRAME[0]] = load_frame
+    dispatch[pickle.BINFLOAT[0]] = load_binfloat
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def read_pickled_motions(path: str | Path) -> list[MotionClip]:
-    """The clips of a pickled dictionary (st_gym's refmotion). Raises ValueError for anything else in the file."""
-    path = Path(path)
+def read_pickled_motions(path: str | Path, options: ReadOptions | None = None) -> list[MotionClip]:
+    """The clips of a pickled dictionary: refmotion, GMR, amp-rsl-rl, MimicKit, motion_lib.
+
+    Raises ValueError for anything else in the file, and for what does not fit the robot of the options.
+    """
+    path, reading = Path(path), Reading(options or ReadOptions())
     with parsing(path, "it is not a readable pickle of plain data: write the clips as plain arrays where it was made"):
         if not is_pickle(path):
             raise ValueError(f"{path} is not a pickle of protocol 2 or later")
-        raw = path.read_bytes()
-        if raw[:1] == b"x":
-            raw = _inflated(path, raw)
+        raw = _pickle_in(path, path.read_bytes())
         try:
-            data = _Plain(3 * len(raw) + 1000)(_Unpickler(io.BytesIO(raw)).load())
+            data = _Plain(3 * len(raw) + 1000)(_Unpickler(raw).load())
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"{path} holds more than containers, numbers, text and numpy arrays: {error}. None of it was run; "
                 "write the clips as plain arrays where the file was made"
             ) from error
-    return clips_from(path, lambda: clips_of_dictionary(data, path.stem))
+    return clips_from(path, reading, lambda: clips_of_dictionary(data, path.stem, reading))
+
+
+def read_any_motions(path: str | Path, options: ReadOptions | None = None) -> list[MotionClip]:
+    """The clips of a motion file, pickled or not; raises as `read_motions` and `read_pickled_motions` do."""
+    path = Path(path)
+    return read_pickled_motions(path, options) if is_pickle(path) else read_motions(path, options)
+
+
+def _pickle_in(path: Path, raw: bytes) -> bytes:
+    """The pickle in what a file holds: unpacked, and without the header of a `.npy`."""
+    for mark, packer in _OTHER_PACKERS.items():
+        if raw.startswith(mark):
+            raise ValueError(
+                f"{path} is packed with {packer}: write it with joblib.dump(data, path), or unpack it first"
+            )
+    if raw.startswith((b"x", b"\x1f\x8b")):
+        raw = _inflated(path, raw)
+    if not raw.startswith(b"\x93NUMPY"):
+        return raw
+    file = io.BytesIO(raw)
+    old = np.lib.format.read_magic(file) == (1, 0)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
+    if not dtype.hasobject:
+        raise ValueError(f"{path} is an array of shape {shape} without names: expected a dictionary of named arrays")
+    return raw[file.tell() :]
 
 
 def _inflated(path: Path, raw: bytes) -> bytes:
     """The contents of zlib-compressed bytes, checked on the way. Raises ValueError where too much comes out."""
-    inflate, pieces, total = zlib.decompressobj(), [], 0
+    inflate, pieces, total = zlib.decompressobj(zlib.MAX_WBITS | 32), [], 0  # 32: zlib or gzip, as the header says
     left = raw
     while not inflate.eof:
         piece = inflate.decompress(left, _PIECE)
@@ -178,20 +236,33 @@ class _Plain:
         self.allowance = allowance
 
     def __call__(self, value: Any) -> Any:
-        self.allowance -= 1
-        if self.allowance < 0:
-            raise pickle.UnpicklingError("values that hold each other")
+        self._take(1)
         if isinstance(value, _Array):
-            if value.value is None:
-                raise pickle.UnpicklingError("an array without contents")
-            self.allowance -= value.value.nbytes
-            return value.value if value.value.ndim > 1 else self(value.value.tolist())
+            return self._array(value)
         if isinstance(value, Mapping):
             return {self(key): self(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
+            if set(map(type, value)) <= {float, int}:
+                self._take(len(value))
+                return list(value)
             return [self(inner) for inner in value]
         if isinstance(value, bytes):
             return value.decode()
         if value is None or isinstance(value, str | int | float):
             return value
         raise pickle.UnpicklingError(f"a {type(value).__name__}")
+
+    def _array(self, value: _Array) -> Any:
+        if value.objects is not None:
+            held = [self(inner) for inner in value.objects]
+            return held[0] if value.single else held
+        if value.value is None:
+            raise pickle.UnpicklingError("an array without contents")
+        self._take(value.value.nbytes)
+        text = value.value.dtype.kind in "US" and value.value.ndim < 2
+        return value.value.tolist() if text or not value.value.ndim else value.value
+
+    def _take(self, size: int) -> None:
+        self.allowance -= size
+        if self.allowance < 0:
+            raise pickle.UnpicklingError("values that hold each other")
