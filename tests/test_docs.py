@@ -10,6 +10,8 @@ import importlib
 import importlib.util
 import inspect
 import io
+import json
+import math
 import os
 import re
 import sys
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -512,6 +515,71 @@ def test_example_onnx_policy_cuts_segments(elsewhere: Path) -> None:
         obs, total, over = step.obs, total + float(step.reward), bool(step.terminated | step.truncated)
     env.close()
     assert played == total
+
+
+STOOL = """
+<mujoco><worldbody><body name="trunk"><freejoint/><site name="imu"/><geom type="box" size=".2 .2 .05" mass="4"/>{legs}
+</body></worldbody>
+<sensor><gyro name="imu_ang_vel" site="imu"/><velocimeter name="imu_lin_vel" site="imu"/></sensor></mujoco>
+"""
+LEG = """
+<body pos="{x} {y} 0"><joint name="{name}" axis="0 1 0"/>
+<geom type="capsule" fromto="0 0 0 0 0 -.2" size=".02" mass=".2"/></body>
+"""
+
+
+def test_example_deploy_in_mujoco(elsewhere: Path) -> None:
+    """Observations and commands are what the file's contract says, in the file's order of joints."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "mujoco"):
+        pytest.importorskip(package)
+    from understudy.tools.export import export_policy
+
+    names = ["d", "a", "c", "b"]  # the policy's order; the model has another one
+    legs = "".join(LEG.format(name=name, x=x, y=y) for name, x, y in zip("abcd", (1, 1, -1, -1), (1, -1, 1, -1)))
+    (elsewhere / "stool.xml").write_text(STOOL.format(legs=legs.replace('"1 ', '".15 ').replace('"-1 ', '"-.15 ')))
+    terms = {"base_ang_vel": 3, "projected_gravity": 3, "joint_pos": 4, "joint_vel": 4, "actions": 4, "command": 3}
+    robot = {
+        "joint_names": names,
+        "joint_stiffness": [30.0] * 4,
+        "joint_damping": [1.0] * 4,
+        "joint_armature": [0.05] * 4,
+        "default_joint_pos": [0.1, -0.2, 0.3, -0.4],
+        "action_scale": [0.5, 0.25, 0.5, 0.25],
+        "observation_names": list(terms),
+        "observation_terms_scale": [1.0, 1.0, 2.0, 1.0, 1.0, 1.0],
+        "observation_terms_clip": [[-math.inf, math.inf]] * 5 + [[-0.3, 0.3]],
+        "observation_terms_history_length": [0, 0, 2, 0, 0, 0],
+        "step_dt": 0.02,
+        "default_root_pos": [0.0, 0.0, 0.25],
+    }
+    spaces = gym.spaces
+    size = sum(terms.values()) + 4
+    policy = us.ActorCritic(
+        spaces.Dict({"policy": spaces.Box(-np.inf, np.inf, (size,), np.float32)}),
+        spaces.Box(-np.inf, np.inf, (4,), np.float32),
+        us.PolicyConfig(action_bound="none", action_scaling="off"),
+    )
+    path = export_policy(policy, elsewhere / "stool.onnx", robot=json.loads(json.dumps(robot)))
+    trunk = run_example("deploy_in_mujoco")(path, elsewhere / "stool.xml", (0.5, 0.0, 0.0), 1.0, None)
+    assert trunk.shape == (50, 3)
+    assert 0.15 < trunk[-1, 2] < 0.25  # on its legs
+
+    example = sys.modules["example_deploy_in_mujoco"]
+    pilot = example.Pilot(path)
+    stool = example.Robot(elsewhere / "stool.xml", pilot.contract)
+    assert stool.data.joint("d").qpos == 0.1
+    stool.data.joint("a").qpos, stool.data.joint("a").qvel = 0.0, 2.0
+    seen = pilot.observe(stool, np.array([0.5, 0.0, 0.1]))
+    joints = [0.0, 0.4, 0.0, 0.0]  # twice (0 - -0.2), second in the policy's order
+    expected = [0, 0, 0, 0, 0, -1, *joints, *joints, 0, 2, 0, 0, 0, 0, 0, 0, 0.3, 0, 0.1]
+    assert seen == pytest.approx(expected, abs=1e-6)
+    action, _ = policy.act({"policy": torch.from_numpy(seen)[None]})
+    targets = pilot(stool, np.array([0.5, 0.0, 0.1]))
+    expected = np.array([0.1, -0.2, 0.3, -0.4]) + np.array([0.5, 0.25, 0.5, 0.25]) * action[0].numpy()
+    assert targets == pytest.approx(expected, abs=1e-5)
+    (elsewhere / "other.xml").write_text((elsewhere / "stool.xml").read_text().replace('name="d"', 'name="e"'))
+    with pytest.raises(SystemExit, match="has no joint 'd', which the policy moves; it has a, b, c"):
+        example.Robot(elsewhere / "other.xml", pilot.contract)
 
 
 def test_every_example_is_run_here() -> None:

@@ -138,6 +138,45 @@ def test_a_robot_tells_what_it_takes_to_run_its_policy(tmp_path: Path) -> None:
         numbers = [float(x) for x in props[key].split(",")]
         assert numbers == pytest.approx([float(x) for x in list_to_csv_str(theirs[key]).split(",")], abs=1e-3)
     assert props["observation_terms_clip"].split(",")[0] == "-inf;inf"
+    env.close()
+
+
+@pytest.mark.skipif("WITH_ROBOTS" not in os.environ, reason="a minute of compiling: WITH_ROBOTS=1 make test-simulators")
+def test_the_deployer_sees_and_moves_the_robot_as_mjlab_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One second of the same policy in both, from the same state; mjlab randomises friction, masses and encoders."""
+    import mjlab
+    import mujoco
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    from deploy_in_mujoco import Pilot, Robot
+
+    env = make_env(
+        "mjlab:Mjlab-Velocity-Flat-Unitree-Go1", 1, env_kwargs={"observations.actor.enable_corruption": False}, seed=1
+    )
+    assert isinstance(env, SimulatorAdapter)
+    config = us.PolicyConfig(hidden_sizes=(32,), action_bound="none", action_scaling="off")
+    torch.manual_seed(3)
+    policy = us.ActorCritic(env.observation_space, env.action_space, config)
+    with torch.no_grad():
+        policy.head.linear.weight.mul_(30.0)  # so that it moves
+    path = export_policy(policy, tmp_path / "policy.onnx", robot=json.loads(json.dumps(env.metadata())))
+    pilot = Pilot(path)
+    xmls = Path(mjlab.__file__).parent / "asset_zoo" / "robots" / "unitree_go1" / "xmls"
+    robot = Robot(xmls / "go1.xml", pilot.contract)
+    obs, state = env.reset(seed=1), env.raw.sim.data
+    robot.data.qpos[:], robot.data.qvel[:] = state.qpos[0].numpy(), state.qvel[0].numpy()
+    mujoco.mj_forward(robot.model, robot.data)
+    first = pilot.observe(robot, obs["policy"][0, -3:].numpy()) - obs["policy"][0].numpy()
+    bias = first[9:21]  # of the encoders
+    first[9:21] = 0.0
+    assert abs(first).max() < 1e-5
+    for _ in range(50):
+        robot.move(pilot(robot, obs["policy"][0, -3:].numpy()))
+        robot.step()
+        obs = env.step(torch.tensor(pilot.action, dtype=torch.float32)[None]).obs
+    last = pilot.observe(robot, obs["policy"][0, -3:].numpy()) - obs["policy"][0].numpy()
+    assert abs(last[9:21] - bias).max() < 0.1  # rad
+    assert abs(robot.data.qpos[2] - float(state.qpos[0, 2])) < 0.02  # m
 
 
 def test_a_run_that_resets_at_checkpoints_resumes_bit_for_bit(tmp_path: Path) -> None:

@@ -31,14 +31,27 @@ def numbers(task: str) -> Any:
 
 
 def metadata(env: Any) -> dict[str, Any]:
-    """The robot's contract as mjlab's own exporter has it; empty for a task that commands no joint positions."""
+    """The robot's contract as mjlab's own exporter has it; empty for a task that commands no joint positions.
+
+    With it come `step_dt`, and for another simulator `physics_dt`, `joint_armature`, `joint_effort_limit` and
+    `default_root_pos`.
+    """
     if "joint_pos" not in env.action_manager.active_terms or "robot" not in env.scene.entities:
         return {}
     from mjlab.rl.exporter_utils import get_base_metadata
 
     told: dict[str, Any] = get_base_metadata(env, "")
     del told["run_path"]
-    return told | {"step_dt": env.step_dt}
+    robot, model = env.scene["robot"], env.sim.mj_model
+    joints = [model.joint(f"robot/{name}") for name in robot.joint_names]
+    limits = {model.joint(model.actuator_trnid[i, 0]).name: model.actuator_forcerange[i, 1] for i in range(model.nu)}
+    return told | {
+        "step_dt": env.step_dt,
+        "physics_dt": env.physics_dt,
+        "joint_armature": [float(model.dof_armature[joint.dofadr[0]]) for joint in joints],
+        "joint_effort_limit": [float(limits[joint.name]) for joint in joints if joint.name in limits],
+        "default_root_pos": robot.data.default_root_state[0, :3].tolist(),
+    }
 
 
 def build(order: Order) -> Built:
