@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 RUN_ERROR = 1
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+RANK = int(os.environ["RANK"]) if "WORLD_SIZE" in os.environ else 0
+"""Of this process, where torchrun started several."""
+
+_LATER = 3.0
+"""Seconds for which a process that lost another one stays: torchrun then reports the other one's end as the cause."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,10 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if any(":" in word or word.replace("_", "-").startswith("--allow-import") for word in words):
         sys.path.append(os.getcwd())  # own modules lie in the working folder; last, so that they shadow nothing
+    run: Callable[[], None] | None = None
     try:
         from understudy.cli.commands import parse
 
-        parse(words)()
+        with _first_rank_speaks():
+            run = parse(words)
+        run()
         return 0
     except SystemExit as stop:  # tyro leaves this way, its help or its message printed; so does a second SIGTERM
         _print_notes(stop)
@@ -37,9 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _exit_code(error)
         if debug or code is None:
             raise
-        print(f"understudy: error: {error}", file=sys.stderr)
+        if run is None and RANK:
+            return code
+        print(f"understudy: error{f' (rank {RANK})' if RANK else ''}: {error}", file=sys.stderr)
         _print_notes(error)
+        if _lost_a_rank(error):
+            time.sleep(_LATER)
         return code
+
+
+@contextmanager
+def _first_rank_speaks() -> Iterator[None]:
+    """Of processes that torchrun started, all parse the same words: one complains, or shows the help."""
+    if not RANK:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _print_notes(error: BaseException) -> None:
@@ -54,4 +78,10 @@ def _exit_code(error: Exception) -> int | None:
 
     if isinstance(error, ValueError | ImportError | CheckpointError):
         return USER_ERROR
-    return RUN_ERROR if isinstance(error, UnderstudyError | OSError) else None
+    return RUN_ERROR if isinstance(error, UnderstudyError | OSError) or _lost_a_rank(error) else None
+
+
+def _lost_a_rank(error: Exception) -> bool:
+    from understudy.core.ranks import RankError
+
+    return isinstance(error, RankError)

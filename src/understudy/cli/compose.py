@@ -15,6 +15,7 @@ import torch
 import tyro
 from tyro.conf import UseAppendAction, arg
 
+from understudy.cli import RANK
 from understudy.cli.words import parse
 from understudy.core.schedules import Schedule
 from understudy.data.demonstrations.read import open_recording
@@ -229,12 +230,14 @@ def _resuming(
 
 def _start(config: TrainConfig) -> None:
     # what the library logs about its inputs (the demonstrations' score) goes to stderr, as plain sentences
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("understudy").setLevel(logging.INFO)
+    logging.basicConfig(format=f"rank {RANK}: %(message)s" if RANK else "%(message)s")
+    logging.getLogger("understudy").setLevel(logging.WARNING if RANK else logging.INFO)
     _report(loop.train(config))
 
 
 def _report(run: Run) -> None:
+    if RANK:
+        return
     if run.stopped_by is not None:
         print(f"stopped by {run.stopped_by}; continue with: understudy train --resume {run.path}")
     if run.evaluation is not None:

@@ -366,6 +366,15 @@ class PPO:
         self.episodes.forget_unfinished()
         self.reward_scaler.running.zero_()
 
+    def start_anew(self) -> None:
+        """Fresh random streams and episodes of this rank's own, after a state that was another rank's."""
+        seed = randomness.mix(ranks.own_seed(self.seed), f"anew/{self.iteration}")
+        streams = self.generators | {f"part/{name}": part.generator for name, part in self.parts.items()}
+        for name, generator in streams.items():
+            generator.manual_seed(randomness.mix(seed, name))
+        randomness.seed_everything(seed)
+        self.reset_envs()
+
     def _modules(self) -> dict[str, nn.Module]:
         return {
             "policy": self.policy,

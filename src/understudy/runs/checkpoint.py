@@ -65,23 +65,28 @@ class Streams(TypedDict):
     python: tuple[int, list[int], float | None]
 
 
-class TrainingState(TypedDict):
-    """`PPO.state_dict`."""
+class RankState(TypedDict):
+    """What differs from rank to rank in a training over several processes."""
+
+    reward_scaler: dict[str, Tensor]
+    episodes: dict[str, Tensor]
+    parts: dict[str, dict[str, Any]]
+    episode_window: EpisodeWindow
+    rng: Streams
+    env: NotRequired[dict[str, Tensor]]
+    collector: NotRequired[dict[str, Tensor]]
+    env_counters: NotRequired[dict[str, int]]
+
+
+class TrainingState(RankState):
+    """`PPO.state_dict`, of rank 0."""
 
     policy: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     coefficients: dict[str, Tensor]
-    reward_scaler: dict[str, Tensor]
     value_normalizer: dict[str, Tensor]
-    episodes: dict[str, Tensor]
-    parts: dict[str, dict[str, Any]]
     counters: Counters
-    episode_window: EpisodeWindow
-    rng: Streams
     lr_scheduler: NotRequired[dict[str, Any]]
-    env: NotRequired[dict[str, Tensor]]
-    collector: NotRequired[dict[str, Tensor]]
-    env_counters: NotRequired[dict[str, int]]
 
 
 class OfflineState(TypedDict):
@@ -132,6 +137,8 @@ class Checkpoint(PolicyDescription):
     state: TrainingState
     offline: OfflineState | None
     unreported: UnreportedRow | None = None
+    ranks: list[RankState] | None = None
+    """Of ranks 1, 2, ...; None for a process alone."""
     infos: dict[str, Any] | None = None
     """What the script of another library stored beside it (`interop.rsl_rl.Runner`)."""
 
@@ -145,7 +152,8 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
         payload["stored"] = parse_yaml(decode(str, payload["config"], "config"))
         payload.setdefault("policy", payload["stored"]["policy"])  # had no description of its own in early 0.1.0
         checkpoint = decode(Checkpoint, payload, "")
-        if ("env" in checkpoint.state) != ("collector" in checkpoint.state):
+        states: list[RankState] = [checkpoint.state, *(checkpoint.ranks or ())]
+        if any(("env" in state) != ("collector" in state) for state in states):
             raise ValueError("state has only one of env and collector")
         return checkpoint
 

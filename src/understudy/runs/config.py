@@ -13,6 +13,7 @@ import torch
 import tyro
 import yaml
 
+from understudy.core import ranks
 from understudy.core.borders import LONGEST_YAML, parse_yaml
 from understudy.core.check import Config, Filled, In
 from understudy.core.schedules import Condition, Probability, Schedule, Unconditional
@@ -196,16 +197,16 @@ class TrainConfig(Config):
         return dataclasses.replace(self.env, kwargs={**self.env.kwargs, **self.evaluation.env_kwargs})
 
     def torch_device(self) -> torch.device:
-        """The device that `device` names. Raises ValueError if torch does not have it."""
+        """The device that `device` names; for each process of torchrun another GPU. Raises ValueError if it lacks."""
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return ranks.own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             device = torch.device(self.device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device {self.device!r} cannot be used ({reason}); try 'auto' or 'cpu'") from error
-        return device
+        return ranks.own_device(device)
 
 
 def to_yaml(config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from gymnasium.spaces import flatdim
 
-from understudy.core import randomness
+from understudy.core import randomness, ranks
 from understudy.core.borders import parsing
 from understudy.core.devices import allocating
 from understudy.envs.base import VecEnv
@@ -87,8 +87,9 @@ def building(
     torch.set_num_threads(config.torch_threads or 1)
     try:
         scored = _evaluation_spaces(config)
-        randomness.seed_everything(config.seed)  # environments may draw from the global streams
-        seed = randomness.env_seed(config.seed, 0)  # what PPO resets it with first
+        own_seed = ranks.own_seed(config.seed)
+        randomness.seed_everything(own_seed)  # environments may draw from the global streams
+        seed = randomness.env_seed(own_seed, 0)  # what PPO resets it with first
         draws = config.evaluation.video and runs_alone(config.env.id)  # there will be no other one to film in
         with opened(config.env if own is None else own, device, seed, hint, render=draws) as env:
             if scored not in (None, (env.observation_space, env.action_space)):
@@ -151,7 +152,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, P
             name=name,
             num_steps=config.ppo.num_steps,
             gamma=config.ppo.last_gamma,
-            seed=randomness.mix(config.seed, f"part/{name}"),
+            seed=randomness.mix(ranks.own_seed(config.seed), f"part/{name}"),
             env_id=config.env.id,
             groups=config.env.groups,
             segments=config.env.segments,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from understudy.core import ranks
 from understudy.core.borders import parsing
 from understudy.core.check import fit
 from understudy.core.files import write_atomic
@@ -31,7 +32,7 @@ from understudy.runs.checkpoint import (
     step_checkpoints,
     step_path,
 )
-from understudy.runs.config import TrainConfig, to_yaml
+from understudy.runs.config import LoggingConfig, TrainConfig, to_yaml
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.folder import CHECKPOINT_KIND, Run, RunFolder, load, new_run
 from understudy.runs.metrics import drop_after
@@ -44,6 +45,7 @@ from understudy.training.dagger import Dagger, first_round, keep_rounds, with_ro
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining
 from understudy.training.signals import StopSignals, Terminated
+from understudy.training.together import Together, check_same_config, leads, led
 from understudy.types import CheckpointError, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ def train(
     - `expert`: a function from obs and is_first to actions, which answers DAgger's questions.
     - `loggers`: see `Logger`; functions of step and metrics will do, too.
 
+    Processes of torchrun are one training (docs/scale.md): each steps an environment of its own, of `num_envs` copies;
+    rank 0 writes and logs. Started again by `torchrun --max-restarts`, they go on from the last checkpoint.
+
     SIGINT and SIGTERM end the training after the running iteration with a checkpoint; `Run.stopped_by` then names the
     signal, or the reason of a logger. Raises ValueError for a configuration that cannot work and CheckpointError for a
     policy to start from that does not fit (before any work), ImportError for a missing extra, and whatever an
@@ -77,12 +82,20 @@ def train(
     written.
     """
     fit(TrainConfig, config, "config")
-    listening = _listening(config, loggers)
-    config, own = with_own_env(config, env)
-    if expert is not None and (config.offline is None or config.offline.dagger is None):
-        raise ValueError("nobody would ask the expert: set offline.dagger (us.recipes.dagger does), or drop expert=")
-    with new_run(config) as folder:
-        return _start(folder, config, None, own, policy, expert, listening)
+    restarts, most = ranks.restarts()
+    if most and config.run_dir is None:
+        raise ValueError("torchrun --max-restarts needs --run-dir: where processes that start again find a checkpoint")
+    with ranks.joined(config.torch_device()):
+        if restarts and ranks.shared(bool(RunFolder(Path(str(config.run_dir))).starts())):
+            objects: dict[str, Any] = {"env": env, "policy": policy, "expert": expert, "loggers": loggers}
+            return resume(str(config.run_dir), total_steps=config.total_steps, allow=config.allow_imports, **objects)
+        listening = _listening(config, loggers)
+        config, own = with_own_env(config, env)
+        if expert is not None and (config.offline is None or config.offline.dagger is None):
+            raise ValueError("nobody would ask the expert: set offline.dagger (us.recipes.dagger does) or drop expert=")
+        check_same_config(config, env=env, policy=policy, expert=expert)
+        with led(new_run(config)) as folder:
+            return _start(folder, config, None, own, policy, expert, listening)
 
 
 def resume(
@@ -109,17 +122,32 @@ def resume(
     config = folder.read_config(allow)
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
-    listening = _listening(config, loggers)
-    config, own = with_own_env(config, env)
-    with folder.locked():
-        checkpoint = read_checkpoint(given, CHECKPOINT_KIND) if given.is_file() else _newest_checkpoint(folder)
-        if checkpoint is None:
+    with ranks.joined(config.torch_device()):
+        listening = _listening(config, loggers)
+        config, own = with_own_env(config, env)
+        check_same_config(config, env=env, policy=policy, expert=expert)
+        with led(folder.locked()):
+            named = given.is_file() and not ranks.restarts()[0]  # again: what came after it goes on
+            checkpoint = _chosen(folder, given if named else None)
+            return _start(folder, config, checkpoint, own, policy, expert, listening)
+
+
+def _chosen(folder: RunFolder, named: Path | None) -> Checkpoint | None:
+    """The checkpoint to go on from, which rank 0 finds; None if there is none yet."""
+    found = None
+    if leads():
+        found = _newest_checkpoint(folder) if named is None else read_checkpoint(named, CHECKPOINT_KIND)
+        if found is None:
             folder.forget()
-        return _start(folder, config, checkpoint, own, policy, expert, listening)
+    path = ranks.shared(None if found is None else found.path)
+    return found if leads() or path is None else read_checkpoint(path, CHECKPOINT_KIND)
 
 
 def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
-    """The loggers. Raises ImportError for a missing extra now, not where the training would find it missing."""
+    """The loggers, of rank 0 alone. Raises ImportError for a missing extra now, not where it would be found missing."""
+    if not leads():
+        silent = LoggingConfig(console=False, tensorboard=False)
+        return Loggers(dataclasses.replace(config, logging=silent, stop_when=None))
     if config.evaluation.video:
         check_video_packages()
     return Loggers(config, own)
@@ -170,10 +198,11 @@ def _start(
     built_from = located(config, Path(starts[0]["directory"])) if starts and "directory" in starts[0] else config
     asks = config.offline is not None and config.offline.dagger is not None
     if asks:
-        if checkpoint is None:
+        if leads() and checkpoint is None:
             first_round(built_from, folder, expert, own)
-        elif checkpoint.offline is not None:
+        elif leads() and checkpoint is not None and checkpoint.offline is not None:
             keep_rounds(folder, checkpoint.offline["round"])
+        ranks.shared(None)  # its files are there
         built_from = with_rounds(built_from, folder)
     if checkpoint is not None and policy is None:
         policy_config(checkpoint, str(checkpoint.path))  # it was an object: only its owner can make another one
@@ -193,7 +222,13 @@ def _start(
                     f"{folder.path} already has its {config.total_steps:,} steps; give it more with --total-steps, for "
                     f"example {2 * config.total_steps or 100_000}"
                 )
-            set_aside_after(folder.checkpoints, checkpoint.env_steps)
+            if leads():
+                set_aside_after(folder.checkpoints, checkpoint.env_steps)
+            if (before := len(checkpoint.ranks or ()) + 1) != ranks.count():
+                loggers.note(
+                    f"the checkpoint is of {before} processes, now there are {ranks.count()}: random streams and "
+                    "episodes start anew, what was learnt goes on"
+                )
             if ppo.simulator is not None and not config.checkpoint.reset_env:
                 counted = "".join(f", {name} goes on at {n:,}" for name, n in ppo.simulator.counters.items())
                 loggers.note(f"the simulator's state cannot be saved: its episodes start anew{counted}")
@@ -201,6 +236,8 @@ def _start(
             weights = load(config.start_from, allow=config.allowed).state_dict()
             check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
             ppo.policy.load_state_dict(weights)
+        if not leads():
+            return training.follow()
         folder.write_config(config)
         if ppo.simulator is not None and (told := ppo.simulator.metadata()):
             write_atomic(folder.robot, (json.dumps(told, indent=2) + "\n").encode())
@@ -243,6 +280,7 @@ class Training:
         self.evaluation: EvaluationResult | None = None
         self.row: _Row | None = None
         self.start, self.stop = time.monotonic(), StopSignals(loggers.note)
+        self.all = Together(ppo, offline, self.stop)
 
     def run(self) -> Run:
         """The epochs on demonstrations, then the iterations of PPO; whatever ends them leaves a checkpoint."""
@@ -257,8 +295,17 @@ class Training:
             if self.stopped_by is None and total:
                 with self._phase("ppo", ppo.env_steps, total):
                     self._iterate()
-        path, steps = self.folder.path, ppo.env_steps
-        return Run(path, self.config, ppo.policy, steps, self.evaluation, stopped_by=self.stopped_by)
+            self.all.end((self.evaluation, self.stopped_by))
+        return self._result(self.evaluation, self.stopped_by)
+
+    def follow(self) -> Run:
+        """The same on every rank but 0, which says what to do."""
+        with self.stop.heeded():
+            return self._result(*self.all.follow())
+
+    def _result(self, evaluation: EvaluationResult | None, stopped_by: str | None) -> Run:
+        path, steps = self.folder.path, self.ppo.env_steps
+        return Run(path, self.config, self.ppo.policy, steps, evaluation, stopped_by=stopped_by)
 
     @property
     def stopped_by(self) -> str | None:
@@ -288,17 +335,18 @@ class Training:
         """What it trains on, for people."""
         env = self.config.env
         backend = "an environment of your own" if self.own else backend_of(env, self.ppo.env)
-        return f"{env.num_envs} x {env.id} ({backend}), device {self.env.device}"
+        copies = f"{ranks.count()} ranks x {env.num_envs}" if ranks.count() > 1 else f"{env.num_envs}"
+        return f"{copies} x {env.id} ({backend}), device {self.env.device}"
 
     def _pretrain(self, offline: OfflineTraining) -> None:
         """The epochs on demonstrations alone; in their metrics `step` counts epochs."""
         self.loggers.note(f"demonstrations: {offline.summary()}")
         while not offline.finished and self.stopped_by is None:
-            metrics, done = offline.epoch(), offline.epochs_done
+            metrics, done = self.all.order("epoch"), offline.epochs_done
             if offline.stopped_early:
                 self.loggers.note(f"stopped early: no better validation loss for {offline.config.patience} epochs")
             if offline.finished:
-                offline.finish()
+                self.all.order("finish")
             due = _crossed(offline.config.evaluation_interval, done - 1, done)
             self._close(
                 _Row(done, metrics, due or self.over), kept=offline.finished or done % EPOCHS_PER_CHECKPOINT == 0
@@ -307,9 +355,9 @@ class Training:
     def _iterate(self) -> None:
         config, ppo = self.config, self.ppo
         if self.offline is not None and ppo.env_steps == 0:
-            ppo.reset_envs()  # DAgger and evaluations have played in it
+            self.all.order("reset_envs")  # DAgger and evaluations have played in it
         while ppo.env_steps < config.total_steps and self.stopped_by is None:
-            before, metrics = ppo.env_steps, ppo.iterate()
+            before, metrics = ppo.env_steps, self.all.order("iterate")
             due = _crossed(config.evaluation.interval, before, ppo.env_steps)
             kept = self.over or _crossed(config.checkpoint.interval, before, ppo.env_steps)
             self._close(_Row(ppo.env_steps, metrics, due or self.over), kept=kept)
@@ -318,7 +366,7 @@ class Training:
         """What follows an epoch or an iteration: an evaluation if one is due, its row, a checkpoint if it is `kept`."""
         self.row = row
         if kept and self.config.checkpoint.reset_env:
-            self.ppo.reset_envs()
+            self.all.order("reset_envs")
         if kept and row.evaluated:
             self._checkpoint()  # now: an evaluation plays in an environment, which may fail or never end
         self._report(row)
@@ -353,7 +401,7 @@ class Training:
             self.best_return = self.latest.mean_return
             self._save(self.folder.checkpoints / BEST)
         if self.collecting:
-            self.ppo.observe(self.latest.metrics())
+            self.all.order("observe", self.latest.metrics())
         return self.latest.metrics()
 
     def _conclude(self) -> None:
@@ -410,11 +458,18 @@ class Training:
             "offline": None if self.offline is None else self.offline.state_dict(),
             "unreported": None if self.row is None else self.row._asdict(),
         }
+        if ranks.count() > 1:
+            now["ranks"] = self.all.order("state")
         save_checkpoint(path, CHECKPOINT_KIND, training_state(self.config_text, self.ppo) | now)
 
     def load_state_dict(self, checkpoint: Checkpoint) -> None:
         """Restore a checkpoint. Raises ValueError if it does not fit the config."""
-        self.ppo.load_state_dict(checkpoint.state)
+        others = checkpoint.ranks or []
+        same = len(others) + 1 == ranks.count()
+        own: Any = others[ranks.rank() - 1] if same and ranks.rank() else {}
+        self.ppo.load_state_dict({**checkpoint.state, **own})
+        if not same:
+            self.ppo.start_anew()
         if self.offline is not None:
             if checkpoint.offline is None:
                 raise ValueError("it has no offline training")
@@ -438,6 +493,8 @@ class Training:
         at = f"This was after {self.ppo.env_steps:,} steps in {self.config.env.id}."
         if not all_finite(self.ppo.policy.state_dict()):
             return f"{at} The policy holds non-finite numbers: no checkpoint was written, the older ones are intact."
+        if not self.all.idle and ranks.count() > 1:
+            return f"{at} Continue from the last checkpoint, with: understudy train --resume {self.folder.path}"
         path = step_path(self.folder.checkpoints, self.ppo.env_steps)
         try:
             # an earlier checkpoint of this very step is as good, and certainly whole; epochs count no steps

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core import randomness
+from understudy.core import randomness, ranks
 from understudy.core.capture import Batch, unbind
 from understudy.core.check import nearest
 from understudy.core.devices import denormals_flushed
@@ -22,6 +22,7 @@ from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.nn.normalization import ObservationNormalizer
 from understudy.parts.behavior_cloning import BehaviorCloning
 from understudy.ppo.lr_scheduler import LearningRateScheduler
+from understudy.ppo.metrics import over_ranks
 from understudy.ppo.minibatch import nest
 from understudy.ppo.optim import capture_gradient, gradient_step
 from understudy.ppo.ppo import PPO
@@ -39,7 +40,8 @@ class OfflineTraining:
     """Epochs of behaviour cloning with the policy, optimizer and cloning part of a `PPO` that has not started yet.
 
     One epoch is every transition once, shuffled (what is left after the last whole minibatch waits for another
-    epoch); for a policy with a memory, as many windows as hold so many transitions. The normaliser's statistics are
+    epoch); for a policy with a memory, as many windows as hold so many transitions. Ranks share the transitions, each
+    with minibatches of its own. The normaliser's statistics are
     those of the demonstrations. After the last epoch the policy with the least validation loss is put back and the
     optimizer forgets its moments. With `dagger` there are several rounds of this, each on the episodes of all rounds
     so far. Raises ValueError unless there is exactly one cloning part.
@@ -92,6 +94,7 @@ class OfflineTraining:
             # the same split in a resumed run
             generator = torch.Generator().manual_seed(randomness.mix(self.ppo.seed, "offline/validation"))
             self.training, self.validation = demonstrations.split(self.config.validation_fraction, generator)
+        self.own = self.training.share(ranks.rank(), ranks.count())
 
     @denormals_flushed()
     def epoch(self) -> dict[str, float]:
@@ -116,7 +119,11 @@ class OfflineTraining:
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.epochs_done, self.round_epochs = self.epochs_done + 1, self.round_epochs + 1
-        metrics |= self._validate()
+        if self.validation is not None:
+            held = self._validation_numbers(self.validation)
+            metrics |= {f"offline/validation_{name}": x for name, x in held.items()}
+        metrics = over_ranks(metrics)
+        self._keep_best(metrics)
         if self.lr_scheduler is not None and self.lr_scheduler.metric:
             if self.lr_scheduler.metric not in metrics:
                 hint = nearest(self.lr_scheduler.metric, metrics)
@@ -171,7 +178,10 @@ class OfflineTraining:
         """Collect with the policy of the last round, and go on with everything that was collected."""
         assert self.dagger is not None
         self._put_best_back()
-        metrics = self.dagger.collect(self.round + 1, self.ppo.policy)
+        plays = ranks.rank() == 0  # the others wait for the file
+        metrics: dict[str, float] = ranks.shared(
+            self.dagger.collect(self.round + 1, self.ppo.policy) if plays else None
+        )
         self.renew(self.part.reload())
         self.round += 1  # now that it is kept
         self.round_epochs, self.best_loss, self.waited, self.stopped_early = 0, math.inf, 0, False
@@ -194,17 +204,20 @@ class OfflineTraining:
             normalizer.count.zero_()  # of an earlier round, whose trajectories are among these
         for rows in self.training.rows.split(_VALIDATION_ROWS):
             obs = self.training.gather(rows, next_obs=False)["obs"]
+            own = None
+            if ranks.count() > 1:
+                own = torch.arange(len(rows), device=self.ppo.env.device) % ranks.count() == ranks.rank()
             for key, normalizer in normalizers.items():
-                normalizer.update(obs.get(key))
+                normalizer.update(obs.get(key), own)
 
     # ------------------------------------------------------------------ minibatches
 
     def minibatches(self) -> Iterator[Batch]:
         """The minibatches of one epoch, `[B]` or `[T, B]`."""
-        demonstrations, part = self.training, self.part
+        demonstrations, part = self.own, self.part
         if part.recurrent:
             for _ in range(max(demonstrations.num_transitions // part.config.batch_size, 1)):
-                yield self._named(part.draw(demonstrations))
+                yield self._named(part.draw(self.training))
             return
         size = min(part.config.batch_size, demonstrations.num_transitions)
         for rows in demonstrations.shuffled(size * _GATHERED, part.generator):
@@ -221,12 +234,10 @@ class OfflineTraining:
 
     # ------------------------------------------------------------------ validation
 
-    def _validate(self) -> dict[str, float]:
-        """Validation metrics; keeps the best policy and counts the epochs since."""
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        """Keep the policy if it fits best what is held out, and count the epochs since one did."""
         if self.validation is None:
-            return {}
-        numbers = self._validation_numbers(self.validation)
-        metrics = {f"offline/validation_{name}": x for name, x in numbers.items()}
+            return
         loss = metrics["offline/validation_loss"]
         if loss < self.best_loss:
             self.best_loss, self.waited = loss, 0
@@ -234,7 +245,6 @@ class OfflineTraining:
         else:
             self.waited += 1
             self.stopped_early = self.config.patience is not None and self.waited >= self.config.patience
-        return metrics
 
     @torch.no_grad()
     def _validation_numbers(self, held: Demonstrations) -> dict[str, float]:

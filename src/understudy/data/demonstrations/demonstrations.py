@@ -184,6 +184,17 @@ class Demonstrations:
         order = torch.randperm(count, generator=generator, device=generator.device)
         return self.select(order[held:].sort().values), self.select(order[:held].sort().values)
 
+    def share(self, number: int, count: int) -> Demonstrations:
+        """Draw from every `count`-th transition only, from the one `number` on, and as many for each number.
+
+        Raises ValueError for fewer transitions than shares.
+        """
+        if (each := len(self.rows) // count) == 0:
+            raise ValueError(f"{len(self.rows)} transitions cannot be shared by {count} ranks: start fewer of them")
+        shared = copy.copy(self)
+        shared.rows = self.rows if count == 1 else self.rows[number::count][:each]
+        return shared
+
     # ------------------------------------------------------------------ drawing
 
     def sample(self, batch_size: int, generator: torch.Generator, *, next_obs: bool = True) -> TensorDict:
