@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -17,9 +21,11 @@ from tests.parts import contract
 from torch import Tensor
 
 from understudy.core import ranks
+from understudy.core.capture import CaptureMode
 from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.envs.base import Step
+from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import ActionFamily
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import (
@@ -32,14 +38,27 @@ from understudy.parts import (
     ScriptedExpertConfig,
     TeacherConfig,
 )
-from understudy.parts.behavior_cloning import BehaviorCloningConfig
+from understudy.parts.behavior_cloning import BehaviorCloning, BehaviorCloningConfig
 from understudy.parts.shared.discriminator import Discriminator, DiscriminatorConfig
 from understudy.parts.shared.teacher_forcing import TeacherForcing
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.part import Part, PartContext
 from understudy.ppo.ppo import PPO
+from understudy.runs.config import (
+    CheckpointConfig,
+    DaggerConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    OfflineConfig,
+    TrainConfig,
+)
+from understudy.tasks.point_mass import PointMass
+from understudy.training.loop import resume, train
+from understudy.training.offline import OfflineTraining
 
 N, T, ITERATIONS = 6, 8, 5
+STEPS = 2 * 4 * 8
+"""Environment steps of an iteration of the trainings, over both ranks."""
 BATCH = 16  # demonstrations that a rank draws for a minibatch
 
 Build = Callable[[PartContext, int], Part]
@@ -117,6 +136,7 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     "returns": ((), {"value_normalization": "standardize", "surrogate": "a2c", "epochs": 1}, {}),
     "again": ((), {"recompute_advantage": True, "clip_apart": True}, {}),
     "lstm": ((), {}, {"memory": "lstm"}),
+    "offline": (("behavior-cloning",), {}, {}),
     "scripted-expert": (("scripted-expert",), {}, {}),  # one may override: it cannot be beside the teacher
     "together": (TOGETHER, {}, {}),
     "together, lstm": (tuple(n for n in TOGETHER if n not in contract.FEED_FORWARD_ONLY), {}, {"memory": "lstm"}),
@@ -155,38 +175,45 @@ def make(case: str, rank: int, size: int) -> PPO:
     for name in names:
         context = PartContext.of(env, policy, name=name, num_steps=T, seed=1)
         parts[name] = PARTS[name](context, 2 // size)
-    capture = "trace" if "traced" in case else "eager"
-    config = PPOConfig(
-        **{
-            "capture": capture,
-            "num_steps": T,
-            "epochs": 2,
-            "minibatches": 1,
-            "entropy_coef": 0.01,
-            "warmup_steps": 4,
-            **options,
-        }
-    )
+    capture: CaptureMode = "trace" if "traced" in case else "eager"
+    options = {"epochs": 2, **options}
+    config = PPOConfig(num_steps=T, minibatches=1, entropy_coef=0.01, warmup_steps=4, capture=capture, **options)
     return PPO(env, policy, config, parts, total_steps=10_000)
+
+
+def cloned(ppo: PPO) -> dict[str, float]:
+    """The metrics of the last of some epochs on demonstrations, each with one minibatch."""
+    part = ppo.parts["behavior-cloning"]
+    assert isinstance(part, BehaviorCloning)
+    part.config = dataclasses.replace(part.config, batch_size=10_000)
+    even = part.demonstrations.num_transitions // 2 * 2
+    part.demonstrations.rows = part.demonstrations.rows[:even]
+    offline = OfflineTraining(ppo, OfflineConfig(epochs=ITERATIONS, validation_fraction=0.0))
+    for _ in range(ITERATIONS):
+        metrics = offline.epoch()
+    assert metrics["offline/steps"] == 1.0
+    return metrics
 
 
 def outcome(case: str, rank: int, size: int) -> dict[str, Tensor]:
     """What all ranks have in common, after some iterations."""
+    contract.demonstrations()  # recorded before the precision changes
     # a permutation of more rows draws more numbers
     in_order = mock.patch.object(Discriminator, "_permutation", lambda self, n: torch.arange(n))
     with precision(case), in_order:
         ppo = make(case, rank, size)
-        for _ in range(ITERATIONS):
-            metrics = ppo.iterate()
+        if "offline" in case:
+            metrics = cloned(ppo)
+        else:
+            metrics = [ppo.iterate() for _ in range(ITERATIONS)][-1]
     found = {"optimizer": ppo.optimizer.flat, "rate": ppo.optimizer.learning_rate.value}
     for name, module in {"policy": ppo.policy, **ppo.parts}.items():
         found |= {f"{name}/{key}": x for key, x in module.named_parameters()}
     for normalizer in ppo.policy.normalizers.values():
         found |= {"mean": normalizer.mean, "var": normalizer.var, "count": normalizer.count}
     found |= {"rewards": ppo.reward_scaler.statistics.var, "values": ppo.value_normalizer.statistics.var}
-    found |= {
-        f"metric {name}": torch.tensor(metrics[name]) for name in ("reward/task", "ppo/loss", "ppo/skipped_steps")
-    }
+    for name in {"reward/task", "ppo/loss", "ppo/skipped_steps", "offline/loss"} & metrics.keys():
+        found[f"metric {name}"] = torch.tensor(metrics[name])
     return {**{name: x.detach().clone() for name, x in found.items()}, "env_steps": torch.tensor(ppo.env_steps)}
 
 
@@ -228,17 +255,77 @@ def as_one(rank: int) -> ExitStack:
     return stack
 
 
-def meet(rank: int, folder: str) -> None:
-    """Join the other process."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+def settings(folder: Path, name: str, **changes: Any) -> TrainConfig:
+    """A short training of 4 environments for each rank, with GAIL and a memory: everything has state."""
+    gail = GailConfig(
+        demonstrations=str(folder / "expert.npz"), discriminator=dataclasses.replace(ADVERSARY, replay_size=64)
     )
+    small = TrainConfig(
+        total_steps=4 * STEPS,
+        run_dir=str(folder / name),
+        env=EnvConfig(id="PointMass", num_envs=4),
+        policy=PolicyConfig(hidden_sizes=(8,), memory="gru", memory_size=8),
+        ppo=PPOConfig(num_steps=8, epochs=1, minibatches=2, warmup_steps=0, capture="eager", reward_normalization=True),
+        parts={"gail": gail},
+        evaluation=EvaluationConfig(episodes=1),
+        checkpoint=CheckpointConfig(interval=2 * STEPS),
+        logging=LoggingConfig(console=False, tensorboard=False),
+    )
+    return dataclasses.replace(small, **changes)
+
+
+def steer(obs: Any, is_first: Any = None) -> Tensor:
+    """PointMass: accelerate towards the goal and brake."""
+    return (-3.0 * obs["policy"][:, :2] - 2.0 * obs["policy"][:, 2:]).clamp(-1.0, 1.0)
+
+
+class Signalled(PointMass):
+    """Sends its process a SIGTERM in the second iteration."""
+
+    def step(self, action: Tensor) -> Step:
+        self.count = vars(self).get("count", 0) + 1
+        if self.count == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(action)
+
+
+def trainings(rank: int, folder: Path) -> dict[str, Any]:
+    """Runs of both ranks, and what this one was told at their ends."""
+    found: dict[str, Any] = {}
+    straight = train(settings(folder, "straight"))
+    found["steps"] = straight.env_steps
+    if rank == 0:
+        shutil.copytree(straight.path, folder / "again")
+    ranks.shared(None)
+    again = resume(folder / "again" / "checkpoints" / f"step_{2 * STEPS:012d}.pt")
+    found["again"] = (again.env_steps, again.evaluation == straight.evaluation)
+    grown = resume(folder / "alone", total_steps=4 * STEPS)  # one process began it
+    found["grown"] = (grown.env_steps, grown.policy.head.std.log_std.tolist())
+    env = Signalled(4) if rank == 1 else PointMass(4)
+    stopped = train(settings(folder, "signalled"), env=env)
+    found["signalled"] = (stopped.env_steps, stopped.stopped_by)
+    stopped = train(settings(folder, "stops", stop_when="ppo/kl<=100"))
+    found["stops"] = (stopped.env_steps, stopped.stopped_by)
+    cloning = BehaviorCloningConfig(batch_size=32)
+    rounds = DaggerConfig(rounds=1, episodes_per_round=2, steps_per_round=64)
+    offline = OfflineConfig(epochs=2, validation_fraction=0.5, dagger=rounds)
+    asking = settings(folder, "asking", parts={"bc": cloning}, offline=offline, policy=PolicyConfig(hidden_sizes=(8,)))
+    found["asking"] = train(asking, expert=steer).env_steps
+    for name, options in {"other": {"seed": rank}, "object": {}}.items():
+        try:
+            train(settings(folder, name, **options), env=PointMass(4) if (name, rank) == ("object", 1) else None)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def prove(rank: int, folder: str) -> None:
-    """In one of two processes: every case, into a file."""
-    meet(rank, folder)
+    """In one of two processes: every case, and the trainings, into files."""
+    torch.set_num_threads(1)
+    place = Path(folder)
+    store = f"file://{place / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     with as_one(rank):
-        torch.save({case: outcome(case, rank, 2) for case in CASES}, Path(folder) / f"{rank}.pt")
+        torch.save({case: outcome(case, rank, 2) for case in CASES}, place / f"{rank}.pt")
+    (place / f"{rank}.json").write_text(json.dumps(trainings(rank, place)))
     dist.destroy_process_group()

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.fresh import Fresh
-from tests.training.ranks import CASES, outcome
+from tests.parts import contract
+from tests.training.ranks import CASES, STEPS, outcome, settings
 
-ROOT = Path(__file__).parents[2]
-
-
-def on_two_ranks(fresh: Fresh, function: str, folder: Path) -> None:
-    """Run a function of `tests.training.ranks` (rank, folder) in two processes."""
-    code = f"import torch.multiprocessing as m\nfrom tests.training.ranks import {function}\n"
-    code += f"m.start_processes({function}, args=({str(folder)!r},), nprocs=2, start_method='fork')"
-    fresh("-c", code, cwd=ROOT)
+from understudy.runs.checkpoint import load_checkpoint, step_checkpoints
+from understudy.runs.folder import CHECKPOINT_KIND
+from understudy.runs.metrics import read_metrics
+from understudy.training.loggers import Logger
+from understudy.training.loop import resume, train
 
 
 @pytest.fixture(scope="module")
-def proven(fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what they have after all cases and trainings."""
+    place = tmp_path_factory.mktemp("ranks")
+    shutil.copy(contract.demonstrations(), place / "expert.npz")
+    train(settings(place, "alone", total_steps=2 * STEPS))
+    code = "import torch.multiprocessing as m\nfrom tests.training.ranks import prove\n"
+    code += f"m.start_processes(prove, args=({str(place)!r},), nprocs=2, start_method='fork')"
+    fresh("-c", code, cwd=Path(__file__).parents[2])
+    return place
+
+
+@pytest.fixture(scope="module")
+def proven(folder: Path) -> list[dict[str, Any]]:
     """What either rank has after some iterations of every case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    on_two_ranks(fresh, "prove", folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What the trainings told either rank."""
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -39,3 +55,82 @@ def test_two_ranks_learn_what_one_does_with_all_their_environments(case: str, pr
         error = torch.linalg.vector_norm((first[name] - expected).double())
         limit = 1e-5 if case.endswith("float32") else 1e-10
         assert error <= limit * torch.linalg.vector_norm(expected.double()), (name, error)
+
+
+def last(run: Path) -> Any:
+    return load_checkpoint(step_checkpoints(run / "checkpoints")[-1], CHECKPOINT_KIND)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Nested states, equal bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b or (a != a and b != b)
+
+
+def test_steps_are_counted_over_all_ranks_and_rank_0_writes(folder: Path, told: list[dict[str, Any]]) -> None:
+    assert [found["steps"] for found in told] == [4 * STEPS] * 2
+    rows = read_metrics(folder / "straight" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [STEPS, 2 * STEPS, 3 * STEPS, 4 * STEPS]
+    assert "evaluation/return" in rows[-1]
+    assert len(json.loads((folder / "straight" / "run.json").read_text())) == 1
+
+
+def test_ranks_draw_for_themselves(folder: Path) -> None:
+    first = last(folder / "straight")
+    (second,) = first["ranks"]
+    assert second.keys() <= first["state"].keys()
+    assert "policy" not in second
+    assert not same(second["rng"]["own"], first["state"]["rng"]["own"])
+    assert not same(second["env"], first["state"]["env"])
+    gail = first["state"]["parts"]["gail"]
+    assert not torch.equal(second["parts"]["gail"]["generator"], gail["generator"])
+    rows, network = "discriminator.replay.rows", "discriminator.network.mlp.layers.0.weight"
+    assert not torch.equal(second["parts"]["gail"]["modules"][rows], gail["modules"][rows])
+    assert torch.equal(second["parts"]["gail"]["modules"][network], gail["modules"][network])
+
+
+def test_resumes_bit_for_bit(folder: Path, told: list[dict[str, Any]]) -> None:
+    assert [found["again"] for found in told] == [[4 * STEPS, True]] * 2
+    straight, again = last(folder / "straight"), last(folder / "again")
+    assert same(again["state"], straight["state"])
+    assert same(again["ranks"], straight["ranks"])
+
+
+def test_resumes_with_another_number_of_ranks(folder: Path, told: list[dict[str, Any]], capfd: Any) -> None:
+    assert told[0]["grown"] == told[1]["grown"]
+    assert told[0]["grown"][0] == 4 * STEPS
+    notes: list[str] = []
+
+    class Notes(Logger):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    before = last(folder / "straight")["state"]["policy"]
+    run = resume(folder / "straight", total_steps=5 * STEPS, loggers=[Notes()])
+    assert any("is of 2 processes, now there are 1" in note for note in notes)
+    after = last(run.path)
+    assert "ranks" not in after
+    change = max(
+        float((after["state"]["policy"][name] - x).abs().max()) for name, x in before.items() if "layers" in name
+    )
+    assert 0.0 < change < 0.1
+
+
+def test_what_ends_one_rank_politely_ends_all(folder: Path, told: list[dict[str, Any]]) -> None:
+    assert [found["signalled"] for found in told] == [[2 * STEPS, "SIGTERM"]] * 2
+    assert last(folder / "signalled")["env_steps"] == 2 * STEPS
+    assert [found["stops"] for found in told] == [[STEPS, "ppo/kl<=100"]] * 2
+
+
+def test_dagger_asks_on_rank_0(folder: Path, told: list[dict[str, Any]]) -> None:
+    assert [found["asking"] for found in told] == [4 * STEPS] * 2
+    assert len([*(folder / "asking" / "demonstrations").iterdir()]) == 2
+
+
+def test_ranks_that_differ_are_refused(told: list[dict[str, Any]]) -> None:
+    for found in told:
+        assert "the configuration of rank 1 differs from rank 0's: 'seed: 1' and 'seed: 0'" in found["other"]
+        assert "'env= is given' and 'env= is missing': start all processes with the same command" in found["object"]
