@@ -318,7 +318,7 @@ def words(file: Any) -> None:
         (lose, "trajectory 1 has no actions"),
         (claim, "claims 8192.0 GiB"),
         (large_chunk, "claims 2.0 GiB"),
-        (elsewhere, "episode 1, rewards lies in another file"),
+        (elsewhere, "episode_1/rewards lies in another file"),
         (raw_elsewhere, "lies in another file"),
         (virtual, "lies in another file"),
         (words, "episode 1, actions is of type object: store numbers"),

@@ -51,6 +51,9 @@ def load_trajectories(
     *,
     keys: Sequence[Key] | None,
     num_trajectories: int | None,
+    subset: str,
+    only_success: bool,
+    file_observations: Sequence[str],
     env_id: str | None,
     groups: Groups | None,
     segments: Segments | None,
@@ -62,8 +65,9 @@ def load_trajectories(
         key: component(observation_space, key) for key in (component_keys(observation_space) if keys is None else keys)
     }
     with open_recording(source) as recording, np.errstate(over="ignore"):  # what float32 cannot hold is found below
-        count = _count(recording, num_trajectories)
-        lengths = np.asarray(recording.lengths[:count], dtype=np.int64)
+        recording = _chosen(recording, subset, num_trajectories, only_success)
+        recording = recording.joined(file_observations) if file_observations else recording
+        lengths = np.asarray(recording.lengths, dtype=np.int64)
         targets = _match(recording, wanted, groups or {}, segments or {})
         _warn(recording, lengths, env_id)
         if recording.raw_actions and actions == "executed" and is_box(action_space):
@@ -117,7 +121,7 @@ class _Reader:
     def check_size(self, targets: Sequence[_Target]) -> None:
         """Raise ValueError where a small file would become large."""
         path = Path(self.recording.source)
-        files = path.glob("*.npz") if path.is_dir() else [path]
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
         check_unpacked(path, sum(file.stat().st_size for file in files), self.bytes(targets))
 
     def observations(self, target: _Target, mapped: bool) -> np.ndarray:
@@ -159,7 +163,7 @@ class _Reader:
 
     def _fitting(self, values: np.ndarray, shape: tuple[int, ...], target: _Target, trajectory: int) -> np.ndarray:
         """`values` as `shape`; raises ValueError instead of broadcasting, truncating fractions or wrapping around."""
-        where = f"{self.recording.source}: trajectory {trajectory}: {target.name}"
+        where = f"{self.recording.source}: trajectory {self.recording.number(trajectory)}: {target.name}"
         if math.prod(shape[1:]) == 1 and values.shape in ((shape[0],), (shape[0], 1)):
             values = values.reshape(shape)
         if values.shape != shape:
@@ -245,20 +249,29 @@ class _Reader:
         """Trajectory and step of a row; each trajectory has `final_rows` more rows than transitions."""
         starts = self.starts + final_rows * np.arange(len(self.starts))
         k = int(np.searchsorted(starts, row, side="right")) - 1
-        return k, row - int(starts[k])
+        return self.recording.number(k), row - int(starts[k])
 
 
-def _count(recording: Recording, wanted: int | None) -> int:
-    """How many trajectories to take."""
-    found = len(recording.lengths)
+def _chosen(recording: Recording, subset: str, wanted: int | None, only_success: bool) -> Recording:
+    """The trajectories to take: the first ones of the file or of a list in it, the successful ones among them."""
+    source, found = recording.source, len(recording.lengths)
     if not found:
-        raise ValueError(f"{recording.source} holds no trajectories: record some first (`understudy record`)")
+        raise ValueError(f"{source} holds no trajectories: record some first (`understudy record`)")
     if not recording.lengths.all():
         k = int(np.flatnonzero(recording.lengths == 0)[0])
-        raise ValueError(f"{recording.source}: trajectory {k} has no steps: drop it from the file")
-    if wanted is not None and not 1 <= wanted <= found:
-        raise ValueError(f"{recording.source} has {found} trajectories, num_trajectories asks for {wanted}")
-    return found if wanted is None else wanted
+        raise ValueError(f"{source}: trajectory {k} has no steps: drop it from the file")
+    kept = recording.subset(subset) if subset else np.arange(found)
+    listed = f" in {subset!r}" if subset else ""
+    if wanted is not None and not 1 <= wanted <= len(kept):
+        raise ValueError(f"{source} has {len(kept)} trajectories{listed}, num_trajectories asks for {wanted}")
+    kept = kept[:wanted]
+    if only_success:
+        if recording.success is None:
+            raise ValueError(f"{source} does not tell which trajectories succeeded (only_success): use min_return")
+        kept = kept[recording.success[kept]]
+    if not len(kept):
+        raise ValueError(f"{source} has no {'successful ' if only_success else ''}trajectory{listed}")
+    return recording if len(kept) == found else recording.select(kept)
 
 
 def _match(
@@ -272,6 +285,8 @@ def _match(
         sizes = segments.get(key[0], {}) if len(key) == 2 else {}
         names = [*_names(key, groups if raw else {})]
         found, span = next((places[name] for name in names if name in places), None), None
+        if found is None and len(wanted) == len(places) == 1:  # no doubt about what is meant, whatever it is called
+            found = next(iter(places.values()))
         if found is None and key[-1] in sizes:
             names = [*_names(key[:1], groups if raw else {})]
             found = next((places[name] for name in names if name in places), None)
@@ -349,7 +364,7 @@ def _warn(recording: Recording, lengths: np.ndarray, env_id: str | None) -> None
         logger.warning(
             "%s: %d of %d trajectories have a single step (the first: trajectory %d), a sign of a recorder that counts "
             "resets as steps",
-            *(source, len(single), len(lengths), single[0]),
+            *(source, len(single), len(lengths), recording.number(single[0])),
         )
     if env_id is not None and made_in is not None and made_in != env_id:
         logger.warning(

@@ -82,6 +82,9 @@ class Demonstrations:
         action_map: ActionMap | None = None,
         keys: Sequence[Key] | None = None,
         num_trajectories: int | None = None,
+        subset: str = "",
+        only_success: bool = False,
+        file_observations: Sequence[str] = (),
         min_return: float | None = None,
         step_stride: int = 1,
         device: torch.device | str = "cpu",
@@ -94,11 +97,13 @@ class Demonstrations:
         """Load a path or the id of a local Minari dataset, and check every number.
 
         The spaces are the environment's, with groups; `keys` names the components to read (None: all). `groups` and
-        `segments` are those of `EnvConfig`, for a file whose observations are named as without them.
-        `num_trajectories` takes the first ones, `min_return` those among them with at least this return. Observations
-        larger than `memory_map_above` bytes stay on the disk; batches are on `device` either way. `actions` "scaled":
-        the file's lie in [-1, 1], for a Box of another range; what lies outside is clipped. Logs a warning for what the
-        file lacks (final observations: the last one is repeated) and for another `env_id`.
+        `segments` are those of `EnvConfig`, for a file whose observations are named as without them. `subset` takes the
+        trajectories that a list in the file names ("train"), `num_trajectories` the first of those, `only_success` and
+        `min_return` those among them that reached their goal, or that returned at least so much. `file_observations`
+        joins these vectors of the file into the one that the environment has. Observations larger than
+        `memory_map_above` bytes stay on the disk; batches are on `device` either way. `actions` "scaled": the file's
+        lie in [-1, 1], for a Box of another range; what lies outside is clipped. Logs a warning for what the file lacks
+        (final observations: the last one is repeated) and for another `env_id`.
 
         Raises ValueError, naming trajectory, step and key, for data that are missing, empty, damaged, pickled, not
         finite, or do not fit the spaces; ImportError for HDF5 without the extra `demos`.
@@ -109,6 +114,9 @@ class Demonstrations:
             action_space,
             keys=keys,
             num_trajectories=num_trajectories,
+            subset=subset,
+            only_success=only_success,
+            file_observations=file_observations,
             env_id=env_id,
             groups=groups,
             segments=segments,

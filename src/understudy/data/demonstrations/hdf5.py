@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from understudy.core.borders import check_unpacked
-from understudy.core.check import fit
 from understudy.core.extras import require
+from understudy.data.demonstrations.claims import Claims, datasets
 from understudy.data.demonstrations.flat import flat
-from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, read_metadata
+from understudy.data.demonstrations.grouped import maniskill, minari, robomimic
+from understudy.data.demonstrations.recording import Place, Recording
 from understudy.data.npz import AGAIN
-
-_EPISODE = re.compile(r"episode_(\d+)")
-_JPEG = b"\xff\xd8\xff"  # the first bytes of every JPEG
 
 
 @contextmanager
@@ -31,60 +26,18 @@ def open_hdf5(path: Path) -> Iterator[Recording]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        claims = _Claims(path, file)
-        if not len(file) or any(map(_EPISODE.fullmatch, file)):
-            yield _minari(path, file, claims)
+        claims, names = Claims(path, file), " ".join(file)
+        if not names or re.search(r"\bepisode_\d+\b", names):
+            yield minari(path, file, claims)
+        elif re.search(r"\btraj_\d+\b", names):
+            yield maniskill(path, file, claims)
         elif "_meta" in file:
             yield _tianshou(path, file, claims)
+        elif isinstance(file.get("data"), h5py.Group):
+            yield robomimic(path, file, claims)
         else:
-            found = _datasets(path, file)
+            found = datasets(file)
             yield flat(str(path), found, lambda name: claims.check(name, found[name]), _attributes(path, file))
-
-
-class _Claims:
-    """Refuses datasets that claim more memory than the file can mean, or that lie in another file."""
-
-    def __init__(self, path: Path, file: Any) -> None:
-        import h5py
-
-        self.path, self.size, self.bytes = path, path.stat().st_size, 0
-        self.name = h5py.h5f.get_name(file.id)
-
-    def check(self, name: str, dataset: Any, values: int | None = None, rows: int | None = None) -> Any:
-        """The dataset, if it may be read: how many bytes (`values`) if its entries do not say, or `rows` of it."""
-        import h5py
-
-        properties = dataset.id.get_create_plist()
-        layout = properties.get_layout()
-        elsewhere = h5py.h5f.get_name(dataset.id) != self.name or properties.get_external_count()
-        if elsewhere or layout == h5py.h5d.VIRTUAL:
-            raise ValueError(f"{self.path}: {name} lies in another file, which is not followed: copy the data into one")
-        if dataset.dtype.kind not in "biuf" and h5py.check_vlen_dtype(dataset.dtype) != np.uint8:
-            raise ValueError(f"{self.path}: {name} is of type {dataset.dtype}: store numbers")
-        entries = dataset.size if rows is None else rows * math.prod(dataset.shape[1:])
-        entries = max(entries, math.prod(properties.get_chunk())) if layout == h5py.h5d.CHUNKED else entries
-        self.take(entries * dataset.dtype.itemsize if values is None else values)
-        return dataset
-
-    def take(self, count: int) -> None:
-        """Count these bytes, too."""
-        self.bytes += count
-        check_unpacked(self.path, self.size, self.bytes)
-
-
-def _datasets(path: Path, group: Any) -> dict[str, Any]:
-    """The datasets below a group by their path, those that links lead to among them."""
-    import h5py
-
-    found, links = dict[str, Any](), dict[str, Any]()
-    group.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    group.visititems_links(lambda name, link: links.update({name: link}))
-    for name, link in links.items():
-        if isinstance(link, h5py.ExternalLink):
-            raise ValueError(f"{path}: {name} lies in another file, which is not followed: copy the data into one")
-        if isinstance(link, h5py.SoftLink) and isinstance(item := group[name], h5py.Dataset):
-            found[name] = item
-    return found
 
 
 def _attributes(path: Path, file: Any) -> dict[str, Any]:
@@ -92,107 +45,6 @@ def _attributes(path: Path, file: Any) -> dict[str, Any]:
     if not isinstance(plain.get("env", ""), str):
         raise ValueError(f"{path}: the attribute env is not text: remove it")
     return plain
-
-
-# ------------------------------------------------------------------------------------------ a group per trajectory
-
-
-def _minari(path: Path, file: Any, claims: _Claims) -> Recording:
-    """Groups `episode_<number>`; observations include the final one. Images may be JPEGs, Minari's default."""
-    import h5py
-
-    found = sorted((int(match[1]), name) for name in file if (match := _EPISODE.fullmatch(name)))
-    groups, metadata = [file[name] for _, name in found], _minari_metadata(path)
-    told = metadata.get("total_episodes", len(found))
-    if told != len(found) or [number for number, _ in found] != list(range(len(found))):
-        raise ValueError(
-            f"{path} should hold {told} episodes, numbered from 0 on; it has {len(found)}"
-            f"{f', numbered up to {found[-1][0]}' if found else ''}: the file or its metadata.json is damaged; {AGAIN}"
-        )
-
-    def dataset(trajectory: int, name: str, values: int | None = None) -> Any:
-        links = groups[trajectory].id.links
-        if links.exists(top := name.split("/")[0].encode()) and links.get_info(top).type == h5py.h5l.TYPE_EXTERNAL:
-            raise ValueError(f"{path}: episode {trajectory}, {name} lies in another file, which is not followed")
-        try:  # h5py's own `group[name]` takes ten times as long as opening the dataset
-            opened = h5py.Dataset(h5py.h5d.open(groups[trajectory].id, name.encode()))
-        except KeyError:
-            raise ValueError(f"{path}: trajectory {trajectory} has no {name}; {AGAIN}") from None
-        return claims.check(f"episode {trajectory}, {name}", opened, values)
-
-    signals = {name for name in SIGNALS if any(group.id.links.exists(name.encode()) for group in groups)}
-    for k, group in enumerate(groups):
-        if lacking := [name for name in sorted({"rewards", *signals}) if not group.id.links.exists(name.encode())]:
-            raise ValueError(f"{path}: trajectory {k} has no {' and no '.join(lacking)}; {AGAIN}")
-    rewards = [np.atleast_1d(dataset(k, "rewards")[()]) for k in range(len(groups))]
-    images: dict[Place, tuple[int, ...]] = {}
-    shapes: dict[Place, tuple[int, ...]] = {}
-    for name, first in (_datasets(path, groups[0]) if groups else {}).items():
-        group, *place = name.split("/")
-        if group == "observations":
-            shapes[tuple(place)] = tuple(claims.check(name, first).shape[1:])
-            if size := _jpeg_size(first):
-                shapes[tuple(place)] = images[tuple(place)] = size
-
-    def read(trajectory: int, name: str) -> np.ndarray:
-        return rewards[trajectory] if name == "rewards" else np.asarray(dataset(trajectory, name)[()])
-
-    def read_observations(trajectory: int, place: Place) -> np.ndarray:
-        name, shape = "/".join(("observations", *place)), images.get(place)
-        if shape is None:
-            return np.asarray(dataset(trajectory, name)[()])
-        packed = dataset(trajectory, name, (len(rewards[trajectory]) + 1) * math.prod(shape))
-        return np.stack([_decode_jpeg(row, shape) for row in packed])
-
-    return Recording(
-        source=str(path),
-        lengths=np.array([len(x) for x in rewards], dtype=np.int64),
-        shapes=shapes,
-        metadata=metadata,
-        signals=signals,
-        read=read,
-        read_observations=read_observations,
-    )
-
-
-def _minari_metadata(path: Path) -> dict[str, Any]:
-    file = path.with_name("metadata.json")
-    if not file.is_file():
-        return {}
-    metadata = read_metadata(str(file), file.read_bytes())
-    if "total_episodes" in metadata:
-        fit(int, metadata["total_episodes"], f"{file}: total_episodes")
-    if "env" not in metadata and isinstance(metadata.get("env_spec"), str):
-        metadata["env"] = str(read_metadata(f"{file}: env_spec", metadata["env_spec"]).get("id", ""))
-    if not metadata.get("env"):
-        metadata.pop("env", None)
-    return metadata
-
-
-def _jpeg_size(images: Any) -> tuple[int, ...]:
-    """Shape of the images of a dataset of JPEGs, read from the first one's header; empty for other data."""
-    first = images[0] if images.ndim and len(images) else np.empty(0)
-    if first.dtype != np.uint8 or first.ndim != 1 or first[:3].tobytes() != _JPEG:
-        return ()
-    return _image_shape(_open_jpeg(first))
-
-
-def _open_jpeg(packed: np.ndarray) -> Any:
-    from PIL import Image  # comes with Minari, which wrote them
-
-    return Image.open(io.BytesIO(packed.tobytes()), formats=("JPEG",))
-
-
-def _image_shape(image: Any) -> tuple[int, ...]:
-    bands = len(image.getbands())
-    return (image.height, image.width, bands) if bands > 1 else (image.height, image.width)
-
-
-def _decode_jpeg(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    image = _open_jpeg(packed)
-    if _image_shape(image) != shape:  # before it takes memory
-        raise ValueError(f"an image has shape {_image_shape(image)}, the first one {shape}")
-    return np.array(image, dtype=np.uint8)
 
 
 # ------------------------------------------------------------------------------------------ replay buffers
@@ -214,13 +66,13 @@ class _Rows:
         return np.concatenate([self.dataset[run[0] : run[-1] + 1] if len(run) else self.dataset[:0] for run in runs])
 
 
-def _tianshou(path: Path, file: Any, claims: _Claims) -> Recording:
+def _tianshou(path: Path, file: Any, claims: Claims) -> Recording:
     """What Tianshou's buffers write (`save_hdf5`): rows in rings, one for each environment, perhaps partly filled.
 
     A ring is read from its oldest row on. Pickled entries are not read. Where the buffer kept the last one of
     `stack_num` frames (`save_only_last_obs`), the stacks are made again as Tianshou does, the first frame repeated.
     """
-    every = _datasets(path, file)
+    every = datasets(file)
     held, names = {}, {}
     for name, dataset in every.items():
         folder, *place = name.split("/")
@@ -257,7 +109,7 @@ def _number(path: Path, file: Any, name: str) -> int:
     return int(file.attrs[name])
 
 
-def _rings(path: Path, file: Any, every: Mapping[str, Any], claims: _Claims, capacity: int) -> list[np.ndarray]:
+def _rings(path: Path, file: Any, every: Mapping[str, Any], claims: Claims, capacity: int) -> list[np.ndarray]:
     """The numbers of the rows that are filled, ring by ring, oldest first. Raises ValueError for impossible ones."""
     if "_lengths" in every:
         edges, lengths, newest = (

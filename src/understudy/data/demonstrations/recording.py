@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from understudy.core.borders import parsing
+from understudy.core.check import nearest
 
 Place = tuple[str, ...]
 """Where an observation lies in a file: `()` for a plain array, `("policy", "joints")` under nested names."""
@@ -45,6 +46,58 @@ class Recording:
     """What the file lacks and how the gap was filled, each a sentence to log."""
     raw_actions: bool = False
     """Whether the actions are a policy's, before they were bounded and scaled for the environment."""
+    success: np.ndarray | None = None
+    """Whether each trajectory reached its goal, `[K]` bool; None: the file does not tell."""
+    subsets: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Trajectories by the name of a list that the file keeps of them (`train`, `valid`)."""
+    kind: str = ""
+    """Name of the format."""
+    numbers: Sequence[int] = ()
+    """Numbers of the trajectories in the file, where some are left out."""
+
+    def number(self, trajectory: int) -> int:
+        """The number in the file of a trajectory."""
+        return self.numbers[trajectory] if self.numbers else int(trajectory)
+
+    def subset(self, name: str) -> np.ndarray:
+        """Trajectories of the file's list `name`. Raises ValueError where it has no such list."""
+        if name not in self.subsets:
+            has = nearest(name, self.subsets) if self.subsets else "it lists none: leave subset out"
+            raise ValueError(f"{self.source} has no list of trajectories {name!r} (subset); {has}")
+        return self.subsets[name]
+
+    def select(self, trajectories: np.ndarray) -> Recording:
+        """These trajectories only, in this order."""
+        chosen = [int(k) for k in trajectories]
+        return replace(
+            self,
+            lengths=self.lengths[chosen],
+            success=None if self.success is None else self.success[chosen],
+            subsets={},
+            numbers=[self.number(k) for k in chosen],
+            read=lambda k, name: self.read(chosen[k], name),
+            read_observations=lambda k, place: self.read_observations(chosen[k], place),
+        )
+
+    def joined(self, names: Sequence[str]) -> Recording:
+        """The observations of these names, one after another, as one vector without a name.
+
+        Raises ValueError for a name that the file does not have, and for observations that are no vectors.
+        """
+        places = {"/".join(place): place for place in self.shapes}
+        for name in names:
+            if name not in places:
+                raise ValueError(f"{self.source} has no observation {name!r}; {nearest(name, places)}")
+            if len(shape := self.shapes[places[name]]) > 1:
+                raise ValueError(f"{self.source}: observation {name!r} has shape {shape}: only vectors can be joined")
+        chosen = [places[name] for name in names]
+
+        def read_observations(trajectory: int, _: Place) -> np.ndarray:
+            vectors = [self.read_observations(trajectory, place) for place in chosen]
+            return np.concatenate([x.reshape(len(x), -1) for x in vectors], axis=1)
+
+        size = sum(self.shapes[place][0] if self.shapes[place] else 1 for place in chosen)
+        return replace(self, shapes={(): (size,)}, read_observations=read_observations)
 
 
 def read_metadata(source: str, text: str | bytes) -> dict[str, Any]:

@@ -28,6 +28,12 @@ class DemonstrationOptions(Config):
     """Demonstrations of the expert: a path, or the id of a local Minari dataset."""
     num_trajectories: Annotated[int | None, In(1)] = None
     """Use only the first n trajectories; None: all."""
+    subset: str = ""
+    """Only the trajectories of this list in the file: robomimic's filter keys, such as train; empty: all."""
+    only_success: bool = False
+    """Only trajectories that the file calls successful, among these."""
+    file_observations: tuple[str, ...] = ()
+    """Vectors of the file, joined in this order into the one that the environment has; empty: as it names them."""
     min_return: float | None = None
     """Minimum return, among these trajectories; failed ones would be imitated too."""
     step_stride: Annotated[int, In(1)] = 1
@@ -44,6 +50,9 @@ class DemonstrationOptions(Config):
             action_map=action_map,
             keys=keys,
             num_trajectories=self.num_trajectories,
+            subset=self.subset,
+            only_success=self.only_success,
+            file_observations=self.file_observations,
             min_return=self.min_return,
             step_stride=self.step_stride,
             device=context.device,
