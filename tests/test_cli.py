@@ -215,7 +215,8 @@ def test_every_recipe_describes_itself_and_names_itself() -> None:
 def test_help_and_listing_load_no_torch() -> None:
     code = (
         "import sys; from understudy import cli; cli.main(['list', 'recipes']); cli.main(['list', 'parts']); "
-        "cli.main(['--help']); cli.main(['evaluate', '--help']); cli.main(['--version']); "
+        "cli.main(['--help']); cli.main(['evaluate', '--help']); cli.main(['train', '--help']); "
+        "cli.main(['--version']); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -16,6 +16,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR
+from understudy.cli.usage import USAGE, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
 from understudy.core.registry import Registry, load_object
@@ -67,6 +68,8 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     """
     if list(words) == ["--version"]:
         return lambda: print(f"understudy {__version__}")
+    if list(words) in (["train", "--help"], ["train", "-h"]):
+        parse_words(WithoutRecipe, words[1:], "understudy train", (), description=USAGE)
     if words and words[0] == "train":  # its options depend on the recipe, the config file and the parts
         from understudy.cli.compose import parse_training
 

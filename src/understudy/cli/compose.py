@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import arg
 
 from understudy.cli import RANK
+from understudy.cli.usage import USAGE, ComposingOptions, Modules, WithoutRecipe
 from understudy.cli.words import parse
 from understudy.core.schedules import Schedule
 from understudy.data.demonstrations.read import open_recording
@@ -29,32 +30,10 @@ from understudy.runs.config import LoggingConfig, TrainConfig, read_config
 from understudy.runs.folder import Run
 from understudy.training import loop
 
-Several = UseAppendAction[tuple[str, ...]]
-Modules = Annotated[Several, arg(metavar="MODULE")]
-
-USAGE = """Train a policy: `understudy train RECIPE [--options]`.
-
-`understudy list recipes` shows the recipes, `understudy train RECIPE --help` all options, also those of parts that
---with adds. With --config FILE the recipe may be omitted. Some that every recipe has: --total-steps, --seed, --run-dir,
---env.id, and --start-from RUN for the weights of an earlier run. `understudy train --resume RUN` continues a run."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Composition:
+class Composition(ComposingOptions):
     """What a training is made of, before its options are parsed."""
-
-    config: Annotated[Path | None, arg(metavar="FILE")] = None
-    """YAML to lay over the recipe: any run's config.yaml, or a few options of your own. A whole one needs no recipe."""
-    with_: Annotated[Several, arg(name="with", metavar="[NAME=]PART")] = ()
-    """Add a part: a registered one (`understudy list parts`), or your own as NAME=module:Config. NAME is its key
-    (default: PART, with _ for -), --parts.NAME.* are its options."""
-    without: Annotated[Several, arg(metavar="NAME")] = ()
-    """Remove a part."""
-    demonstrations: Annotated[str | None, arg(metavar="SOURCE")] = None
-    """A path or local Minari id for all parts that learn from demonstrations, played in the environment they are of."""
-    allow_import: Modules = ()
-    """Modules that FILE, the demonstrations' environment and the policies loaded while training may import, which runs
-    their code."""
 
     def compose(self, recipe: Callable[..., TrainConfig] | None, **facts: Any) -> TrainConfig:
         """The training, before options. Raises ValueError for an unknown name and for a file that does not fit."""
@@ -93,14 +72,6 @@ class Training:
     config: Annotated[TrainConfig, arg(name="")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _WithoutRecipe(Composition):
-    """The options of `understudy train` alone: what its help shows, and where misspelt ones are looked for."""
-
-    resume: Annotated[Path | None, arg(metavar="RUN")] = None
-    """Continue a run from its newest checkpoint (with --total-steps N: up to there) instead of starting one."""
-
-
 def parse_training(words: Sequence[str]) -> Callable[[], None]:
     """What `understudy train WORDS` does, ready to run. Raises ValueError, and leaves with SystemExit as tyro does."""
     recipe = words[0] if words and not words[0].startswith("-") else None
@@ -115,7 +86,7 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
     composition, unknown = tyro.cli(Composition, prog=program, args=options, return_unknown_args=True, add_help=False)
     if recipe is None and composition.config is None and unknown:  # help, or an error
         alone = ("--resume", *_option_names(Composition()))
-        parse(_WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
+        parse(WithoutRecipe, options, "understudy train", alone, otherwise=_no_recipe(), description=USAGE)
     make = None if recipe is None else find_recipe(recipe)
     if recipe == "ppo":
         make = with_task_numbers(find_recipe(recipe))
