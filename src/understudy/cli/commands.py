@@ -20,7 +20,7 @@ from understudy.cli.usage import USAGE, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
 from understudy.core.registry import Registry, load_object
-from understudy.data.motions.options import ReadOptions
+from understudy.data.motions.options import MotionFormat, ReadOptions
 from understudy.version import __version__
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -312,25 +312,33 @@ def convert_motions(
     /,
     *,
     reading: Reading = NOTHING_SAID,
+    to: MotionFormat = "ours",
+    rate: float | None = None,
+    clip: str | None = None,
+    bodies: Flag = False,
 ) -> None:
-    """Read a motion file of any format, write it as our .npz.
+    """Read a motion file of any format, write it as our .npz or in another program's format.
 
     Pickles are opened as well: containers, numbers, text and numpy arrays are taken from one, everything else is
     refused, and nothing of it runs.
 
     Args:
         file: Motion file, a pickle as well.
-        output: The .npz to write.
+        output: The file to write.
         reading: What the file does not say.
+        to: Format to write; those of other programs hold one clip, with joints and bodies in the robot's order (mjlab
+            depth first, beyond-mimic breadth first as Isaac Lab).
+        rate: Frames per second to write; None: the file's, and 50 for mjlab and beyond-mimic, which play one a step.
+        clip: The clip to write; None: all, of which formats of other programs take one.
+        bodies: Add all bodies of the robot to our .npz, by its kinematics.
     """
-    from understudy.data.motions.files import is_pickle, write_motions
-    from understudy.data.motions.pickled import read_any_motions
+    from understudy.data.motions.convert import convert
+    from understudy.data.motions.files import is_pickle
 
-    clips = read_any_motions(file, reading)
-    write_motions(output, clips)
+    clips = convert(file, output, reading, to=to, rate=rate, clip=clip, bodies=bodies)
     kind = "pickle (data only, nothing of it was run)" if is_pickle(file) else "motion file"
     print(f"read {len(clips)} clips from the {kind} {file}")
-    print(f"wrote {output}")
+    print(f"wrote {output}" + ("" if to == "ours" else f" in the format {to}"))
 
 
 @command("list")

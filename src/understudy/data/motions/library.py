@@ -159,6 +159,18 @@ class MotionLibrary:
         return clip, self.offsets[clip] + (drawn[1] * self.starts[clip]).long()
 
 
+def resampled(clip: MotionClip, frame_time: float) -> MotionClip:
+    """The clip with a frame every `frame_time` s, its last one at or before the end: linear, quaternions spherically.
+
+    A clip whose period is no multiple of that no longer wraps.
+    """
+    steps = clip.duration / frame_time
+    whole = abs(steps - round(steps)) < _GRID_EDGE
+    clamped = replace(clip, loop="clamp")
+    frames = _resample(clamped, clip.fields, frame_time, _grid(clamped, clip.fields, frame_time, 2))
+    return replace(clip, frames=frames, frame_time=frame_time, loop=clip.loop if whole else "clamp")
+
+
 def _cut(clip: MotionClip, config: MotionsConfig) -> MotionClip:
     """The configured range of frames; part of a cycle does not wrap."""
     frames = clip.frames[config.frame_begin : config.frame_end]

@@ -9,6 +9,11 @@ from understudy.core.check import Config, In
 
 QuaternionOrder = Literal["wxyz", "xyzw"]
 
+MotionFormat = Literal[
+    "ours", "mjlab", "beyond-mimic", "isaac-lab", "loco-mujoco", "lafan1", "gmr", "amp-rsl-rl", "mimickit", "motion-lib"
+]
+"""Formats that are written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions(Config):
