@@ -21,6 +21,8 @@ from tests.training.test_loop import STEPS, act_during, config, same, weights
 
 import understudy as us
 from understudy import cli
+from understudy.envs.actions import admit_actions
+from understudy.envs.gate import warn_once
 from understudy.envs.registry import ENVS, EnvConfig
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.checkpoint import step_checkpoints
@@ -28,7 +30,7 @@ from understudy.runs.config import DaggerConfig, EvaluationConfig, LoggingConfig
 from understudy.runs.folder import RunFolder, new_run
 from understudy.tasks.point_mass import PointMass
 from understudy.training import loop
-from understudy.training.dagger import Dagger, _say_once, expert_actions
+from understudy.training.dagger import Dagger
 from understudy.training.loop import resume, train
 from understudy.types import CheckpointError, WorkerError
 
@@ -521,15 +523,15 @@ def test_experts_answer_with_arrays_lists_and_actions_out_of_bounds(kind: Any) -
     env = PointMass(3)
     steered = torch.tensor([[0.5, -0.5], [0.25, 0.0], [1.0, 0.5]])
     expected = torch.as_tensor(np.asarray(kind(steered))).float().clamp(-1.0, 1.0)
-    assert torch.equal(expert_actions(kind(steered), env), expected)
-    assert expert_actions(kind(steered), env).dtype == torch.float32
+    assert torch.equal(admit_actions(kind(steered), env.action_space, env.num_envs), expected)
+    assert admit_actions(kind(steered), env.action_space, env.num_envs).dtype == torch.float32
 
 
 def test_a_warning_about_actions_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
     env = PointMass(1)
-    _say_once.cache_clear()
+    warn_once.cache_clear()
     for size in range(2, 9):
-        assert expert_actions([[size, -size]], env).tolist() == [[1.0, -1.0]]
+        assert admit_actions([[size, -size]], env.action_space, env.num_envs).tolist() == [[1.0, -1.0]]
     assert caplog.text.count("exceed the bounds") == 1
 
 
@@ -547,12 +549,12 @@ def test_a_warning_about_actions_is_not_repeated(caplog: pytest.LogCaptureFixtur
 )
 def test_answers_that_are_no_actions_are_refused(env: str, answer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        expert_actions(answer, us.make_env(env, 2))
+        admit_actions(answer, us.make_env(env, 2).action_space, 2)
 
 
 def test_whole_floats_are_classes() -> None:
-    assert expert_actions(np.array([0.0, 1.0]), us.make_env("CartPole-v1", 2)).tolist() == [0, 1]
-    assert expert_actions(torch.tensor([0.0, 1.0]), us.make_env("CartPole-v1", 2)).dtype == torch.int64
+    assert admit_actions(np.array([0.0, 1.0]), us.make_env("CartPole-v1", 2).action_space, 2).tolist() == [0, 1]
+    assert admit_actions(torch.tensor([0.0, 1.0]), us.make_env("CartPole-v1", 2).action_space, 2).dtype == torch.int64
 
 
 # ------------------------------------------------------------------------------------------- metrics

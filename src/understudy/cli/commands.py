@@ -7,7 +7,7 @@ import inspect
 import json as json_text
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -121,11 +121,37 @@ def train() -> None:
     """Train: `train RECIPE [--options]`, `train --config FILE`, or continue: `train --resume RUN`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Another environment than the run's; another program's file needs one."""
+
+    id: str | None = None
+    """Its id, as in training; None: the run's own."""
+    backend: str = "auto"
+    """What steps it, as in training."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Observation groups by name, {"policy": "state+height"}; empty: the environment's own."""
+    kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Options of the environment."""
+    max_episode_steps: int | None = None
+    """Time limit in steps."""
+
+    def config(self) -> Any:
+        """An `EnvConfig`, or None. Raises ValueError for options of no environment."""
+        from understudy.envs.registry import EnvConfig
+
+        options = {name: value for name, value in vars(self).items() if value != vars(Place())[name]}
+        if self.id is None and options:
+            raise ValueError(f"--env.{next(iter(options))} goes with --env.id: without it, the run's own is played")
+        return EnvConfig(**options) if options else None
+
+
 @command("evaluate")
 def evaluate(
     run: RunPath,
     /,
     *,
+    env: Place = Place(),
     episodes: int = 10,
     seed: int | None = None,
     deterministic: Flag = False,
@@ -137,7 +163,7 @@ def evaluate(
     """Score a trained policy on whole episodes, film it.
 
     Args:
-        run: Folder of a run (its newest checkpoint), or a checkpoint.
+        run: Folder of a run (its newest checkpoint), a checkpoint, or another program's file, as us.load reads them.
         episodes: Number of episodes.
         seed: Seed of environments and sampling; None: as in training.
         deterministic: Take the mode of the action distribution; this is the default.
@@ -146,20 +172,20 @@ def evaluate(
         json: Print one JSON object on the last line.
         allow_import: Modules that the run's policy and environment may import, which runs their code.
     """
-    from understudy.runs.folder import read_policy
+    from understudy.runs.folder import open_checkpoint
     from understudy.tools.evaluate import evaluate
-    from understudy.tools.play import evaluation_seed
 
     if deterministic and sample:
         raise ValueError("--deterministic is not allowed with --sample")
-    policy, config = read_policy(run, allow=allow_import)
+    other = env.config()
     result = evaluate(
-        policy,
-        env=config.evaluation_env(),
+        run,
+        env=other,
         episodes=episodes,
-        seed=evaluation_seed(config.seed) if seed is None else seed,
+        seed=seed,
         deterministic=not sample,
         video=_folder(run) / "video.mp4" if video == Path() else video,
+        allow=allow_import,
     )
     print(result.sentence())
     if result.video is not None:
@@ -167,7 +193,8 @@ def evaluate(
     if result.video_error is not None:
         print(f"understudy: no video: {result.video_error}", file=sys.stderr)
     if json:
-        print(json_text.dumps({"run": str(run), "env": config.env.id, **result.to_dict()}))
+        played = open_checkpoint(run).stored["env"]["id"] if other is None else other.id
+        print(json_text.dumps({"run": str(run), "env": played, **result.to_dict()}))
 
 
 @command("export")
@@ -207,6 +234,7 @@ def record(
     *,
     output: str,
     expert: str | None = None,
+    env: Place = Place(),
     episodes: int = 25,
     format: Literal["minari", "npz"] | None = None,
     seed: int | None = None,
@@ -218,7 +246,7 @@ def record(
     """Play whole episodes and keep them as demonstrations or motion clips.
 
     Args:
-        run: Folder of a run, or a checkpoint.
+        run: Folder of a run, a checkpoint, or another program's file, as us.load reads them.
         output: Id of the Minari dataset to make, or a .npz path.
         expert: Play the scripted expert of this environment instead of a run.
         episodes: Number of episodes.
@@ -240,6 +268,7 @@ def record(
         output,
         run=run,
         expert_of=None if expert is None else EnvConfig(id=expert),
+        env=env.config(),
         episodes=episodes,
         seed=seed,
         deterministic=not sample,

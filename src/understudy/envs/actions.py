@@ -19,6 +19,7 @@ from understudy.core.spaces import (
     kind_of,
     limits_of,
     shape_of,
+    tensor_dtype,
 )
 from understudy.envs.gate import warn_once
 
@@ -100,6 +101,18 @@ class ActionMap(nn.Module):
             raw = raw / self.scale if isinstance(self.scale, float) else raw / self.scale.where(self.scale != 0, 1.0)
         return torch.atanh(raw.clamp(_EDGE - 1, 1 - _EDGE)) if self._tanh else raw
 
+    def same_as(self, other: ActionMap) -> bool:
+        """Whether two maps execute the same action for the same raw one."""
+        return self._parts() == other._parts()
+
+    def _parts(self) -> tuple[Any, ...]:
+        """All that decides, as plain numbers."""
+        numbers = {"scale": self._scales, "shift": self._shifts, "low": self._clamps, "high": self._clamps}
+        used = [vars(self).get(name, self._buffers.get(name)) if on else None for name, on in numbers.items()]
+        plain = [x.tolist() if isinstance(x, Tensor) else x for x in used]
+        shape = (self._tanh, self._rounds, self._shape)
+        return (*shape, *(x[0] if isinstance(x, list) and len(set(x)) == 1 else x for x in plain))
+
     def _set_box(self, space: spaces.Space[Any], scaling: bool | str, bound: str | None) -> None:
         low, high = _float32_inside(*(side.reshape(-1) for side in limits_of(space)))
         if any((np.isinf(x) & np.isfinite(y.reshape(-1))).any() for x, y in zip((low, high), bounds_of(space))):
@@ -136,6 +149,31 @@ class ActionMap(nn.Module):
             dtype = torch.int64 if value.dtype == np.int64 else torch.float32
             # not persistent: it follows from the action space
             self.register_buffer(name, torch.as_tensor(value).to(dtype), persistent=False)
+
+
+def admit_actions(answer: Any, space: spaces.Space[Any], batch: int, who: str = "the expert") -> Tensor:
+    """What a policy of the user's own answered (a tensor, an array, a list) as actions `[batch, *A]` of `space`.
+
+    Real actions are clipped to the space's bounds. Raises ValueError for another shape, NaN and infinity, and where
+    the space holds integers for fractions and for integers outside of it.
+    """
+    shape = (batch, *shape_of(space))
+    try:
+        actions = torch.as_tensor(answer if isinstance(answer, Tensor) else np.asarray(answer))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{who} must return actions {list(shape)}, got {answer!r:.80} ({error})") from error
+    if actions.shape != shape:
+        raise ValueError(f"{who} must return actions {list(shape)} of {space}, got the shape {[*actions.shape]}")
+    numbers = actions.double()
+    low, high = (torch.as_tensor(side, dtype=torch.float64, device=actions.device) for side in bounds_of(space))
+    outside = (numbers < low) | (numbers > high)
+    wrong = ~torch.isfinite(numbers) | (False if is_real(space) else outside | (numbers != numbers.round()))
+    if bool(wrong.any()):
+        raise ValueError(f"{who} returned the action {numbers[wrong][0].item():g}, which is not in {space}")
+    if bool(outside.any()):
+        warn_once(f"{who}'s actions exceed the bounds of {space}: they are clipped")
+        actions = numbers.clamp(low, high)
+    return actions.to(tensor_dtype(space))
 
 
 def _float32_inside(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -64,6 +64,46 @@ class Distribution(ABC):
         return self.entropy()
 
 
+class Point(Distribution):
+    """One action `[..., D]` (`[...]` for a single choice) of which no density is known.
+
+    All that needs one raises ValueError.
+    """
+
+    def __init__(self, action: Tensor) -> None:
+        self.action = action
+        self.batch_shape = action.shape[:1]
+
+    @property
+    def params(self) -> Tensor:
+        """None are known."""
+        raise _without_density("parameters")
+
+    def sample(self, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Impossible."""
+        raise _without_density("samples")
+
+    def mode(self) -> Tensor:
+        """The action."""
+        return self.action
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Unknown."""
+        raise _without_density("log-probabilities")
+
+    def entropy(self) -> Tensor:
+        """Unknown."""
+        raise _without_density("entropy")
+
+    def kl(self, other: Point) -> Tensor:
+        """Unknown."""
+        raise _without_density("KL divergence")
+
+
+def _without_density(what: str) -> ValueError:
+    return ValueError(f"this policy gives actions and no {what}: use its deterministic action (deterministic=True)")
+
+
 class DiagGaussian(Distribution):
     """Independent normals: mean `[..., D]`, log_std `[..., D]`, or `[D]` if it does not depend on the state.
 

@@ -12,6 +12,8 @@ from tensordict import TensorDict, TensorDictBase
 from understudy.core.spaces import Key, find_components, is_vector, size_of
 from understudy.nn.protocol import Policy
 
+_HINT = "set its place with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
+
 
 class View:
     """Where a policy finds its observations among those of an environment, `space`; called, it gathers them.
@@ -22,9 +24,14 @@ class View:
     """
 
     def __init__(
-        self, policy: Policy, space: spaces.Dict, groups: Mapping[str, str] | None = None, who: str = ""
+        self,
+        policy: Policy,
+        space: spaces.Dict,
+        groups: Mapping[str, str] | None = None,
+        who: str = "",
+        hint: str = _HINT,
     ) -> None:
-        self.places = {key: _find(key, policy, space, groups or {}, who) for key in policy.sensor_keys}
+        self.places = {key: _find(key, policy, space, groups or {}, who, hint) for key in policy.sensor_keys}
         self.same = all(places == [key] for key, places in self.places.items())
 
     def __call__(self, obs: TensorDictBase) -> TensorDictBase:
@@ -36,14 +43,14 @@ class View:
         return seen
 
 
-def _find(key: Key, policy: Policy, space: spaces.Dict, groups: Mapping[str, str], who: str) -> list[Key]:
+def _find(key: Key, policy: Policy, space: spaces.Dict, groups: Mapping[str, str], who: str, hint: str) -> list[Key]:
     """The keys of one component of the policy in the environment; raises ValueError if none fits."""
     name, rest = "/".join(key), "/".join(key[1:])
     ours = groups.get(name) or "/".join(filter(None, (groups.get(key[0], key[0]), rest)))
-    hint = f"set its place with groups={{{name!r}: ...}}, or train a teacher on this environment's observations"
+    hint = hint.format(name=name)
     found: dict[Key, spaces.Space[Any]] = {}
     try:
-        for one in ours.split("+"):
+        for one in [ours] if ours in space.spaces else ours.split("+"):
             found |= find_components(space, one)
     except ValueError as error:
         raise ValueError(f"{who} sees {name!r}: {error}; {hint}") from None

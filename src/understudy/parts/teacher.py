@@ -99,7 +99,7 @@ class Teacher(Part, Labels, Overrides, Updates, Losses):
         policy = context.policy
         self.teachers = load_teachers(context, config.checkpoints, config.groups)
         self.selector = find_selector(context.observation_space, config.select, len(self.teachers))
-        check_target(policy, self.teachers, config.target)
+        check_target(policy, self.teachers, config.target, config.label)
         check_latents(policy, self.teachers, config.latents)
         # functions and names, not modules: the student's weights do not belong to this part
         self.input_keys, self.to_raw = policy.input_keys, policy.action_map.inverse

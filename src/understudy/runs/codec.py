@@ -92,6 +92,11 @@ def check_imports(plain: Any, allow: Collection[str], where: str = "", *, parts_
                 )
 
 
+def is_reference(text: str) -> bool:
+    """Whether a text has the form `module:attribute`."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
 def _texts(plain: Any, where: str, key: str = "") -> Iterator[tuple[str, str, str]]:
     """Place, key and value of every text in plain data that is not mere data."""
     if isinstance(plain, Mapping):

@@ -13,18 +13,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 
 from understudy.core.borders import parse_json, parse_yaml, parsing
 from understudy.core.check import fit
 from understudy.core.files import write_atomic
+from understudy.core.registry import load_object
 from understudy.envs.base import VecEnv
+from understudy.nn.acting import Function, function_policy
 from understudy.nn.protocol import Policy
 from understudy.runs.archive import is_ours
 from understudy.runs.checkpoint import BEST, Checkpoint, latest_checkpoint, read_checkpoint, step_checkpoints
-from understudy.runs.codec import decode, from_plain
+from understudy.runs.codec import decode, from_plain, is_reference
 from understudy.runs.config import TrainConfig, read_config, read_yaml, whole_yaml
 from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.lock import locked
@@ -235,26 +237,50 @@ def load(
     fit(Collection[str], allow, "allow")
     if isinstance(source, Run):
         return source.policy
+    found = load_foreign(source, allow)
+    if isinstance(found, Policy):
+        return found.to(device)
+    if found is not None:
+        if env is None:
+            raise CheckpointError(f"{source} does not say what it sees: pass the environment it acts in, env=...")
+        return function_policy(found, env, str(source)).to(device)
+    return _policy_of(open_checkpoint(Path(source)), allow, policy).to(device)
+
+
+def load_foreign(source: str | Path, allow: Collection[str]) -> Policy | Function | None:
+    """The policy in another program's file, or a function; None for a run or checkpoint of ours. Raises as `load`."""
+    if (function := _function_of(source, allow)) is not None:
+        return function
     place = Source.parse(source)
-    if is_foreign(place):
-        path = newest_model(place.path) if place.path.is_dir() else place.path
-        assert path is not None
-        return reader_of(kind_of(path))(path, place.options, allow).to(device)
-    check_options(place.options, (), place.path)
-    return _policy_of(open_checkpoint(place.path), allow, policy).to(device)
+    if not _is_foreign(place.path):
+        check_options(place.options, (), place.path)
+        return None
+    path = newest_model(place.path) if place.path.is_dir() else place.path
+    assert path is not None
+    return reader_of(kind_of(path))(path, place.options, allow)
 
 
-def is_foreign(source: Source) -> bool:
-    """Whether another program's file is meant; raises CheckpointError for a file that is no policy at all."""
-    path = source.path
+def _function_of(source: str | Path, allow: Collection[str]) -> Function | None:
+    """The function that `"module:function"` names; None for a path. Raises CheckpointError for one without consent."""
+    if not is_reference(str(source)) or Path(source).exists():
+        return None
+    check_consent({"policy": str(source)}, allow, "the policy")
+    with parsing(source, "name a function of obs and is_first", CheckpointError):
+        found = load_object(str(source))
+        if not callable(found):
+            raise ValueError(f"it is a {type(found).__name__}")
+    return cast(Function, found)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether another program wrote it; raises CheckpointError for a file that is no policy at all."""
     with parsing(path, "name a run's folder or a checkpoint", CheckpointError):  # a name may be too long
         if path.is_dir():
             ours = RunFolder(path).config.exists() or (path / "checkpoints").is_dir() or step_checkpoints(path)
             return not ours and newest_model(path) is not None
         if not path.is_file():
             return False
-    kind = kind_of(path)
-    return kind != "torch" or not is_ours(path)
+    return kind_of(path) != "torch" or not is_ours(path)
 
 
 def read_policy(

@@ -13,18 +13,20 @@ from torch import nn
 
 from understudy.core.check import In, fit
 from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator
+from understudy.nn.acting import Function
 from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult
-from understudy.runs.folder import Run, read_policy
+from understudy.runs.folder import Run, load_foreign, read_policy
 from understudy.tools.film import check_video_packages, film
 from understudy.tools.play import (
     OWN_ENV,
-    PolicyActor,
+    acting,
     check_episodes,
     device_of,
     evaluation_seed,
     opened,
     play,
+    required_env,
     undisturbed,
 )
 from understudy.types import NonFiniteError
@@ -39,7 +41,7 @@ MAX_BATCHED_ENVS = 512
 
 
 def evaluate(
-    run_or_policy: Run | Path | str | Policy,
+    run_or_policy: Run | Path | str | Policy | Function,
     *,
     env: Any = None,
     episodes: int = 10,
@@ -49,6 +51,9 @@ def evaluate(
     allow: Collection[str] = (),
 ) -> EvaluationResult:
     """Score a policy on exactly `episodes` whole episodes and, if `video` names a file, film one more.
+
+    The policy: a run or checkpoint, another program's file (as `us.load` reads it), an object, or a function of obs
+    `[N]` and is_first `[N]`.
 
     `env` is an `EnvConfig`, of which copies are made, or an environment of yours (a `VecEnv`, a Gymnasium vector
     environment, a simulator), which is reset first and left in the middle of episodes: reset it before you go on.
@@ -63,7 +68,8 @@ def evaluate(
     no environment, NonFiniteError where nothing sound came or the policy itself is broken, ImportError that names the
     extra to install for filming.
     """
-    fit(str | Path | Run | nn.Module, run_or_policy, "run_or_policy")
+    if not callable(run_or_policy):
+        fit(str | Path | Run | nn.Module, run_or_policy, "run_or_policy")
     check_episodes(episodes)
     fit(Annotated[int | None, In(0)], seed, "seed")
     fit(bool, deterministic, "deterministic")
@@ -77,7 +83,7 @@ def evaluate(
         with opened(copies, device_of(policy), seed, OWN_ENV) as played_in:
             finished: list[list[tuple[float, int]]] = [[] for _ in range(played_in.num_envs)]
             broken = 0
-            for moment in play(played_in, PolicyActor(policy, deterministic), episodes, seed):
+            for moment in play(played_in, acting(policy, played_in, deterministic), episodes, seed):
                 for n in np.flatnonzero(moment.kept):
                     broken += int(moment.broken[n])
                     if moment.broken[n] < moment.lengths[n]:
@@ -94,19 +100,21 @@ def evaluate(
     return result if video is None else filmed(result, policy, env, Path(video))
 
 
-def filmed(result: EvaluationResult, policy: Policy, env: Any, path: Path) -> EvaluationResult:
+def filmed(result: EvaluationResult, policy: Policy | Function, env: Any, path: Path) -> EvaluationResult:
     """The result of an evaluation with an episode more, on film; `video_error` says why there is none."""
     error = film(policy, env, path, result.seed, result.deterministic)
     return dataclasses.replace(result, video=None if error else str(path), video_error=error)
 
 
 def _subject(
-    run_or_policy: Run | Path | str | Policy, env: Any, seed: int | None, allow: Collection[str]
-) -> tuple[Policy, Any, int]:
+    run_or_policy: Run | Path | str | Policy | Function, env: Any, seed: int | None, allow: Collection[str]
+) -> tuple[Policy | Function, Any, int]:
     """Policy, environment and seed to use. Raises ValueError where nothing says which environment."""
     if isinstance(run_or_policy, Run):
         policy, config = run_or_policy.policy, run_or_policy.config
     elif isinstance(run_or_policy, Path | str):
+        if (foreign := load_foreign(run_or_policy, allow)) is not None:
+            return foreign, required_env(run_or_policy, env), seed or 0
         policy, config = read_policy(Path(run_or_policy), allow=allow, env=env is None)
     elif env is None:
         raise ValueError("a policy alone does not say where to play it: give evaluate an env, or a run")

@@ -30,6 +30,8 @@ from understudy.nn.protocol import Policy
 from understudy.runs.checkpoint import PolicyDescription
 from understudy.runs.codec import decode
 from understudy.runs.policies import describe_policy, rebuild_policy
+from understudy.runs.sources import check_options
+from understudy.types import CheckpointError
 from understudy.version import __version__
 
 ExportFormat = Literal["onnx", "torchscript", "safetensors"]
@@ -151,6 +153,15 @@ def read_safetensors(path: Path | str, *, allow: Collection[str] = (), policy: P
         described = {field.name for field in dataclasses.fields(PolicyDescription)}
         description = decode(PolicyDescription, {key: plain[key] for key in plain if key in described}, "")
     return rebuild_policy(description, weights, str(path), allow=allow, policy=policy)
+
+
+def read_exported(path: Path, options: Mapping[str, str], allow: Collection[str] = ()) -> Policy:
+    """`read_safetensors`, as `us.load` calls the readers of files. Raises CheckpointError."""
+    check_options(options, (), path)
+    try:
+        return read_safetensors(path, allow=allow)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _checksum(weights: Mapping[str, Tensor], metadata: str) -> str:

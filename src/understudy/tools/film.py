@@ -23,8 +23,9 @@ from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, as_vec_env, is_simulator, make_render_env
 from understudy.envs.regrouped import ungrouped
 from understudy.envs.simulator import SimulatorAdapter
+from understudy.nn.acting import Function
 from understudy.nn.protocol import Policy
-from understudy.tools.play import Actor, PolicyActor, device_of, opened, play, undisturbed
+from understudy.tools.play import Actor, acting, device_of, opened, play, undisturbed
 
 FILM_SECONDS = 30.0
 """A longer episode is cut here: drawing without a GPU takes longer than training the demo did."""
@@ -50,7 +51,7 @@ def check_video_packages() -> None:
     require("filming", "imageio", "imageio_ffmpeg", extra="video")
 
 
-def film(policy: Policy, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
+def film(policy: Policy | Function, env: Any, path: Path, seed: int, deterministic: bool) -> str | None:
     """Play with rendering and write it to `path` (MP4, H.264): `LEAST_SECONDS` to `FILM_SECONDS` of episodes.
 
     `env` is an `EnvConfig`, of which one copy is made, or an environment with a `render` method. Never raises: returns
@@ -60,7 +61,7 @@ def film(policy: Policy, env: Any, path: Path, seed: int, deterministic: bool) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished, undisturbed(policy, seed), _stage(env, device_of(policy), seed) as stage:
-            _record(PolicyActor(policy, deterministic), stage, unfinished, seed)
+            _record(acting(policy, stage.env, deterministic), stage, unfinished, seed)
     except Exception as error:  # a renderer may fail in any way (driver, display, codec), all of them harmless here
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

@@ -11,15 +11,20 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from understudy.core.check import In, fit
 from understudy.core.sanity import ABSURD, BEYOND_USE, without_faults
+from understudy.core.spaces import is_real, same_values, shape_of, size_of
+from understudy.envs.actions import admit_actions
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly
 from understudy.envs.registry import EnvConfig, as_vec_env
+from understudy.nn.acting import function_policy
 from understudy.nn.protocol import Policy
+from understudy.nn.view import View
 from understudy.types import NonFiniteError
 
 logger = logging.getLogger(__name__)
@@ -40,11 +45,23 @@ Actor = Callable[[TensorDict, Tensor], Tensor]
 
 
 class PolicyActor:
-    """A policy as an `Actor`: keeps the recurrent state and restarts it with every episode."""
+    """A policy as an `Actor`: keeps the recurrent state and restarts it with every episode.
 
-    def __init__(self, policy: Policy, deterministic: bool = True) -> None:
+    `env`: where it acts, if that may be another environment than its own. Vectors are put side by side where it needs
+    that (`View`), and its actions are brought into the environment's bounds. Raises ValueError where the policy does
+    not fit.
+    """
+
+    def __init__(self, policy: Policy, deterministic: bool = True, env: VecEnv | None = None) -> None:
         self.policy, self.deterministic = policy, deterministic
         self.state: Tensor | None = None
+        self.view: View | None = None
+        self.space: spaces.Space[Any] | None = None
+        if env is not None and isinstance(policy, Policy):
+            view = View(policy, env.observation_space, who="the policy", hint=_HINT)
+            self.view = None if view.same else view
+            if policy.action_space != env.action_space:
+                self.space = _same_actions(policy.action_space, env.action_space)
 
     def __call__(self, obs: TensorDict, is_first: Tensor) -> Tensor:
         """The action to execute."""
@@ -52,17 +69,38 @@ class PolicyActor:
         if fresh is not None:
             self.state = fresh if self.state is None else torch.where(is_first.unsqueeze(-1), fresh, self.state)
         action: Tensor
-        action, self.state = self.policy.act(obs, self.state, deterministic=self.deterministic)
+        seen = obs if self.view is None else self.view(obs)
+        action, self.state = self.policy.act(seen, self.state, deterministic=self.deterministic)
         if action.is_floating_point() and not bool(torch.isfinite(action).all()):
             raise NonFiniteError(
                 "the policy returned an action that is not finite for an observation that is: its weights hold NaN or "
                 "infinity, or its forward divides by zero. Use an older checkpoint"
             )
-        return action
+        if self.space is None:
+            return action
+        action = action.reshape(len(is_first), *shape_of(self.space))
+        return admit_actions(action, self.space, len(is_first), "the policy")
 
     def sane(self, obs: TensorDict) -> TensorDict:
         """The observation with 0 in place of what the policy's training would have left out."""
-        return self.policy.sane(obs) if isinstance(self.policy, Policy) else obs
+        return self.policy.sane(obs) if isinstance(self.policy, Policy) and self.view is None else obs
+
+
+_HINT = "put its observation together with env.groups={{{name!r}: 'one+another'}}, or choose another environment"
+
+
+def _same_actions(its: spaces.Space[Any], theirs: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The environment's action space. Raises ValueError unless it holds as many numbers, or the same choices."""
+    fits = size_of(its) == size_of(theirs) if is_real(its) and is_real(theirs) else same_values(its, theirs)
+    if not fits:
+        raise ValueError(f"the policy acts in {its}, but the environment takes {theirs}: choose one of its actions")
+    return theirs
+
+
+def acting(subject: Policy | Actor, env: VecEnv, deterministic: bool = True) -> PolicyActor:
+    """A policy, or a function of obs and is_first, as what acts in an environment; raises as `PolicyActor`."""
+    policy: Any = subject if isinstance(subject, nn.Module) else function_policy(subject, env, "the function")
+    return PolicyActor(policy, deterministic, env)
 
 
 class Moment(NamedTuple):
@@ -209,21 +247,24 @@ def quotas(episodes: int, num_envs: int) -> list[int]:
 
 
 @contextmanager
-def undisturbed(policy: Policy, seed: int) -> Iterator[None]:
+def undisturbed(policy: Policy | Actor, seed: int) -> Iterator[None]:
     """Sample from a stream of its own and act in evaluation mode; mode and torch's global stream come back after it."""
-    training, device = policy.training, device_of(policy)
-    policy.eval()
+    module, device = policy if isinstance(policy, nn.Module) else nn.Module(), device_of(policy)
+    training = module.training
+    module.eval()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
-        policy.train(training)
+        module.train(training)
 
 
-def device_of(policy: nn.Module) -> torch.device:
-    """Where the parameters live."""
-    return next(policy.parameters()).device
+def device_of(policy: Policy | Actor) -> torch.device:
+    """Where the parameters live; the CPU for a function."""
+    if isinstance(policy, Policy):
+        return policy.device
+    return next(policy.parameters()).device if isinstance(policy, nn.Module) else torch.device("cpu")
 
 
 @contextmanager
@@ -245,6 +286,13 @@ def opened(
         yield made
     finally:
         close_quietly(made.close, type(made).__name__)
+
+
+def required_env(source: Any, env: Any) -> Any:
+    """`env` itself. Raises ValueError where there is none: another program's file does not name its environment."""
+    if env is None:
+        raise ValueError(f"{source} does not say where to play it: give --env.id ID (in Python: env=...)")
+    return env
 
 
 def check_episodes(episodes: int) -> None:

@@ -17,17 +17,20 @@ from understudy.core.spaces import Key, component_keys
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig
-from understudy.runs.folder import read_policy
+from understudy.nn.acting import Function
+from understudy.nn.protocol import Policy
+from understudy.runs.folder import load_foreign, read_policy
 from understudy.tools.clips import clip_writer
 from understudy.tools.play import (
     OWN_ENV,
     Actor,
     Moment,
-    PolicyActor,
+    acting,
     check_episodes,
     evaluation_seed,
     opened,
     play,
+    required_env,
 )
 from understudy.version import __version__
 
@@ -182,7 +185,7 @@ Write = Callable[[Sequence[Episode]], Path]
 def record(
     output: str | Path,
     *,
-    run: Path | None = None,
+    run: Path | str | Policy | Function | None = None,
     expert_of: EnvConfig | None = None,
     env: Any = None,
     episodes: int = 25,
@@ -192,13 +195,14 @@ def record(
     frame_time: float | None = None,
     allow: Collection[str] = (),
 ) -> Recorded:
-    """Play `run` (a folder or checkpoint), or the scripted expert of the environment `expert_of`, into a dataset.
+    """Play `run` (as in `us.evaluate`), or the scripted expert of the environment `expert_of`, into a dataset.
 
     `output` is a path that ends in .npz or the id of the Minari dataset to make; `file_format` says it where the name
     does not. "motion" writes each episode of a run as one motion clip, whose fields are called as the observations'
     columns are: `MotionPrior` looks for exactly these names (`policy[3]`) where none are configured; `frame_time` is
     the time between two observations in seconds (None: the environment's own, which MuJoCo's tasks tell). `env`: an
-    environment of yours to play in, instead of one built from the run's config. `allow` as in `us.evaluate`.
+    environment to play in (an `EnvConfig` or an object), instead of one built from the run's config. `allow` as in
+    `us.evaluate`.
 
     Environment, score and seed are kept in a dataset's metadata. Raises ValueError for an output that exists or
     cannot be named so, for clips without a frame time and of observations without vectors, ImportError without
@@ -213,19 +217,24 @@ def record(
     fit(Collection[str], allow, "allow")
     chosen = file_format or ("npz" if str(output).endswith(".npz") else "minari")
     path = _check_output(str(output), chosen, run)
-    policy, seed_of_run, config = None, 0, expert_of
-    if run is not None:
-        policy, trained = read_policy(run, allow=allow, env=env is None)
-        config, seed_of_run = trained.env, evaluation_seed(trained.seed)
-    assert config is not None
+    policy, seed_of_run, config = None, 0, env if isinstance(env, EnvConfig) else expert_of
+    name = "scripted expert" if run is None else Path(run).name if isinstance(run, str | Path) else "a policy"
+    if isinstance(run, str | Path) and (foreign := load_foreign(run, allow)) is not None:
+        policy = foreign
+    elif isinstance(run, str | Path):
+        policy, trained = read_policy(Path(run), allow=allow, env=env is None)
+        config, seed_of_run = config or trained.env, evaluation_seed(trained.seed)
+    else:
+        policy = run
     seed = seed_of_run if seed is None else seed
-    with opened(config if env is None else env, "cpu", seed, "" if run is None else OWN_ENV) as played_in:
-        actor = scripted_expert(played_in) if policy is None else PolicyActor(policy, deterministic)
-        metadata = {"env": config.id, "expert": "scripted expert" if run is None else run.name, "seed": seed}
+    place = config if env is None else env
+    with opened(required_env(name, place), "cpu", seed, "" if run is None else OWN_ENV) as played_in:
+        actor = scripted_expert(played_in) if policy is None else acting(policy, played_in, deterministic)
+        metadata = {"env": config.id if config else "", "expert": name, "seed": seed}
         metadata |= {"deterministic": deterministic, "understudy_version": __version__}
         if chosen == "motion":
             assert run is not None
-            write = clip_writer(path, run.name, played_in, frame_time)
+            write = clip_writer(path, name, played_in, frame_time)
         else:
             write = _dataset_writer(str(output), path, chosen, played_in, metadata)
         with torch.random.fork_rng([]):
@@ -234,7 +243,7 @@ def record(
     return replace(Recorded.of(path, played), path=write(played))
 
 
-def _check_output(output: str, chosen: RecordFormat, run: Path | None) -> Path:
+def _check_output(output: str, chosen: RecordFormat, run: Any) -> Path:
     """The file to write. Raises ValueError or ImportError where it cannot be."""
     if chosen == "motion":
         if run is None:

@@ -156,7 +156,7 @@ def build_parts(config: TrainConfig, env: VecEnv, policy: Policy) -> dict[str, P
             env_id=config.env.id,
             groups=config.env.groups,
             segments=config.env.segments,
-            load_policy=functools.partial(load, allow=config.allowed),
+            load_policy=functools.partial(load, allow=config.allowed, env=env),
         )
         torch.manual_seed(context.seed)  # so that a part's first weights do not depend on the parts before it
         parts[name] = part.build(context).to(env.device)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from understudy.core import randomness
 from understudy.core.schedules import Scalar
-from understudy.core.spaces import bounds_of, component_keys, is_real, shape_of, tensor_dtype
 from understudy.data.demonstrations.write import write_npz
+from understudy.envs.actions import admit_actions
 from understudy.envs.base import VecEnv
+from understudy.envs.gate import warn_once
 from understudy.nn.protocol import Policy
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.shared.teacher_forcing import act_where_forced
@@ -63,7 +61,7 @@ class Dagger:
                 self.env, actor, least, seed, label=actor.label, min_steps=steps, longest=longest
             )
         if any(episode.length == longest for episode in episodes):
-            _say_once(f"{self.env_id}: episodes of {longest:,} steps were cut: do they end? (env.max_episode_steps)")
+            warn_once(f"{self.env_id}: episodes of {longest:,} steps were cut: do they end? (env.max_episode_steps)")
         metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
         write_npz(_round_file(self.folder, number), episodes, metadata)
         return {
@@ -74,8 +72,9 @@ class Dagger:
         }
 
     def _ask(self, obs: TensorDict, is_first: Tensor) -> Tensor:
-        """The expert's actions `[N, *A]`, which `expert_actions` checked."""
-        return expert_actions(self.expert(obs, is_first), self.env)
+        """The expert's actions `[N, *A]`, which `admit_actions` checked."""
+        answer = self.expert(obs, is_first)
+        return admit_actions(answer, self.env.action_space, self.env.num_envs).to(self.env.device)
 
 
 class Mixture:
@@ -115,43 +114,11 @@ def find_expert(config: DaggerConfig, env: VecEnv, allow: Collection[str] = ()) 
         )
     if config.expert == "labels":
         return scripted_expert(env)
-    policy = load(config.expert, env.device, allow=allow)
-    missing = set(policy.sensor_keys) - set(component_keys(env.observation_space))
-    if missing:
-        names = ", ".join(sorted("/".join(key) for key in missing))
-        raise ValueError(f"the expert {config.expert} needs the observations {names}, which the environment lacks")
-    return PolicyActor(policy)
-
-
-def expert_actions(answer: Any, env: VecEnv) -> Tensor:
-    """What an expert answered (a tensor, an array, a list) as actions `[N, *A]` that the environment can execute.
-
-    Real actions are clipped to the space's bounds. Raises ValueError for another shape, NaN and infinity, and where
-    the space holds integers for fractions and for integers outside of it.
-    """
-    space, shape = env.action_space, (env.num_envs, *shape_of(env.action_space))
+    policy = load(config.expert, env.device, allow=allow, env=env)
     try:
-        actions = torch.as_tensor(answer if isinstance(answer, Tensor) else np.asarray(answer), device=env.device)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the expert must return actions {list(shape)}, got {answer!r:.80} ({error})") from error
-    if actions.shape != shape:
-        raise ValueError(f"the expert must return actions {list(shape)} of {space}, got the shape {[*actions.shape]}")
-    numbers = actions.double()
-    low, high = (torch.as_tensor(side, dtype=torch.float64, device=env.device) for side in bounds_of(space))
-    outside = (numbers < low) | (numbers > high)
-    wrong = ~torch.isfinite(numbers) | (False if is_real(space) else outside | (numbers != numbers.round()))
-    if bool(wrong.any()):
-        raise ValueError(f"the expert returned the action {numbers[wrong][0].item():g}, which is not in {space}")
-    if bool(outside.any()):
-        _say_once(f"the expert's actions exceed the bounds of {space}: they are clipped")
-        actions = numbers.clamp(low, high)
-    return actions.to(tensor_dtype(space))
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """Warn, once per process: rounds repeat."""
-    logger.warning("%s", text)
+        return PolicyActor(policy, env=env)
+    except ValueError as error:
+        raise ValueError(f"the expert {config.expert} does not fit the environment: {error}") from error
 
 
 def with_rounds(config: TrainConfig, folder: RunFolder) -> TrainConfig:

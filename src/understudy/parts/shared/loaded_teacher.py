@@ -68,9 +68,16 @@ def find_selector(space: spaces.Dict, select: str | None, count: int) -> tuple[K
     return key, classes.starts[0]
 
 
-def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: ActionTarget) -> None:
-    """Raise ValueError for a target that these actions do not allow."""
+def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: ActionTarget, label: str) -> None:
+    """Raise ValueError for a target that these actions do not allow, and for what a teacher cannot give."""
     head = policy.head
+    for teacher in teachers:
+        for needed, option in (("a density", "target 'kl'"), ("samples", "label 'sample'")):
+            if not teacher.policy.has_density and option in (f"target {target!r}", f"label {label!r}"):
+                raise ValueError(
+                    f"{option} needs {needed}, but teacher {teacher.source} only gives actions: use label 'mean' and "
+                    "target 'real', 'mse_sum' or 'max_log_prob'"
+                )
     if target in get_args(MeanTarget) and not head.action_dtype.is_floating_point:
         raise ValueError(
             f"target {target!r} is a distance of vectors, but actions are discrete: use kl or max_log_prob"
@@ -81,10 +88,9 @@ def check_target(policy: Policy, teachers: Sequence[LoadedTeacher], target: Acti
             "another target"
         )
     for teacher in teachers if target == "kl" else ():
-        theirs, ours = teacher.policy, policy
-        bounds = [(p.config.action_scaling, p.config.action_bound, p.action_space) for p in (theirs, ours)]
+        theirs = teacher.policy
         same = (theirs.head.kind, theirs.head.num_params) == (head.kind, head.num_params)
-        if not same or bounds[0] != bounds[1]:
+        if not same or not theirs.action_map.same_as(policy.action_map):
             raise ValueError(
                 f"target 'kl' compares distributions of raw actions: teacher {teacher.source} and student must have "
                 "one kind of distribution, action_scaling, action_bound and action space; or use max_log_prob"
