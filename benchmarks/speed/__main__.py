@@ -185,6 +185,8 @@ def describe_rollouts(workload: Workload, first: dict[str, Any]) -> str:
         f"run ({workload.num_steps} steps x {num_envs} environments per rollout, {workload.num_epochs} epochs x "
         f"{workload.num_minibatches} minibatches, hidden layers {widths(workload)}, actor and critic separate"
     )
+    if workload.lstm:
+        text += f", behind an LSTM of {workload.lstm} each"
     if workload.method == "gail":
         rows = workload.steps_per_iteration // workload.disc_updates
         text += (

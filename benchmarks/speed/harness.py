@@ -73,6 +73,9 @@ class Trainer(ABC):
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The deterministic policy, `[N, obs] -> [N, *action]`: used after the clock has stopped, to see it learned."""
 
+    def restart(self) -> None:  # noqa: B027
+        """An episode begins for `act`: forget the one before, for a policy with a memory."""
+
     def gradient_steps(self) -> int | None:
         """Optimizer steps so far, for a library that does not use `torch.optim.Optimizer`; None: torch counts them."""
         return None
@@ -153,6 +156,7 @@ def check_return(trainer: Trainer, job: Job) -> float:
     for episode in range(8):
         single = make_env(workload.env_id)
         o, _ = single.reset(seed=1000 + 8 * job.seed + episode)
+        trainer.restart()
         done, total = False, 0.0
         while not done:
             action_n = trainer.act(np.asarray(o, dtype=np.float32)[None])

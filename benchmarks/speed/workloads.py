@@ -1,4 +1,4 @@
-"""What every peer is asked to do: the numbers of W1 to W4. Standard library only: each peer's venv reads it."""
+"""What every peer is asked to do: the numbers of W1 to W5. Standard library only: each peer's venv reads it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Workload:
     num_minibatches: int
     hidden: tuple[int, ...]
     activation: str  # "tanh" or "elu"
+    lstm: int = 0  # units of a memory before the hidden layers, one for the actor and one for the critic
     init_std: float = 1.0  # state-independent, learned; continuous actions only
     learning_rate: float = 3e-4
     desired_kl: float | None = None  # adapt the learning rate to this KL; None: constant
@@ -100,6 +101,18 @@ WORKLOADS: dict[str, Workload] = {
         max_grad_norm=1.0,
         normalize_advantage="rollout",
     ),
+    "W5": Workload(
+        name="W5",
+        env_id="Pendulum-v1",
+        num_envs=8,
+        num_steps=128,
+        num_iterations=20,  # 20,480 steps
+        num_epochs=4,
+        num_minibatches=4,  # of two whole environments
+        hidden=(64,),
+        activation="tanh",
+        lstm=128,
+    ),
     "W4-BC": Workload(
         name="W4-BC",
         method="bc",
@@ -129,7 +142,8 @@ WORKLOADS: dict[str, Workload] = {
         disc_updates=16,
     ),
 }
-"""W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job. W4: imitation learning."""
+"""W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job. W4: imitation learning.
+W5: a memory."""
 
 EPISODE_LENGTH = 1000
 """Steps of a demonstrated episode."""
@@ -163,18 +177,31 @@ PEERS: dict[str, Peer] = {
     ),
     "understudy-nll": Peer(module="understudy", package="understudy", variant="nll", methods=("bc",)),
     "stable-baselines3": Peer(
-        module="stable_baselines3", package="stable-baselines3", requirements=("stable-baselines3==2.9.2",)
+        module="stable_baselines3",
+        package="stable-baselines3",
+        requirements=("stable-baselines3==2.9.2", "sb3-contrib==2.9.2"),
     ),
-    "skrl": Peer(module="skrl", package="skrl", requirements=("skrl==2.1.1",)),
+    "skrl": Peer(
+        module="skrl", package="skrl", requirements=("skrl==2.1.1",), unsupported=(("W5", "no recurrent peer written"),)
+    ),
     "rsl-rl-lib": Peer(
         module="rsl_rl",
         package="rsl-rl-lib",
         requirements=("rsl-rl-lib==5.5.1",),
         unsupported=(("W1", "no discrete actions"),),
     ),
-    "torchrl": Peer(module="torchrl", package="torchrl", requirements=("torchrl==0.14.1",)),
+    "torchrl": Peer(
+        module="torchrl",
+        package="torchrl",
+        requirements=("torchrl==0.14.1",),
+        unsupported=(("W5", "no recurrent peer written"),),
+    ),
     "tianshou": Peer(
-        module="tianshou", package="tianshou", requirements=("tianshou==2.0.1",), methods=("ppo", "bc", "gail")
+        module="tianshou",
+        package="tianshou",
+        requirements=("tianshou==2.0.1",),
+        methods=("ppo", "bc", "gail"),
+        unsupported=(("W5", "no recurrent peer written"),),
     ),
     "imitation": Peer(
         module="imitation",
@@ -183,7 +210,7 @@ PEERS: dict[str, Peer] = {
         without_dependencies=("imitation==1.0.1",),  # asks for gymnasium 0.29, which has no HalfCheetah-v5
         methods=("bc", "gail"),
     ),
-    "plain": Peer(module="plain_ppo", package="torch"),
+    "plain": Peer(module="plain_ppo", package="torch", unsupported=(("W5", "no memory"),)),
     "plain-bc": Peer(module="plain", package="torch", methods=("bc",)),
 }
 """`plain*` are our own single files, `understudy-*` are choices of our own library, pip installs the others."""

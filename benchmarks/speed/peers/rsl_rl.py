@@ -89,6 +89,8 @@ class RslRl(Trainer):
     def config(self) -> dict[str, Any]:
         w = self.w
         network = {"class_name": "MLPModel", "hidden_dims": list(w.hidden), "activation": w.activation}
+        if w.lstm:
+            network |= {"class_name": "RNNModel", "rnn_type": "lstm", "rnn_hidden_dim": w.lstm, "rnn_num_layers": 1}
         return {
             "num_steps_per_env": w.num_steps,
             "save_interval": 10**9,
@@ -121,6 +123,7 @@ class RslRl(Trainer):
         }
 
     def run(self, iterations: int) -> None:
+        self.restart()  # the check may have left a state of one environment
         self.runner.learn(iterations)
         self.steps += iterations * self.w.steps_per_iteration
 
@@ -128,6 +131,10 @@ class RslRl(Trainer):
     def act(self, obs: np.ndarray) -> np.ndarray:
         x = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         return np.asarray(self.runner.alg.actor(TensorDict({"policy": x}, batch_size=[len(x)])).cpu())
+
+    def restart(self) -> None:
+        if self.w.lstm:
+            self.runner.alg.actor.rnn.hidden_state = None
 
 
 def build(job: Job) -> RslRl:

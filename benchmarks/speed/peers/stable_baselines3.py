@@ -6,6 +6,7 @@ log_interval=None, no callback. W3: the tensor environment behind SB3's numpy `V
 Differences from the workload, all in SB3's favour:
 - no adaptive KL: W3 runs at a constant learning rate (no KL against the stored distribution is computed);
 - the clipped value loss has no pessimistic maximum (one squared error instead of two);
+- W5 is sb3-contrib 2.9.2's `RecurrentPPO`, whose minibatches are cut anywhere and padded, not whole environments;
 - advantages can only be normalised per minibatch (W3 asks for the rollout): the same order of work.
 """
 
@@ -74,8 +75,14 @@ class SB3(Trainer):
             env: VecEnv = TensorVecEnv(TensorEnv(w.num_envs, job.device, seed=job.seed))
         else:
             env = DummyVecEnv([lambda: make_env(w.env_id) for _ in range(w.num_envs)])
-        self.model = PPO(
-            "MlpPolicy",
+        kind, policy, memory = PPO, "MlpPolicy", {}
+        if w.lstm:
+            from sb3_contrib import RecurrentPPO  # type: ignore[import-not-found, unused-ignore]
+
+            kind, policy = RecurrentPPO, "MlpLstmPolicy"
+            memory = {"lstm_hidden_size": w.lstm, "n_lstm_layers": 1, "enable_critic_lstm": True}
+        self.model = kind(
+            policy,
             env,
             learning_rate=w.learning_rate,
             n_steps=w.num_steps,
@@ -93,6 +100,7 @@ class SB3(Trainer):
                 "net_arch": {"pi": list(w.hidden), "vf": list(w.hidden)},
                 "activation_fn": {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU}[w.activation],
                 "log_std_init": float(np.log(w.init_std)),
+                **memory,
             },
             seed=job.seed,
             device=job.device,
@@ -100,6 +108,7 @@ class SB3(Trainer):
         )
         self.model.train = self.clock.timed(self.model.train)
         self.started = False
+        self.state: Any = None  # of a memory, in `act`
 
     @property
     def steps(self) -> int:  # type: ignore[override]
@@ -112,7 +121,12 @@ class SB3(Trainer):
         self.started = True
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        return np.asarray(self.model.predict(obs, deterministic=True)[0])
+        started = np.full(len(obs), self.state is None)
+        action, self.state = self.model.predict(obs, self.state, started, deterministic=True)
+        return np.asarray(action)
+
+    def restart(self) -> None:
+        self.state = None
 
 
 def build(job: Job) -> SB3:

@@ -63,6 +63,7 @@ class Understudy(Trainer):
             env = us.make_env(w.env_id, w.num_envs, backend=backend, device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
         policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
+        self.state: Tensor | None = None
         self.ppo = us.PPO(env, policy, ppo_config(w, job.variant), seed=job.seed)
 
     @property
@@ -77,8 +78,11 @@ class Understudy(Trainer):
             self.clock.update_s += self.ppo.iterate()["time/update"]
 
     def act(self, obs: np.ndarray) -> np.ndarray:
-        action, _ = self.ppo.policy.act(obs, deterministic=True)
+        action, self.state = self.ppo.policy.act(obs, self.state, deterministic=True)
         return np.asarray(action)
+
+    def restart(self) -> None:
+        self.state = None
 
 
 def policy_config(w: Workload) -> us.PolicyConfig:
@@ -88,6 +92,8 @@ def policy_config(w: Workload) -> us.PolicyConfig:
         activation=w.activation,
         distribution=replace(us.PolicyConfig().distribution, init_std=w.init_std),
         normalize_observations=False,
+        memory="lstm" if w.lstm else "none",
+        memory_size=w.lstm or us.PolicyConfig().memory_size,
     )
 
 
