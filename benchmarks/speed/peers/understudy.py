@@ -52,6 +52,8 @@ class TensorTask:
 class Understudy(Trainer):
     """`PPO.iterate` in a loop."""
 
+    state: Tensor | None = None  # of a memory, in `act`
+
     def __init__(self, job: Job) -> None:
         w = job.workload
         self.clock = Clock(job.device)
@@ -63,7 +65,6 @@ class Understudy(Trainer):
             env = us.make_env(w.env_id, w.num_envs, backend=backend, device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
         policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
-        self.state: Tensor | None = None
         self.ppo = us.PPO(env, policy, ppo_config(w, job.variant), seed=job.seed)
 
     @property
