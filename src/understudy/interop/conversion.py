@@ -28,11 +28,12 @@ _EPS = 1e-8
 
 @dataclass
 class Statistics:
-    """A normaliser: `(x - mean) / deviation`, each `[D]`, after `count` rows."""
+    """A normaliser: `(x - mean) / deviation`, each `[D]`, after `count` rows, clipped to +- `clip`."""
 
     mean: Tensor
     deviation: Tensor
     count: float
+    clip: float | None = None
 
 
 @dataclass
@@ -45,13 +46,13 @@ class Side:
     memory: dict[str, Tensor] = field(default_factory=dict)
     """The state dict of an nn.LSTM or nn.GRU in front of the layers."""
     statistics: Statistics | None = None
-    space: spaces.Box | None = None
-    """Of an image; None: a vector, whose size the weights tell."""
+    space: spaces.Space[Any] | None = None
+    """What it sees; None: a vector, whose size the weights tell."""
     encoder: dict[str, Tensor] = field(default_factory=dict)
     """Of an image: the state dict of our encoder."""
 
     @property
-    def observed(self) -> spaces.Box:
+    def observed(self) -> spaces.Space[Any]:
         """The space of what it sees."""
         first = self.memory["weight_ih_l0"] if self.memory else self.layers[0][0]
         return self.space or unbounded(first.shape[1])
@@ -177,8 +178,11 @@ def convert(
     if critic is not None:
         weights |= critic.weights("critic", "value_head")
     expected = policy.state_dict()
-    if critic is None:
-        weights |= {name: x for name, x in expected.items() if name.startswith(("critic.", "value_head."))}
+    weights |= {
+        name: x
+        for name, x in expected.items()
+        if (critic is None and name.startswith(("critic.", "value_head."))) or (log_std is None and "log_std" in name)
+    }
     check_same_layout(expected, weights, source)
     if not all_finite(weights):
         raise CheckpointError(f"{source} has weights that are not finite; use an older checkpoint")
