@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -319,13 +320,44 @@ def trainings(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def meet(rank: int, folder: Path, store: str) -> None:
+    """Join the other process."""
+    torch.set_num_threads(1)
+    place = f"file://{folder / store}"
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+
+
 def prove(rank: int, folder: str) -> None:
     """In one of two processes: every case, and the trainings, into files."""
-    torch.set_num_threads(1)
     place = Path(folder)
-    store = f"file://{place / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    meet(rank, place, "store")
     with as_one(rank):
         torch.save({case: outcome(case, rank, 2) for case in CASES}, place / f"{rank}.pt")
     (place / f"{rank}.json").write_text(json.dumps(trainings(rank, place)))
+    dist.destroy_process_group()
+
+
+def be_killed(rank: int, folder: str) -> None:
+    """A training whose rank 1 dies in the fourth iteration; leaves what rank 0 is told."""
+    place, step, count = Path(folder), PointMass.step, itertools.count(1)
+
+    def last_step(self: PointMass, action: Tensor) -> Step:
+        if next(count) == 3 * 8 + 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, action)
+
+    meet(rank, place, "killed-store")
+    with mock.patch.object(PointMass, "step", last_step if rank == 1 else step):
+        try:
+            train(settings(place, "killed"))
+        except ranks.RankError as error:
+            (place / "killed.txt").write_text("\n".join([str(error), *error.__notes__]))
+
+
+def start_again(rank: int, folder: str, name: str = "killed") -> None:
+    """The same training, as torchrun starts it again."""
+    place = Path(folder)
+    meet(rank, place, f"{name}-again")
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    train(settings(place, name))
     dist.destroy_process_group()

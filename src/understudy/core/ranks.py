@@ -7,8 +7,10 @@ functions in the same order. `torch.distributed` carries the numbers: gloo on th
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -147,12 +149,34 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with _failure_named():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        store, number, size = _fresh_store()
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_PATIENCE)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _fresh_store() -> tuple[Any, int, int]:
+    """Where the ranks find each other, this one's number, and how many there are.
+
+    torchrun's own store outlives the processes: after a restart it has the addresses of those that died. Rank 0 serves
+    another one, whose port the old one tells; an old port refuses.
+    """
+    store, number, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store, number, size
+    host, port = os.environ["MASTER_ADDR"], 0
+    while number and not port:
+        with suppress(OSError), socket.create_connection((host, told := int(store.get("understudy"))), 5.0):
+            port = told
+        time.sleep(0.1)
+    fresh = dist.TCPStore(host, port, size, number == 0, _PATIENCE, wait_for_workers=False)
+    if number == 0:
+        store.set("understudy", str(fresh.port))
+    return fresh, number, size
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -173,9 +197,14 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
-def restarts() -> tuple[int, int]:
-    """How often torchrun has started these processes again, and how often it would."""
-    return tuple(int(os.environ.get(f"TORCHELASTIC_{x}", "0")) for x in ("RESTART_COUNT", "MAX_RESTARTS"))  # type: ignore[return-value]
+def restarted() -> bool:
+    """Whether torchrun has started these processes again; it counts on each machine, for those that ended there."""
+    return max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))) > 0
+
+
+def restarts_allowed() -> bool:
+    """Whether torchrun would start these processes again, if one ended."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 @contextmanager
@@ -184,5 +213,5 @@ def _failure_named() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankError(
-            f"rank {rank()} lost another rank: its own error, on top of this one, says why ({error!s:.200})"
+            f"another rank ended, or cannot be reached: its own error says why, if it could write one ({error!s:.200})"
         ) from error

@@ -42,10 +42,10 @@ from understudy.tools.film import check_video_packages
 from understudy.tools.play import OWN_ENV, Actor, evaluation_seed
 from understudy.training.building import building, check_fits, located, with_own_env
 from understudy.training.dagger import Dagger, first_round, keep_rounds, with_rounds
+from understudy.training.distributed import Together, check_same_config, leads, led
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining
 from understudy.training.signals import StopSignals, Terminated
-from understudy.training.together import Together, check_same_config, leads, led
 from understudy.types import CheckpointError, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -82,11 +82,10 @@ def train(
     written.
     """
     fit(TrainConfig, config, "config")
-    restarts, most = ranks.restarts()
-    if most and config.run_dir is None:
+    if ranks.restarts_allowed() and config.run_dir is None:
         raise ValueError("torchrun --max-restarts needs --run-dir: where processes that start again find a checkpoint")
     with ranks.joined(config.torch_device()):
-        if restarts and ranks.shared(bool(RunFolder(Path(str(config.run_dir))).starts())):
+        if ranks.restarted() and ranks.shared(bool(RunFolder(Path(str(config.run_dir))).starts())):
             objects: dict[str, Any] = {"env": env, "policy": policy, "expert": expert, "loggers": loggers}
             return resume(str(config.run_dir), total_steps=config.total_steps, allow=config.allow_imports, **objects)
         listening = _listening(config, loggers)
@@ -127,7 +126,7 @@ def resume(
         config, own = with_own_env(config, env)
         check_same_config(config, env=env, policy=policy, expert=expert)
         with led(folder.locked()):
-            named = given.is_file() and not ranks.restarts()[0]  # again: what came after it goes on
+            named = given.is_file() and not ranks.restarted()  # again: what came after it goes on
             checkpoint = _chosen(folder, given if named else None)
             return _start(folder, config, checkpoint, own, policy, expert, listening)
 
