@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict
+from tests.interop.rsl_rl_simulator import Simulator
+from tests.interop.test_rsl_rl_runner import SIZES, train_cfg
 from tests.parts import contract
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from understudy.data.demonstrations.demonstrations import Demonstrations
 from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.envs.base import Step
 from understudy.envs.registry import EnvConfig
+from understudy.interop.rsl_rl import Runner
 from understudy.nn.heads import ActionFamily
 from understudy.nn.policy import ActorCritic, PolicyConfig
 from understudy.parts import (
@@ -317,6 +320,11 @@ def trainings(rank: int, folder: Path) -> dict[str, Any]:
             train(settings(folder, name, **options), env=PointMass(4) if (name, rank) == ("object", 1) else None)
         except ValueError as error:
             found[name] = str(error)
+    runner = Runner(Simulator(4, SIZES, rank), train_cfg(seed=rank), log_dir=str(folder / f"runner{rank}"))
+    runner.learn(2, init_at_random_ep_len=True)
+    runner.load(str(folder / "runner0" / "model_1.pt"))
+    runner.learn(1)
+    found["runner"] = (runner.alg.ppo.env_steps, float(runner.alg.ppo.optimizer.flat.double().sum()))
     return found
 
 

@@ -115,7 +115,8 @@ def test_resumes_with_another_number_of_ranks(folder: Path, told: list[dict[str,
             notes.append(text)
 
     before = last(folder / "straight")["state"]["policy"]
-    run = resume(folder / "straight", total_steps=5 * STEPS, loggers=[Notes()])
+    shutil.copytree(folder / "straight", folder / "shrunk")
+    run = resume(folder / "shrunk", total_steps=5 * STEPS, loggers=[Notes()])
     assert any("is of 2 processes, now there are 1" in note for note in notes)
     after = last(run.path)
     assert "ranks" not in after
@@ -134,6 +135,13 @@ def test_what_ends_one_rank_politely_ends_all(folder: Path, told: list[dict[str,
 def test_dagger_asks_on_rank_0(folder: Path, told: list[dict[str, Any]]) -> None:
     assert [found["asking"] for found in told] == [4 * STEPS] * 2
     assert len([*(folder / "asking" / "demonstrations").iterdir()]) == 2
+
+
+def test_scripts_of_rsl_rl_train_together(folder: Path, told: list[dict[str, Any]]) -> None:
+    assert told[0]["runner"] == told[1]["runner"]
+    assert told[0]["runner"][0] == 2 * 4 * 8 * 3
+    assert (folder / "runner0" / "model_2.pt").exists()
+    assert not (folder / "runner1").exists()
 
 
 def test_ranks_that_differ_are_refused(told: list[dict[str, Any]]) -> None:

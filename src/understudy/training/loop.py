@@ -88,13 +88,13 @@ def train(
         if ranks.restarted() and ranks.shared(bool(RunFolder(Path(str(config.run_dir))).starts())):
             objects: dict[str, Any] = {"env": env, "policy": policy, "expert": expert, "loggers": loggers}
             return resume(str(config.run_dir), total_steps=config.total_steps, allow=config.allow_imports, **objects)
-        listening = _listening(config, loggers)
+        listens = listening(config, loggers)
         config, own = with_own_env(config, env)
         if expert is not None and (config.offline is None or config.offline.dagger is None):
             raise ValueError("nobody would ask the expert: set offline.dagger (us.recipes.dagger does) or drop expert=")
         check_same_config(config, env=env, policy=policy, expert=expert)
         with led(new_run(config)) as folder:
-            return _start(folder, config, None, own, policy, expert, listening)
+            return _start(folder, config, None, own, policy, expert, listens)
 
 
 def resume(
@@ -122,13 +122,13 @@ def resume(
     if total_steps is not None:
         config = dataclasses.replace(config, total_steps=total_steps)
     with ranks.joined(config.torch_device()):
-        listening = _listening(config, loggers)
+        listens = listening(config, loggers)
         config, own = with_own_env(config, env)
         check_same_config(config, env=env, policy=policy, expert=expert)
         with led(folder.locked()):
             named = given.is_file() and not ranks.restarted()  # again: what came after it goes on
             checkpoint = _chosen(folder, given if named else None)
-            return _start(folder, config, checkpoint, own, policy, expert, listening)
+            return _start(folder, config, checkpoint, own, policy, expert, listens)
 
 
 def _chosen(folder: RunFolder, named: Path | None) -> Checkpoint | None:
@@ -142,7 +142,7 @@ def _chosen(folder: RunFolder, named: Path | None) -> Checkpoint | None:
     return found if leads() or path is None else read_checkpoint(path, CHECKPOINT_KIND)
 
 
-def _listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
+def listening(config: TrainConfig, own: Iterable[Any]) -> Loggers:
     """The loggers, of rank 0 alone. Raises ImportError for a missing extra now, not where it would be found missing."""
     if not leads():
         silent = LoggingConfig(console=False, tensorboard=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import logging
 import tempfile
@@ -14,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from understudy.core import randomness
+from understudy.core import randomness, ranks
 from understudy.envs.base import VecEnv
 from understudy.envs.regrouped import ungrouped
 from understudy.envs.simulator import SimulatorAdapter
@@ -29,8 +30,9 @@ from understudy.runs.folder import CHECKPOINT_KIND, RunFolder
 from understudy.runs.provenance import git_diff
 from understudy.tools.export import export_policy
 from understudy.training.building import building, check_fits, threads_pay, with_own_env
-from understudy.training.loggers import Logger, Loggers, Row
-from understudy.training.loop import Training, training_state
+from understudy.training.distributed import leads
+from understudy.training.loggers import Logger, Row
+from understudy.training.loop import Training, listening, training_state
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ class Runner:
 
     `train_cfg` goes through `from_config` and stays as it is. `log_dir` becomes a run's folder (`us.load`,
     `understudy evaluate`), with `model_N.pt` beside its own files; None: nothing is written. One simulator is all there
-    is, so nothing is evaluated while it trains. `registry_name`, which mjlab's tracking tasks give, is ignored.
+    is, so nothing is evaluated while it trains. `registry_name`, which mjlab's tracking tasks give, is ignored. Scripts
+    that torchrun starts several times train as one: rank 0 writes, and its seed and weights count.
 
     Raises ValueError for a configuration that cannot be expressed (`from_config`), and what does not fit `env`.
     """
@@ -64,6 +67,9 @@ class Runner:
         self._folder = None if log_dir is None else RunFolder(Path(log_dir))
         self._began = False
         self._alg: Algorithm | None = None
+        met = ExitStack()
+        met.enter_context(ranks.joined(ranks.own_device(torch.device(device))))
+        atexit.register(met.close)
         self._build(())
 
     @property
@@ -89,15 +95,22 @@ class Runner:
             raise ValueError(f"num_learning_iterations must be at least 1, got {num_learning_iterations}")
         total = ppo.env_steps + num_learning_iterations * ppo.steps_per_iteration
         if ppo.env_steps == 0:
-            total += warm_up_steps(ppo.config, self.config.policy, ppo.env.num_envs)
+            total += warm_up_steps(ppo.config, self.config.policy, ppo.env.num_envs) * ranks.count()
         config = dataclasses.replace(self.config, total_steps=total)
         ppo.total_steps = total
         self._start_episodes(init_at_random_ep_len)
         threads = torch.get_num_threads()
         with ExitStack() as stack:
+            stack.callback(torch.set_num_threads, threads)
+            if not threads_pay(ppo):
+                torch.set_num_threads(1)
+            if not leads():
+                self._training(config, RunFolder(Path()), []).follow()
+                ranks.shared(None)  # the last model is there
+                return
             folder = self._folder or RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             saving = [_Saving(self, folder.path)] if self._folder is not None else []
-            loggers = Loggers(config, saving)
+            training = self._training(config, folder, saving)
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -106,21 +119,24 @@ class Runner:
             if step_checkpoints(folder.checkpoints) and not self._began:
                 raise ValueError(f"{folder.path} holds another training: choose another log_dir")
             self._began = True
-            stack.callback(torch.set_num_threads, threads)
-            if not threads_pay(ppo):
-                torch.set_num_threads(1)
             folder.write_config(config)
             folder.record_start()
             self._write_diffs(folder.path)
-            Training(config, folder, ppo.env, ppo, None, loggers, True).run()
+            training.run()
             if saving:
                 self._save_model(folder.path)
+            ranks.shared(None)
+
+    def _training(self, config: TrainConfig, folder: RunFolder, saving: list[_Saving]) -> Training:
+        return Training(config, folder, self.alg.ppo.env, self.alg.ppo, None, listening(config, saving), True)
 
     def save(self, path: str, infos: dict[str, Any] | None = None) -> None:
         """Write the whole training to `path`, with `infos`, for `load`; `us.load` makes a policy of it.
 
-        Raises CheckpointError if it cannot be written.
+        Of several ranks, rank 0 writes. Raises CheckpointError if it cannot be written.
         """
+        if not leads():
+            return
         state = training_state(to_yaml(self.config), self.alg.ppo)
         save_checkpoint(Path(path), CHECKPOINT_KIND, {**state, "infos": infos})
 
@@ -149,6 +165,8 @@ class Runner:
         if whole and ppo.env.num_envs == checkpoint.stored["env"]["num_envs"]:
             check_fits(ppo.env, checkpoint, self.config.env.id)
             ppo.load_state_dict(checkpoint.state)
+            if ranks.count() > 1:  # it is rank 0's
+                ppo.start_anew()
         else:
             if whole:
                 logger.warning("%s was trained in another number of environments: only its policy is loaded", path)
@@ -210,7 +228,7 @@ class Runner:
         if ppo.collector.obs is None:
             ppo.reset_envs()
         elif isinstance(simulator, SimulatorAdapter):
-            simulator.stagger(randomness.mix(self.config.seed, f"ages/{ppo.iteration}"))
+            simulator.stagger(randomness.mix(ranks.own_seed(self.config.seed), f"ages/{ppo.iteration}"))
 
     def _export(self, path: str, filename: str, format: Any) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
