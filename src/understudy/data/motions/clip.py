@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -44,15 +45,15 @@ class MotionClip(Config):
         frames = np.array(self.frames, dtype=np.float64)
         object.__setattr__(self, "frames", frames)
         where = f"clip {self.name!r}"
-        duplicates = sorted({name for name in self.fields if self.fields.count(name) > 1})
+        duplicates = sorted(name for name, count in Counter(self.fields).items() if count > 1)
         if duplicates:
             raise ValueError(f"{where} has fields twice: {', '.join(duplicates)}; rename or remove one of each")
         if frames.ndim != 2 or frames.shape[1] != len(self.fields):
             raise ValueError(f"{where} has frames of shape {frames.shape} for {len(self.fields)} named fields")
         if len(frames) < 2:
             raise ValueError(f"{where} has {len(frames)} frames; a motion needs at least 2")
-        bad = np.argwhere(~(np.abs(frames) <= LARGEST))
-        if len(bad):
+        if not (frames.min(initial=0.0) >= -LARGEST and frames.max(initial=0.0) <= LARGEST):  # nor NaN
+            bad = np.argwhere(~(np.abs(frames) <= LARGEST))
             frame, column = bad[0]
             raise ValueError(
                 f"{where}, frame {frame}, field {self.fields[column]!r} is {frames[frame, column]}, and {len(bad) - 1} "

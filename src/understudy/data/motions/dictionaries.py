@@ -57,8 +57,7 @@ def gmr(data: Mapping[str, Any], name: str, reading: Reading) -> list[MotionClip
     if data.get("local_body_pos") is not None and data.get("link_body_list") is not None:
         bodies = words(data, "link_body_list")
         local = array(data, "local_body_pos", "iuf", (-1, len(bodies), 3))
-        for i, body in enumerate(bodies):
-            columns.add((f"{body}_pos_{axis}_b" for axis in "xyz"), local[:, i])
+        columns.add((f"{body}_pos_{axis}_b" for body in bodies for axis in "xyz"), local.reshape(len(local), -1))
     return [columns.clip(name, reading.frame_time(data, "fps"))]
 
 
@@ -80,8 +79,8 @@ def _states(data: Mapping[str, Any], reading: Reading, dof: str, pos: str, rot: 
     joints = words(data, names, (angles.shape[1],)) if names in data else reading.joints(angles.shape[1])
     columns = Columns()
     columns.joints(joints, "pos", angles)
-    columns.link("root", pos=array(data, pos, "iuf", (len(angles), 3)))
-    columns.link("root", rot=reading.wxyz(array(data, rot, "iuf", (len(angles), 4)), "xyzw"))
+    columns.root(pos=array(data, pos, "iuf", (len(angles), 3)))
+    columns.root(rot=reading.wxyz(array(data, rot, "iuf", (len(angles), 4)), "xyzw"))
     return columns
 
 
@@ -104,7 +103,7 @@ def mimic_kit(data: Mapping[str, Any], name: str, reading: Reading) -> list[Moti
         raise ValueError(f"loop_mode is {loop}; expected 0 (clamp) or 1 (wrap)")
     columns = Columns()
     columns.joints(joints, "pos", frames[:, 6:])
-    columns.link("root", pos=frames[:, :3], rot=_of_exponential_map(frames[:, 3:6]))
+    columns.root(pos=frames[:, :3], rot=_of_exponential_map(frames[:, 3:6]))
     options = {"loop": "wrap", "cycle_offset_position": True} if loop else {}
     return [columns.clip(name, reading.frame_time(data, "fps"), **options)]
 

@@ -111,7 +111,7 @@ def clips_of_table(table: np.ndarray, name: str, reading: Reading) -> list[Motio
         )
     columns = Columns()
     columns.joints(reading.joints(table.shape[1] - 7), "pos", table[:, 7:])
-    columns.link("root", pos=table[:, :3], rot=reading.wxyz(table[:, 3:7], "xyzw"))
+    columns.root(pos=table[:, :3], rot=reading.wxyz(table[:, 3:7], "xyzw"))
     return [columns.clip(name, reading.frame_time({}, "a frame rate", usual=30.0))]
 
 

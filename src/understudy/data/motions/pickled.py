@@ -7,12 +7,13 @@ It reads the output of pickle, of joblib (plain, zlib or gzip) and of `numpy.sav
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,19 +58,14 @@ class _Array:
 
     def build(self, state: Any, file: io.BytesIO) -> None:
         """Take shape, type and bytes."""
-        if isinstance(state, Mapping):  # joblib: one byte with the length of the padding, the padding, then raw memory
+        if isinstance(state, dict):  # joblib: one byte with the length of the padding, the padding, then raw memory
             shape, dtype, fortran = state["shape"], state["dtype"], state["order"] == "F"
             if state.get("numpy_array_alignment_bytes") is not None:
                 file.read(int.from_bytes(file.read(1), "little"))
             self.fill(file.read(_size(shape, dtype)), dtype, shape, fortran)
         else:
             _, shape, dtype, fortran, data = state
-            if (
-                isinstance(data, list)
-                and isinstance(dtype, _Dtype)
-                and dtype.dtype.hasobject
-                and shape in ((), (len(data),))
-            ):
+            if isinstance(data, list) and shape in ((), (len(data),)):  # of objects
                 self.objects, self.single = data, shape == ()
             else:
                 self.fill(data, dtype, shape, fortran)
@@ -81,6 +77,7 @@ class _Array:
         self.value = np.ndarray(shape, dtype.dtype, bytes(data), order="F" if fortran else "C")
 
 
+@functools.lru_cache(maxsize=16)  # some files hold an array for each frame
 def _size(shape: Any, dtype: Any) -> int:
     """Bytes of an array."""
     if not isinstance(dtype, _Dtype) or dtype.dtype.hasobject or not isinstance(shape, tuple) or len(shape) > 8:
@@ -134,6 +131,19 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         self.raw, self.source = raw, io.BytesIO(raw)
         super().__init__(self.source)
 
+    def load(self) -> Any:
+        """What the pickle holds; frames, which only help to read ahead, are left out."""
+        self.read, self.readline, self.readinto = self.source.read, self.source.readline, self.source.readinto
+        self.metastack: list[Any] = []
+        self.stack = []
+        self.append, self.proto = self.stack.append, 0
+        try:
+            while key := self.read(1):
+                self.dispatch[key[0]](self)
+        except pickle._Stop as stop:  # type: ignore[attr-defined]
+            return stop.value
+        raise EOFError("the file ends too early")
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name}")
@@ -148,11 +158,11 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
 
     def load_bytearray8(self) -> None:
         """Bytes that are there, in place of memory for as many as the file claims."""
-        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))  # type: ignore[attr-defined]
+        self.stack.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def load_frame(self) -> None:
         """Skip the claim of how many bytes belong together."""
-        self.read(8)  # type: ignore[attr-defined]
+        self.read(8)
 
     def load_binfloat(self) -> None:
         """All numbers that follow each other, at once: a list of them is most of some files."""
@@ -239,7 +249,7 @@ class _Plain:
         self._take(1)
         if isinstance(value, _Array):
             return self._array(value)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {self(key): self(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             if set(map(type, value)) <= {float, int}:

@@ -78,11 +78,14 @@ class Columns:
         """Angles (rad) or rates (rad/s) `[F, J]`."""
         self.add((f"{joint}_dof_{kind}" for joint in joints), values)
 
-    def link(self, link: str, **kinds: np.ndarray) -> None:
-        """`pos`, `vel`, `ang_vel` `[F, 3]` in the world, `rot` `[F, 4]` (w, x, y, z) of a link or the root."""
+    def links(self, links: Sequence[str], **kinds: np.ndarray) -> None:
+        """`pos`, `vel`, `ang_vel` `[F, L, 3]` in the world, `rot` `[F, L, 4]` (w, x, y, z) of L links."""
         for kind, values in kinds.items():
-            frame = "" if kind == "rot" or (link, kind) == ("root", "pos") else "_w"
-            self.add((f"{link}_{kind}_{axis}{frame}" for axis in ("wxyz" if kind == "rot" else "xyz")), values)
+            self.add((name for link in links for name in link_fields(link, kind)), values.reshape(len(values), -1))
+
+    def root(self, **kinds: np.ndarray) -> None:
+        """The same of the root, `[F, 3 or 4]`."""
+        self.links(("root",), **kinds)
 
     def clip(self, name: str, frame_time: float, **options: Any) -> MotionClip:
         """The clip. Raises ValueError where the number of frames differs."""
@@ -91,6 +94,12 @@ class Columns:
             raise ValueError(f"its arrays have different numbers of frames: {', '.join(map(str, lengths))}")
         frames = np.concatenate(self.columns, axis=1, dtype=np.float64)
         return MotionClip(name=name, fields=tuple(self.fields), frames=frames, frame_time=frame_time, **options)
+
+
+def link_fields(link: str, kind: str) -> list[str]:
+    """Names of a link's fields of one kind, in the world."""
+    frame = "" if kind == "rot" or (link, kind) == ("root", "pos") else "_w"
+    return [f"{link}_{kind}_{axis}{frame}" for axis in ("wxyz" if kind == "rot" else "xyz")]
 
 
 def array(data: Mapping[str, Any], name: str, kinds: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -19,10 +19,10 @@ from understudy.core.check import nearest
 from understudy.core.files import replacing
 from understudy.data.motions.clip import MotionClip
 from understudy.data.motions.fields import Array, FieldTable, conjugate, rotate
-from understudy.data.motions.reading import Columns
+from understudy.data.motions.reading import Columns, link_fields
 from understudy.data.motions.robots import Bodies, Robot
 
-_KINDS = {"pos": 3, "rot": 4, "vel": 3, "ang_vel": 3}
+_KINDS = ("pos", "rot", "vel", "ang_vel")  # of bodies
 
 
 class States(NamedTuple):
@@ -43,18 +43,11 @@ class States(NamedTuple):
     def bodies(self, clip: MotionClip) -> Bodies:
         """The clip's bodies if it has all of them, else those of the robot's kinematics."""
         assert self.robot is not None
-        names = [_names(body) for body in self.robot.bodies]
-        if {name for body in names for name in body} <= set(clip.fields):
-            places = {name: i for i, name in enumerate(clip.fields)}
-            held = np.stack([clip.frames[:, [places[name] for name in body]] for body in names], axis=1)
-            return Bodies(*np.split(held, np.cumsum([*_KINDS.values()])[:-1], axis=-1))
+        names = {kind: [link_fields(body, kind) for body in self.robot.bodies] for kind in _KINDS}
+        places = {name: i for i, name in enumerate(clip.fields)}
+        if all(name in places for of_kind in names.values() for body in of_kind for name in body):
+            return Bodies(*(clip.frames[:, [[places[n] for n in body] for body in names[kind]]] for kind in _KINDS))
         return self.robot.kinematics(self.pos, self.quat, self.angles, (self.vel, self.ang_vel, self.rates))
-
-
-def _names(body: str) -> list[str]:
-    columns = Columns()
-    columns.link(body, **{kind: np.empty((0, size)) for kind, size in _KINDS.items()})
-    return columns.fields
 
 
 def states_of(clip: MotionClip, robot: Robot | None = None) -> States:
@@ -92,10 +85,9 @@ def states_of(clip: MotionClip, robot: Robot | None = None) -> States:
 def with_bodies(clip: MotionClip, robot: Robot) -> MotionClip:
     """The clip with all bodies of the robot: positions, rotations and velocities by its kinematics."""
     bodies, columns = states_of(clip, robot).bodies(clip), Columns()
-    kept = [i for i, name in enumerate(clip.fields) if name not in {n for body in robot.bodies for n in _names(body)}]
+    columns.links(robot.bodies, **dict(zip(_KINDS, bodies)))
+    kept = [i for i, name in enumerate(clip.fields) if name not in set(columns.fields)]
     columns.add([clip.fields[i] for i in kept], clip.frames[:, kept])
-    for i, body in enumerate(robot.bodies):
-        columns.link(body, **{kind: values[:, i] for kind, values in zip(_KINDS, bodies)})
     return replace(clip, fields=tuple(columns.fields), frames=np.concatenate(columns.columns, axis=1))
 
 
