@@ -148,7 +148,7 @@ def test_resume(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["plot"], "name the folders of the runs"),
         (["plot", "nowhere"], "is not a run"),
         (["list", "recipe"], "recipes"),
-        (["motions"], "inspect, convert"),
+        (["motions"], "inspect, convert, film"),
         (["motions", "inspct", "x"], "did you mean motions inspect"),
         (["motions", "inspect", "nowhere.npz"], "there is no file"),
     ],

@@ -370,6 +370,40 @@ def convert_motions(
     print(f"wrote {output}" + ("" if to == "ours" else f" in the format {to}"))
 
 
+@command("motions film", motion_app)
+def film_motions(
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    /,
+    *,
+    reading: Reading = NOTHING_SAID,
+    clip: str | None = None,
+    output: Path | None = None,
+) -> None:
+    """Film a clip on its robot (--robot), as MP4; without a robot draw its fields.
+
+    Args:
+        file: Motion file of any format; nothing of a pickle is run.
+        reading: What the file does not say.
+        clip: The clip to film; None: the first.
+        output: File to write; None: FILE.mp4, without a robot FILE.png.
+    """
+    from understudy.data.motions.convert import choose
+    from understudy.data.motions.pickled import read_any_motions
+    from understudy.tools.film import prepare_offscreen_rendering
+
+    prepare_offscreen_rendering()  # before MuJoCo is imported, which reads the robot
+    chosen = choose(read_any_motions(file, reading), clip, file)[0]
+    if reading.robot:
+        from understudy.data.motions.robots import Robot
+        from understudy.tools.clips import film_clip
+
+        print(f"film: {film_clip(chosen, Robot(reading.robot), output or file.with_suffix('.mp4'))}")
+    else:
+        from understudy.data.motions.report import draw_clips
+
+        print(f"picture: {draw_clips([chosen], output or file.with_suffix('.png'))}; --robot makes a film")
+
+
 @command("list")
 def list_everything(what: Positional[Literal["all", "recipes", "parts", "envs", "loggers"]] = "all", /) -> None:
     """List recipes, parts, environments and loggers, one line each.
@@ -399,4 +433,4 @@ def _folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 
-app.command(motion_app, name="motions", help="Inspect motion files, and convert them.")
+app.command(motion_app, name="motions", help="Inspect motion files, convert them, film them.")

@@ -6,17 +6,29 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict
 
+from understudy.core.files import replacing
 from understudy.core.spaces import component_keys, find_components, unflatten
 from understudy.data.demonstrations.write import Episode
 from understudy.data.motions.files import MotionClip, write_motions
+from understudy.data.motions.robots import Robot
+from understudy.data.motions.writing import states_of
 from understudy.envs.base import VecEnv
 from understudy.envs.gymnasium import InProcessVectorEnv
 from understudy.envs.regrouped import RegroupedEnv
 from understudy.parts.shared.features import FeatureReader
+from understudy.tools.film import (
+    FILM_SECONDS,
+    SMOOTH_FPS,
+    check_video_packages,
+    video_writer,
+)
+
+_FILM_SIZE = (480, 640)
 
 
 def clip_writer(path: Path, name: str, env: VecEnv, frame_time: float | None) -> Callable[[Sequence[Episode]], Path]:
@@ -41,6 +53,43 @@ def clip_writer(path: Path, name: str, env: VecEnv, frame_time: float | None) ->
         return path
 
     return write
+
+
+def film_clip(clip: MotionClip, robot: Robot, path: Path) -> Path:
+    """Film the first `FILM_SECONDS` of a clip on its robot into the MP4 `path`, the camera beside the root.
+
+    Raises ImportError, naming the extra, without the packages for films, and ValueError where root or joints are
+    missing or MuJoCo cannot draw. It chooses how to when it is imported: see `prepare_offscreen_rendering`.
+    """
+    check_video_packages()
+    import mujoco
+
+    states, every = states_of(clip, robot), max(1, round(1.0 / clip.frame_time / SMOOTH_FPS))
+    poses = robot.qpos(states.pos, states.quat, states.angles)[: round(FILM_SECONDS / clip.frame_time) + 1 : every]
+    model = robot.scene()
+    data, camera = mujoco.MjData(model), mujoco.MjvCamera()
+    reach = np.ptp(robot.kinematics(states.pos[:1], states.quat[:1], states.angles[:1]).pos, axis=1).max()
+    camera.distance, camera.elevation, camera.azimuth = 2.5 * reach, -15.0, 130.0
+    try:
+        drawing = mujoco.Renderer(model, *_FILM_SIZE)
+    except mujoco.FatalError as error:
+        raise ValueError(
+            "MuJoCo has nothing to draw in: set the environment variable MUJOCO_GL to egl or osmesa"
+        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        replacing(path) as unfinished,
+        drawing as renderer,
+        video_writer(unfinished, states.rate / every) as writer,
+    ):
+        for pose in poses:
+            data.qpos[:] = pose
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_camlight(model, data)
+            camera.lookat[:] = pose[:3]
+            renderer.update_scene(data, camera)
+            writer.append_data(renderer.render())
+    return path
 
 
 def vector_reader(space: spaces.Dict) -> FeatureReader:

@@ -97,14 +97,19 @@ def _stage(env: Any, device: torch.device, seed: int) -> Iterator[_Stage]:
         yield _Stage(alone, single.render, float(single.metadata.get("render_fps") or DEFAULT_FPS))
 
 
-def _record(actor: Actor, stage: _Stage, path: Path, seed: int) -> None:
+def video_writer(path: Path, fps: float) -> Any:
+    """What takes frames `[H, W, 3]` with even sides (`append_data`) and writes them as MP4; a context."""
     import imageio.v2 as imageio  # an extra
 
+    return imageio.get_writer(
+        path, format="FFMPEG", fps=fps, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
+    )
+
+
+def _record(actor: Actor, stage: _Stage, path: Path, seed: int) -> None:
     every = max(1, round(stage.fps / SMOOTH_FPS))
     steps = itertools.count()
-    writer: Any = imageio.get_writer(
-        path, format="FFMPEG", fps=stage.fps / every, codec="libx264", macro_block_size=2, ffmpeg_log_level="error"
-    )
+    writer = video_writer(path, stage.fps / every)
 
     def draw_and_act(obs: TensorDict, is_first: Tensor) -> Tensor:
         if next(steps) % every == 0:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -115,3 +118,26 @@ def test_the_command_chooses_a_clip_and_adds_bodies(tmp_path: Path, capsys: pyte
     assert (first.frame_time, first.loop, second.loop) == (0.1, "clamp", "clamp")  # 0.32 s is no multiple of 0.1 s
     assert main(["motions", "convert", path, target, "--rate", "0"]) == 2
     assert "rate must be greater than 0" in capsys.readouterr().err
+
+
+def test_a_film_on_the_robot_and_a_picture_without_one(tmp_path: Path) -> None:
+    """In a process of its own: MuJoCo chooses what to draw in when it is imported."""
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("matplotlib")
+    path = str(write(tmp_path / "m.csv", robots.csv(walk(7))))
+    words = ["motions", "film", path, "--robot", robots.robot(tmp_path), "--frame-rate", "75"]
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    done = subprocess.run(
+        [sys.executable, "-m", "understudy", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    if "has nothing to draw in" in done.stderr:
+        pytest.skip("no EGL here")
+    assert done.returncode == 0, done.stderr
+    with imageio.get_reader(tmp_path / "m.mp4") as film:
+        assert film.get_meta_data()["fps"] == 37.5  # every second frame
+        pictures = [np.asarray(picture, float) for picture in film]
+    assert [picture.shape for picture in pictures] == [(480, 640, 3)] * 4
+    assert np.abs(pictures[0] - pictures[-1]).max() > 50.0  # it moves
+    assert main(["motions", "film", path, "--joints", ",".join(JOINTS)]) == 0
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -37,11 +38,9 @@ def convert(
     """
     options = options or ReadOptions()
     found = read_any_motions(file, options)
-    names = [one.name for one in found]
-    if clip is not None and clip not in names:
-        raise ValueError(f"{file} has no clip {clip!r}; {nearest(clip, names)}")
-    chosen = [one for one in found if clip in (None, one.name)]
+    chosen = choose(found, clip, file)
     if to != "ours" and len(chosen) > 1:
+        names = [one.name for one in found]
         raise ValueError(
             f"{file} holds {len(chosen)} clips ({', '.join(names[:5])}), a file of the format {to} one: name it (clip)"
         )
@@ -61,3 +60,11 @@ def convert(
         chosen = [with_bodies(one, robot) for one in chosen]
     write_motions(output, chosen)
     return found
+
+
+def choose(clips: Sequence[MotionClip], name: str | None, file: str | Path) -> list[MotionClip]:
+    """The clip of that name, or all for None. Raises ValueError for one that `file` lacks."""
+    names = [clip.name for clip in clips]
+    if name is not None and name not in names:
+        raise ValueError(f"{file} has no clip {name!r}; {nearest(name, names)}")
+    return [clip for clip in clips if name in (None, clip.name)]

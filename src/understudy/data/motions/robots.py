@@ -84,6 +84,26 @@ class Robot:
             )
         return [known[name] for name in joints]
 
+    def qpos(self, root_pos: Array, root_quat: Array, joint_pos: Array) -> Array:
+        """MuJoCo's coordinates `[F, nq]` of F frames."""
+        qpos: Array = np.tile(self.model.qpos0, (len(root_pos), 1))
+        qpos[:, :3], qpos[:, 3:7], qpos[:, self._qpos] = root_pos, root_quat, joint_pos
+        return qpos
+
+    def scene(self) -> Any:
+        """MuJoCo's model with its looks, on a floor, drawn fast. Raises ValueError where its meshes are missing."""
+        import mujoco
+
+        with parsing(self.path, "a picture needs the meshes that the model names"):
+            spec = free(mujoco.MjSpec.from_file(str(self.path)))
+            floor = spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=[50.0, 50.0, 1.0])
+            floor.pos, floor.rgba = [0.0, 0.0, -1e-3], [0.5, 0.55, 0.6, 1.0]
+            model = spec.compile()
+        model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.4, 0.6
+        model.light_castshadow[:] = 0  # shadows and multisampling take most of the time where there is no GPU
+        model.vis.quality.offsamples = 0
+        return model
+
     def kinematics(
         self, root_pos: Array, root_quat: Array, joint_pos: Array, velocities: tuple[Array, Array, Array] | None = None
     ) -> Bodies:
@@ -95,8 +115,7 @@ class Robot:
         import mujoco
 
         model, data, F = self.model, mujoco.MjData(self.model), len(root_pos)
-        qpos, qvel = np.tile(model.qpos0, (F, 1)), np.zeros((F, model.nv))
-        qpos[:, :3], qpos[:, 3:7], qpos[:, self._qpos] = root_pos, root_quat, joint_pos
+        qpos, qvel = self.qpos(root_pos, root_quat, joint_pos), np.zeros((F, model.nv))
         if velocities is not None:
             # a free joint's angular velocity is seen from its own frame
             qvel[:, :3], qvel[:, 3:6] = velocities[0], rotate(conjugate(root_quat), velocities[1])
