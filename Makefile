@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "understudy needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(INDEX) $(TORCH)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mujoco,envpool,demos,export,video,plot,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[mujoco,envpool,demos,arrow,export,video,plot,dev]'
 	touch $@
 
 demo: $(STAMP)

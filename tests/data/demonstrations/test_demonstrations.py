@@ -300,7 +300,10 @@ def test_empty_missing_and_damaged_sources(tmp_path: Path, minari: Path) -> None
     with pytest.raises(ValueError, match="holds no trajectories"):
         load(tmp_path / "nothing.hdf5")
     (tmp_path / "arrow").mkdir()
-    with pytest.raises(ValueError, match="only Minari's HDF5 format is read"):
+    (tmp_path / "arrow" / "meta").mkdir()
+    with pytest.raises(
+        ValueError, match=r"arrow is not in a format that is read: it holds meta. Near: LeRobot v2, v3 would"
+    ):
         load(tmp_path / "arrow")
 
 

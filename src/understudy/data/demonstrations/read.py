@@ -7,13 +7,16 @@ environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from understudy.core.borders import parsing
+from understudy.data.demonstrations.arrow import open_imitation, open_minari
 from understudy.data.demonstrations.flat import flat
+from understudy.data.demonstrations.formats import unknown
 from understudy.data.demonstrations.hdf5 import open_hdf5
+from understudy.data.demonstrations.lerobot import open_lerobot
 from understudy.data.demonstrations.recording import Recording, chain, read_metadata
 from understudy.data.npz import AGAIN, open_npz
 
@@ -29,11 +32,19 @@ def open_recording(source: str | Path) -> Iterator[Recording]:
     with parsing(source, "name a file, a folder or the id of a Minari dataset"):  # a name may be too long
         path = _find(source)
     with parsing(path, AGAIN), ExitStack() as stack:
-        if path.is_dir():
-            yield chain(str(path), [stack.enter_context(_open_npz(part)) for part in sorted(path.glob("*.npz"))])
-        else:
-            opener = _open_npz if path.suffix == ".npz" else open_hdf5
-            yield stack.enter_context(opener(path))
+        yield stack.enter_context(_opener(path)(path))
+
+
+def _opener(path: Path) -> Callable[[Path], AbstractContextManager[Recording]]:
+    if not path.is_dir():
+        return _open_npz if path.suffix == ".npz" else open_hdf5
+    return next(opener for mark, opener in _FOLDERS.items() if any(path.glob(mark)))
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[Recording]:
+    with ExitStack() as stack:
+        yield chain(str(path), [stack.enter_context(_open_npz(part)) for part in sorted(path.glob("*.npz"))])
 
 
 @contextmanager
@@ -42,6 +53,15 @@ def _open_npz(path: Path) -> Iterator[Recording]:
         told = arrays.get("metadata")
         text = told.item() if told is not None and told.size == 1 and told.dtype.kind in "US" else "{}"
         yield flat(str(path), arrays, arrays.__getitem__, read_metadata(str(path), text))
+
+
+_FOLDERS = {
+    "meta/info.json": open_lerobot,
+    "state.json": open_imitation,
+    "0/part-0.*": open_minari,
+    "*.npz": _open_folder,
+}
+"""What a folder holds -> how to read it."""
 
 
 def minari_root() -> Path:
@@ -60,16 +80,13 @@ def _find(source: str | Path) -> Path:
     for path in (Path(source).expanduser(), minari_root() / str(source)):
         if path.is_file():
             return path
-        for inner in (path / "data" / "main_data.hdf5", path / "main_data.hdf5"):
-            if inner.is_file():
+        for inner in (path, path / "data"):
+            if (inner / "main_data.hdf5").is_file():
+                return inner / "main_data.hdf5"
+            if any(any(inner.glob(mark)) for mark in _FOLDERS):
                 return inner
-        if path.is_dir() and any(path.glob("*.npz")):
-            return path
-        if (path / "data").is_dir() or path.is_dir():
-            raise ValueError(
-                f"{path} holds neither main_data.hdf5 nor .npz files: only Minari's HDF5 format is read, convert other "
-                "formats with Minari (data_format='hdf5')"
-            )
+        if path.is_dir():
+            raise unknown(path, sorted(inner.name for inner in path.iterdir()))
     raise ValueError(
         f"found neither a file {source} nor a local Minari dataset of that id in {minari_root()}. Nothing is "
         f"downloaded automatically: for a remote dataset, run `minari download {source}` first"
