@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from understudy.core.capture import capture
+from understudy.nn import fused_lstm
 from understudy.nn.memory import Changes, Memory
 from understudy.nn.protocol import PolicyConfig
 
@@ -185,3 +187,45 @@ def test_a_change_from_what_was_not_finite_ends_with_the_episode() -> None:
     assert (out.tolist(), state.tolist()) == ([[1.0, 0.0]], [[1.0, 1.0]])
     with pytest.raises(ValueError, match="memory_changes must be at least 0"):
         PolicyConfig(memory_changes=-1.0)
+
+
+@pytest.mark.skipif(not fused_lstm.worthwhile(torch.zeros(1, 1, 1)), reason="oneDNN's kernel is for x86")
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("mode", ["eager", "trace"])
+def test_onednn_gives_the_loops_numbers(layers: int, mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 sequences of few rows run through `fused_lstm`: outputs, states and gradients, cut at every start."""
+    torch.manual_seed(0)
+    memory = Memory("lstm", F, H, layers)
+    sources = {"x": torch.randn(T, B, F), "state": torch.randn(B, memory.state_size)}
+    sources["state"][1] = torch.nan  # before an episode's start
+    is_first = torch.zeros(T, B, dtype=torch.bool)
+    is_first[0, 1] = is_first[3, 0] = is_first[3, 2] = is_first[T - 1, 1] = True
+    used: list[int] = []
+    kernel = fused_lstm.fused_lstm
+
+    def counted(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        used.append(1)
+        return kernel(*inputs)
+
+    monkeypatch.setattr("understudy.nn.memory.fused_lstm", counted)
+
+    def run(batch: Any) -> dict[str, Tensor]:
+        x, state = batch["x"].requires_grad_(), batch["state"].requires_grad_()
+        y, final = memory.sequence(x, state, batch["is_first"])
+        loss = (y * torch.arange(float(H))).square().sum() + final.sin().sum()
+        found = torch.autograd.grad(loss, (x, state, *memory.parameters()))
+        return {"y": y, "final": final, **{f"d{i}": d for i, d in enumerate(found)}}
+
+    def results() -> dict[str, Tensor]:
+        batch = {name: value.clone() for name, value in (sources | {"is_first": is_first}).items()}
+        function = capture(run, mode)
+        function(batch)
+        return {name: value.clone() for name, value in function(batch).items()}
+
+    ours = results()
+    assert used
+    monkeypatch.setattr("understudy.nn.memory.worthwhile", lambda x: False)
+    loop = results()
+    assert ours["y"].isfinite().all()
+    for name, expected in loop.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")

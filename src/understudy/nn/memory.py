@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from understudy.core.devices import check_memory
+from understudy.nn.fused_lstm import fused_lstm, worthwhile
 
 
 class Memory(nn.Module):
@@ -68,6 +69,11 @@ class Memory(nn.Module):
         ended: list[tuple[Tensor, ...]] = []
         for i in range(self.layers):
             layer = parts[i :: self.layers]
+            if self.kind == "lstm" and (projected is None or i > 0) and worthwhile(x):
+                weight, bias = self.input_weights(i)
+                x, c = fused_lstm(x, *layer, weight, self.get_parameter(f"weight_hh_l{i}"), bias, restart)
+                ended.append((x[-1], c))
+                continue
             inputs = projected if projected is not None and i == 0 else F.linear(x, *self.input_weights(i))
             weight = self.get_parameter(f"weight_hh_l{i}")
             if self.kind == "lstm":
