@@ -29,6 +29,7 @@ from understudy.runs.codec import check_imports, part_kind
 from understudy.runs.config import LoggingConfig, TrainConfig, read_config
 from understudy.runs.folder import Run
 from understudy.training import loop
+from understudy.training.start import networks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +104,13 @@ def parse_training(words: Sequence[str]) -> Callable[[], None]:
         )
         return chosen.config
 
-    config = complete(composition.compose(make))
+    config = complete(base := composition.compose(make))
     if make is not None and (facts := facts_for(make, config)) != facts_for(make, make()):
-        config = complete(composition.compose(make, **facts))  # the same words over the recipe as it fits them
+        config = complete(base := composition.compose(make, **facts))  # the same words over the recipe as it fits them
+    if config.start_from is not None and composition.config is None:
+        theirs = networks_of(config.start_from, config.allowed, base.policy)
+        if theirs is not None:  # another program's networks, and the same words over them
+            config = complete(dataclasses.replace(base, policy=theirs))
     return functools.partial(_start, config)
 
 

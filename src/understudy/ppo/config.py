@@ -77,6 +77,8 @@ class PPOConfig(Config):
     """Stop the iteration's updates where a minibatch's KL exceeds 1.5 times this."""
     warmup_steps: Annotated[int, In(0, 100_000)] = 32
     """Steps per environment before the first rollout that only give the normaliser its first statistics."""
+    critic_warmup: Annotated[int, In(0, 1_000_000)] = 0
+    """Iterations in which only the critic learns, for an actor that knows its task and a critic that does not."""
     on_nonfinite: Literal["mask", "raise"] = "mask"
     """A broken number from the environment (NaN, infinite, absurd): report it and leave the transition out, or stop."""
     absurd: Annotated[float | None, In(1.0)] = 1e6
@@ -92,6 +94,8 @@ class PPOConfig(Config):
                 f"ppo.surrogate must be one of {', '.join(SURROGATES)} or 'module:function' "
                 f"({nearest(self.surrogate, SURROGATES)}), got {self.surrogate!r}"
             )
+        if self.critic_warmup and self.optimizer.weight_decay:
+            raise ValueError("ppo.critic_warmup holds the actor still, which weight_decay moves: drop one of them")
         low, high = self.learning_rate_range
         if low > high:
             raise ValueError(f"ppo.learning_rate_range must be (low, high) with low <= high, got {(low, high)}")

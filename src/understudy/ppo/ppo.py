@@ -104,6 +104,13 @@ class PPO:
         actor = set(policy.actor_parameters()) if config.clip_apart else set()
         learned.sort(key=lambda p: p not in actor)  # stable: where nothing is clipped apart, the order stays
         self.optimizer = Optimizer(learned, config.optimizer, apart=len(actor.intersection(learned)))
+        held = set(policy.actor_parameters()) if config.critic_warmup else set()
+        if held and held.issuperset(policy.parameters()):
+            raise ValueError(
+                f"ppo.critic_warmup needs to know which weights are the actor's: override {type(policy).__name__}."
+                "actor_parameters"
+            )
+        self.held = [grad for p, grad in zip(self.optimizer.targets, self.optimizer.grads) if p in held]
         self.lr_scheduler = (
             LearningRateScheduler(self.optimizer, config.lr_scheduler, -(-self.total_steps // self.steps_per_iteration))
             if config.lr_scheduler is not None
@@ -196,11 +203,14 @@ class PPO:
         config, optimizer = self.config, self.optimizer
         records: list[MinibatchRecord] = []
         stop = torch.zeros((), dtype=torch.bool, device=self.env.device)
+        warming = self.iteration < config.critic_warmup
         for batch in self._epochs(rollout, masked):
             stats = self.loss_and_gradient(batch)  # the gradient waits in the optimizer
             log_ratio, ran = stats.pop("log_ratio"), None
+            for grad in self.held if warming else ():
+                grad.zero_()
             # the first minibatch meets the behaviour policy itself: its KL is 0 up to rounding
-            if config.desired_kl is not None and records:
+            if config.desired_kl is not None and records and not warming:
                 adapt_learning_rate(optimizer, stats["kl_exact"], config.desired_kl, config.learning_rate_range, stop)
             if config.target_kl is not None:
                 ran, stop = ~stop, stop | (ranks.mean(stats["kl_step"]) > 1.5 * config.target_kl)

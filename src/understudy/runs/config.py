@@ -130,6 +130,18 @@ class OfflineConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StartConfig(Config):
+    """How much of `start_from` is taken."""
+
+    PREFIX = "start."
+
+    critic: Annotated[str, Filled()] = "same"
+    """Where the critic comes from: "same" (with the actor), "fresh" (untrained), another run or file (a teacher's)."""
+    std: Annotated[float | None, In(1e-4, 1e4)] = None
+    """Standard deviation to explore with anew; None: the one that it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """A complete training: what `us.train` runs, what `config.yaml` holds, what the command line edits."""
 
@@ -140,8 +152,11 @@ class TrainConfig(Config):
     run_dir: Annotated[str | None, Filled()] = None
     """Folder to write; None: runs/<recipe>-<environment>-<time>."""
     start_from: Annotated[str | None, Filled()] = None
-    """A run or checkpoint whose policy (weights, deviation, observation normaliser) to start from; everything else is
-    new. None: fresh weights. To go on with an interrupted run, use `resume` instead."""
+    """A run, a checkpoint, rsl_rl's `model_*.pt` or Stable-Baselines3's zip, whose policy (weights, deviation,
+    observation normaliser) to start from; everything else is new. None: fresh weights. To go on with an interrupted
+    run, use `resume` instead."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """How much of `start_from` is taken."""
     allow_imports: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
     """Python modules that the policies loaded while training (teachers, experts, `start_from`) may import; on the
     command line `--allow-import`. What a file says here counts for nothing: its reader allows."""
@@ -168,6 +183,8 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.offline is None and self.total_steps == 0:
             raise ValueError("total_steps must be at least 1 (0 only goes with offline training), got 0")
+        if self.start_from is None and self.start != StartConfig():
+            raise ValueError("start.critic and start.std are about start_from: name what to start from")
         if self.stop_when is not None:
             self._check_stop_when(self.stop_when)
         for name in self.parts:

@@ -63,8 +63,10 @@ def located(config: TrainConfig, start: Path) -> TrainConfig:
             return {name: find(inner) for name, inner in plain.items()}
         if isinstance(plain, list):
             return [*map(find, plain)]
-        is_path = isinstance(plain, str) and ("/" in plain or "." in plain)
-        return str(start / plain) if is_path and not Path(plain).exists() and (start / plain).exists() else plain
+        if not isinstance(plain, str) or not ("/" in plain or "." in plain):
+            return plain
+        file = plain if Path(plain).exists() else plain.split(",")[0]  # before a source's options
+        return str(start / plain) if not Path(file).exists() and (start / file).exists() else plain
 
     plain = to_plain(config)
     found = from_plain(TrainConfig, plain | {name: find(plain[name]) for name in ("parts", "offline")}, allow=None)

@@ -34,7 +34,7 @@ from understudy.runs.checkpoint import (
 )
 from understudy.runs.config import LoggingConfig, TrainConfig, to_yaml
 from understudy.runs.evaluation import EvaluationResult
-from understudy.runs.folder import CHECKPOINT_KIND, Run, RunFolder, load, new_run
+from understudy.runs.folder import CHECKPOINT_KIND, Run, RunFolder, new_run
 from understudy.runs.metrics import drop_after
 from understudy.runs.policies import describe_policy, policy_config
 from understudy.tools.evaluate import evaluate, filmed
@@ -46,6 +46,7 @@ from understudy.training.distributed import Together, check_same_config, leads, 
 from understudy.training.loggers import Loggers, Phase
 from understudy.training.offline import OfflineTraining
 from understudy.training.signals import StopSignals, Terminated
+from understudy.training.start import start_from
 from understudy.types import CheckpointError, WorkerError
 
 logger = logging.getLogger(__name__)
@@ -232,9 +233,7 @@ def _start(
                 counted = "".join(f", {name} goes on at {n:,}" for name, n in ppo.simulator.counters.items())
                 loggers.note(f"the simulator's state cannot be saved: its episodes start anew{counted}")
         elif config.start_from is not None:
-            weights = load(config.start_from, allow=config.allowed).state_dict()
-            check_same_layout(ppo.policy.state_dict(), weights, config.start_from)
-            ppo.policy.load_state_dict(weights)
+            start_from(ppo.policy, config)
         if not leads():
             return training.follow()
         folder.write_config(config)
