@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         EvaluationConfig,
         LoggingConfig,
         OfflineConfig,
+        StartConfig,
         TrainConfig,
     )
     from understudy.runs.folder import Run, load
@@ -83,6 +84,7 @@ _HOMES = {
     "Rewards": "ppo.part",
     "Run": "runs.folder",
     "Schedule": "core.schedules",
+    "StartConfig": "runs.config",
     "StopTraining": "training.loggers",
     "TrainConfig": "runs.config",
     "Updates": "ppo.part",
@@ -134,6 +136,7 @@ __all__ = [
     "Rewards",
     "Run",
     "Schedule",
+    "StartConfig",
     "StopTraining",
     "TrainConfig",
     "Updates",

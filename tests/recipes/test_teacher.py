@@ -55,6 +55,22 @@ def test_students_of_a_mujoco_teacher(tmp_path: Path) -> None:
         assert state is not None
 
 
+@needs_mujoco
+def test_distillation_goes_over_into_ppo(tmp_path: Path) -> None:
+    teacher = us.train(shortened(us.recipes.mujoco("Hopper-v5"), tmp_path / "teacher"))
+    config = shortened(us.recipes.distill_then_ppo(total_steps=400), tmp_path / "run", teacher.path)
+    first = us.train(dataclasses.replace(config, total_steps=128, run_dir=str(tmp_path / "first")))
+    start = us.train(dataclasses.replace(config, total_steps=128, run_dir=str(tmp_path / "no"), parts={}))
+    run = us.train(config)
+    assert [row["ppo/value_loss"] > 0.0 for row in run.metrics] == [True] * len(run.metrics)
+    # before PPO begins, the teacher alone moves the actor: without it nothing does
+    fresh = us.train(dataclasses.replace(config, total_steps=1, run_dir=str(tmp_path / "fresh"), parts={}))
+    heads = [r.policy.state_dict()["head.linear.weight"] for r in (start, fresh, first)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert run.config.ppo.surrogate_coef == us.Schedule.parse("step:0=0,133=1")
+
+
 @pytest.mark.slow
 @needs_envpool
 def test_a_student_of_the_go1_teacher_can_be_exported(tmp_path: Path) -> None:

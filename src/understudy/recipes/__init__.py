@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from understudy.recipes.imitation import bc, dagger
     from understudy.recipes.motion import appo, atppo, go1_trot
     from understudy.recipes.mujoco_tasks import demo_mujoco, mujoco
-    from understudy.recipes.teacher import distill, estimator_ppo, estimator_tppo, go1_student, go1_teacher, tppo
+    from understudy.recipes.teacher import (
+        distill,
+        distill_then_ppo,
+        estimator_ppo,
+        estimator_tppo,
+        go1_student,
+        go1_teacher,
+        tppo,
+    )
     from understudy.runs.config import TrainConfig
 
 __all__ = ["RECIPES", "find_recipe"]
@@ -24,7 +32,7 @@ __all__ += ["advisor", "crossings", "light_house", "poisoned_doors"]
 __all__ += ["bc", "dagger"]
 __all__ += ["appo", "atppo", "go1_trot"]
 __all__ += ["demo_mujoco", "mujoco"]
-__all__ += ["distill", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"]
+__all__ += ["distill", "distill_then_ppo", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"]
 
 _FILES = {
     "adversarial": ("airl", "bc_gail", "gail"),
@@ -33,7 +41,7 @@ _FILES = {
     "imitation": ("bc", "dagger"),
     "motion": ("appo", "atppo", "go1_trot"),
     "mujoco_tasks": ("demo_mujoco", "mujoco"),
-    "teacher": ("distill", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"),
+    "teacher": ("distill", "distill_then_ppo", "estimator_ppo", "estimator_tppo", "go1_student", "go1_teacher", "tppo"),
 }
 
 

@@ -55,6 +55,17 @@ def distill(
     return dataclasses.replace(config, ppo=ppo)
 
 
+def distill_then_ppo(
+    env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
+) -> TrainConfig:
+    """Distillation for the first third, then PPO, whose critic has learned by then; the teacher (its RUN) fades."""
+    begin = max(total_steps // 3, 1)
+    fading = Schedule(kind="piecewise", points=((begin, 1.0), (2 * begin, 0.2)))
+    config = _student("distill-then-ppo", env_id, total_steps, seed, teachers=teachers, teacher_coef=fading)
+    surrogate = Schedule(kind="step", points=((0, 0.0), (begin, 1.0)))
+    return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, surrogate_coef=surrogate, entropy_coef=0.0))
+
+
 def estimator_ppo(env_id: str = "Hopper-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """EstimatorPPO: PPO of a student that estimates its velocities from its past positions."""
     return _student("estimator-ppo", env_id, total_steps, seed, estimates=True)
