@@ -293,6 +293,7 @@ def test_options_in_the_text_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {field.name.replace("_", "-") for part in PARTS.values() for field in dataclasses.fields(part)}
     trains = help_options("train", "ppo") | help_options("train", "dagger")
     known["train"] = {*help_options("train"), *trains, *(f"--parts.NAME.{name}" for name in parts)}
+    known["demos"] = help_options("demos", "inspect")
     known["motions"] = help_options("motions", "inspect") | help_options("motions", "convert")
     known["train"] |= help_options("train", "appo") | help_options("train", "tppo")
     for name, page in PAGES.items():

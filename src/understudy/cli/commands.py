@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json as json_text
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -58,7 +59,7 @@ REGISTRIES = {
     "loggers": "understudy.training.loggers:LOGGERS",
 }
 COMMANDS: dict[str, Callable[..., None]] = {}
-app, motion_app = tyro.extras.SubcommandApp(), tyro.extras.SubcommandApp()
+app, motion_app, demo_app = (tyro.extras.SubcommandApp() for _ in range(3))
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
@@ -74,7 +75,7 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
         from understudy.cli.compose import parse_training
 
         return parse_training(words[1:])
-    size = 2 if words and words[0] == "motions" else 1
+    size = 2 if words and words[0] in ("motions", "demos") else 1
     name = " ".join(words[:size])
     if name in COMMANDS:
         function = COMMANDS[name]
@@ -404,14 +405,61 @@ def film_motions(
         print(f"picture: {draw_clips([chosen], output or file.with_suffix('.png'))}; --robot makes a film")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnvToFit:
+    """An environment to try demonstrations on."""
+
+    id: str | None = None
+    """Environment to try the demonstrations on."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Its observation groups, as in a training."""
+
+
+@command("demos inspect", demo_app)
+def inspect_demonstrations(
+    file: Annotated[Positional[str], arg(metavar="FILE")],
+    /,
+    *,
+    env: EnvToFit = EnvToFit(),
+    subset: str = "",
+    file_observations: tuple[str, ...] = (),
+    output: Path | None = None,
+) -> None:
+    """Describe demonstrations (episodes, returns, ranges, gaps), draw them, try whether they fit an environment.
+
+    Args:
+        file: File or folder of any format that `list demos` names, or the id of a local Minari dataset.
+        env: Environment to try them on.
+        subset: Only the trajectories of this list in the file.
+        file_observations: Vectors of the file, joined into the one that the environment has.
+        output: PNG to write; None: no picture.
+    """
+    from understudy.data.demonstrations.report import describe, draw, fit_environment, read_report
+    from understudy.envs.registry import EnvConfig
+
+    logging.getLogger("understudy").setLevel(logging.ERROR)  # what would be warned of is in the text
+    report = read_report(file, subset)
+    print(describe(report))
+    if output is not None:
+        print(f"picture: {draw(report, output)}")
+    if env.id is not None:
+        tried = EnvConfig(id=env.id, num_envs=1, groups=env.groups)
+        said, problems = fit_environment(report, file, tried, subset, file_observations)
+        if problems:
+            raise ValueError("\n".join((f"these demonstrations do not fit {env.id} ({said}):", *problems)))
+        print(f"fits {env.id}: {said}")
+
+
 @command("list")
-def list_everything(what: Positional[Literal["all", "recipes", "parts", "envs", "loggers"]] = "all", /) -> None:
-    """List recipes, parts, environments and loggers, one line each.
+def list_everything(
+    what: Positional[Literal["all", "recipes", "parts", "envs", "loggers", "demos"]] = "all", /
+) -> None:
+    """List recipes, parts, environments, loggers and formats of demonstrations, one line each.
 
     Args:
         what: Only this table.
     """
-    for name in ("recipes", "parts", "envs", "loggers"):
+    for name in ("recipes", "parts", "envs", "loggers", "demos"):
         if what in ("all", name):
             rows = _table(name)
             width = max(map(len, rows), default=0)
@@ -425,6 +473,10 @@ def _table(name: str) -> Mapping[str, str]:
         from understudy.envs.registry import list_envs
 
         return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
+    if name == "demos":
+        from understudy.data.demonstrations.formats import FORMATS
+
+        return {entry: known.looks for entry, known in FORMATS.items()}
     registry: Registry[Any] = load_object(REGISTRIES[name])
     return {entry: registry.summary(entry, strip="Config") for entry in registry}  # the part's, not its config's
 
@@ -434,3 +486,4 @@ def _folder(run: Path) -> Path:
 
 
 app.command(motion_app, name="motions", help="Inspect motion files, convert them, film them.")
+app.command(demo_app, name="demos", help="Inspect demonstrations.")

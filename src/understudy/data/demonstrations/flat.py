@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from understudy.core.check import fit
+from understudy.data.demonstrations.formats import unknown
 from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, first_rows
 
 FORMAT_VERSION = 1
@@ -109,6 +110,8 @@ def _under(names: Collection[str], get: Callable[[str], Any], aliases: tuple[str
 
 def _check_names(source: str, names: Collection[str], columns: Columns, metadata: Mapping[str, Any]) -> None:
     """Raise ValueError unless there is what any file needs, and in one of ours all that we write."""
+    if not any(columns.values()):
+        raise unknown(source, names)
     needed = ["observations", "actions"]
     if "format_version" in metadata:
         version = fit(int, metadata["format_version"], f"{source}: format_version")

@@ -40,9 +40,9 @@ FORMATS = {
 """Names of formats, for `understudy list demos`."""
 
 
-def unknown(path: Path, found: Collection[str]) -> ValueError:
+def unknown(path: str | Path, found: Collection[str]) -> ValueError:
     """The error for a file or folder of these names: what was found, which formats are near, how to see all."""
-    has = {re.sub(r"\d.*", "", name.lower()) for name in found}
+    has = {re.sub(r"\d.*", "", part.lower()) for name in found for part in name.split("/")}
     score = {name: len(has & set(known.marks)) / len(known.marks) for name, known in FORMATS.items()}
     near = [name for name in sorted(score, key=score.__getitem__, reverse=True) if score[name] > 0][:2]
     shown = ", ".join([*sorted(found)[:12], *(["..."] if len(found) > 12 else [])]) or "nothing"

@@ -25,6 +25,11 @@ def open_hdf5(path: Path) -> Iterator[Recording]:
     require("reading HDF5 demonstrations", "h5py", extra="demos")
     import h5py
 
+    if not h5py.is_hdf5(path):
+        raise ValueError(
+            f"{path} is damaged, or neither HDF5 nor an .npz: name the folder of what LeRobot, imitation or Minari's "
+            "Arrow storage wrote; pickles are not read; `understudy list demos` shows all formats"
+        )
     with h5py.File(path, "r") as file:
         claims, names = Claims(path, file), " ".join(file)
         if not names or re.search(r"\bepisode_\d+\b", names):
@@ -37,7 +42,8 @@ def open_hdf5(path: Path) -> Iterator[Recording]:
             yield robomimic(path, file, claims)
         else:
             found = datasets(file)
-            yield flat(str(path), found, lambda name: claims.check(name, found[name]), _attributes(path, file))
+            recording = flat(str(path), found, lambda name: claims.check(name, found[name]), _attributes(path, file))
+            yield replace(recording, kind="flat HDF5")
 
 
 def _attributes(path: Path, file: Any) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def _tianshou(path: Path, file: Any, claims: Claims) -> Recording:
         remarks = [*recording.remarks, "went round: the oldest episode of a ring may lack its beginning"]
         recording = replace(recording, remarks=remarks)
     frames = _number(path, file, "stack_num") if _number(path, file, "_save_only_last_obs") else 1
-    return replace(recording if frames <= 1 else _stacked(recording, frames), raw_actions=True)
+    return replace(recording if frames <= 1 else _stacked(recording, frames), raw_actions=True, kind="Tianshou HDF5")
 
 
 def _number(path: Path, file: Any, name: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from understudy.core.borders import parsing
@@ -52,7 +53,7 @@ def _open_npz(path: Path) -> Iterator[Recording]:
     with open_npz(path) as arrays:
         told = arrays.get("metadata")
         text = told.item() if told is not None and told.size == 1 and told.dtype.kind in "US" else "{}"
-        yield flat(str(path), arrays, arrays.__getitem__, read_metadata(str(path), text))
+        yield replace(flat(str(path), arrays, arrays.__getitem__, read_metadata(str(path), text)), kind=".npz")
 
 
 _FOLDERS = {

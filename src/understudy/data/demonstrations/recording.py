@@ -133,4 +133,5 @@ def chain(source: str, parts: Sequence[Recording]) -> Recording:
         read=read,
         read_observations=read_observations,
         remarks=[f"{part.source} {remark}" for part in parts for remark in part.remarks],
+        kind=parts[0].kind,
     )
