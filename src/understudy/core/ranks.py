@@ -82,7 +82,9 @@ def broadcast_(module: nn.Module) -> None:
     if count() > 1:
         with _failure_named(), torch.no_grad():
             for x in (*module.parameters(), *module.buffers()):
-                dist.broadcast(x, 0)
+                told = x.contiguous()
+                dist.broadcast(told, 0)
+                x.copy_(told)
 
 
 def _reduce(x: Tensor, operation: Any) -> Tensor:

@@ -218,6 +218,8 @@ def _start(
             with parsing(checkpoint.path, f"it does not fit {folder.config} or the environment", CheckpointError):
                 training.load_state_dict(checkpoint)
             if training.over and training.row is None:
+                if ranks.restarted():  # another rank died after the last checkpoint
+                    return training.result(None, None)
                 raise ValueError(
                     f"{folder.path} already has its {config.total_steps:,} steps; give it more with --total-steps, for "
                     f"example {2 * config.total_steps or 100_000}"
@@ -294,14 +296,15 @@ class Training:
                 with self._phase("ppo", ppo.env_steps, total):
                     self._iterate()
             self.all.end((self.evaluation, self.stopped_by))
-        return self._result(self.evaluation, self.stopped_by)
+        return self.result(self.evaluation, self.stopped_by)
 
     def follow(self) -> Run:
         """The same on every rank but 0, which says what to do."""
         with self.stop.heeded():
-            return self._result(*self.all.follow())
+            return self.result(*self.all.follow())
 
-    def _result(self, evaluation: EvaluationResult | None, stopped_by: str | None) -> Run:
+    def result(self, evaluation: EvaluationResult | None, stopped_by: str | None) -> Run:
+        """What the training leaves."""
         path, steps = self.folder.path, self.ppo.env_steps
         return Run(path, self.config, self.ppo.policy, steps, evaluation, stopped_by=stopped_by)
 
