@@ -120,6 +120,22 @@ def isaac_lab() -> dict[str, np.ndarray]:
     return {"fps": np.array(50), **names, **arrays}
 
 
+def beyond_mimic() -> dict[str, np.ndarray]:
+    """Arrays by BeyondMimic's names."""
+    walk = isaac_lab()
+    names = {"joint_pos": "dof_positions", "joint_vel": "dof_velocities", "body_pos_w": "body_positions"}
+    names |= {"body_quat_w": "body_rotations", "body_lin_vel_w": "body_linear_velocities"}
+    names |= {"body_ang_vel_w": "body_angular_velocities"}
+    return {"fps": np.array([50]), **{theirs: walk[isaacs] for theirs, isaacs in names.items()}}
+
+
+def written(form: str, folder: Path) -> bytes:
+    """The walk as another program has it."""
+    from understudy.data.motions.writing import write_as
+
+    return write_as(form, folder / form, clip()).read_bytes()
+
+
 def packed(arrays: Mapping[str, np.ndarray], save: Callable[..., None] = np.savez) -> bytes:
     """An `.npz`."""
     buffer = io.BytesIO()
@@ -245,6 +261,15 @@ def read_pickle(path: Path) -> list[Any]:
     return [vars(found) for found in read_pickled_motions(path)]
 
 
+def read_named(path: Path) -> list[Any]:
+    """The clips of a file without names of joints."""
+    from understudy.data.motions.options import ReadOptions
+    from understudy.data.motions.pickled import read_any_motions
+
+    names = ("hip", "knee", "toe") if path.suffix == ".npz" else ("hip",)
+    return [vars(found) for found in read_any_motions(path, ReadOptions(joints=names))]
+
+
 # ----------------------------------------------------------------------------------- a second, plain reading
 
 
@@ -315,6 +340,49 @@ def arrays_say(data: bytes, content: Any) -> bool:
             np.array_equal(walk["frames"][:, columns], file[name])
             for name, columns in (("dof_positions", slice(joints)), ("dof_velocities", slice(joints, 2 * joints)))
         )
+
+
+def states_say(read: Callable[[bytes], Any], angles: Any, pos: Any) -> Callable[[bytes, Any], bool]:
+    """Judges whether `read` alone finds in a file of root and joints what was loaded."""
+
+    def say(data: bytes, content: Any) -> bool:
+        told, walk = read(data), content[0]
+        joints = [i for i, name in enumerate(walk["fields"]) if name.endswith("_dof_pos")]
+        root = [walk["fields"].index(f"root_pos_{axis}") for axis in "xyz"]
+        rate = {"fps": 30.0} if isinstance(told, np.ndarray) else told
+        return (
+            np.array_equal(walk["frames"][:, joints], np.asarray(told[angles]))
+            and np.array_equal(walk["frames"][:, root], np.asarray(told[pos]))
+            and bool(np.isclose(walk["frame_time"], 1.0 / np.asarray(rate.get("fps", rate.get("frequency"))).item()))
+        )
+
+    return say
+
+
+def load_npz(data: bytes) -> dict[str, Any]:
+    """All of an archive, bodies without those that are not the root."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if "qpos" in arrays:
+        return {**arrays, "pos": arrays["qpos"][:, :3], "angles": arrays["qpos"][:, 7:]}
+    return {**arrays, "pos": arrays["body_pos_w"][:, 0]}
+
+
+def load_frames(data: bytes) -> dict[str, Any]:
+    """MimicKit's pickle by kind."""
+    plain = pickle.loads(data)
+    frames = np.asarray(plain["frames"])
+    return {**plain, "pos": frames[:, :3], "angles": frames[:, 6:]}
+
+
+def load_array(data: bytes) -> Any:
+    """The dictionary in a `.npy`; the mutants at hand run nothing, ours has read them."""
+    return np.load(io.BytesIO(data), allow_pickle=True).item()
+
+
+def load_table(data: bytes) -> np.ndarray:
+    """The numbers of text."""
+    return np.loadtxt(io.BytesIO(data), delimiter=",", ndmin=2)
 
 
 def text_says(data: bytes, content: Any) -> bool:
@@ -455,6 +523,18 @@ def cases(folder: Path) -> list[Case]:
             "refmotion.json", json.dumps({"a": header(), "b": header()}).encode(), "m.json", read_clips, (ValueError,),
             text, text_says,
         ),
+        Case("beyond-mimic.npz", packed(beyond_mimic()), "m.npz", read_named, (ValueError,), zipped,
+             states_say(load_npz, "joint_pos", "pos")),
+        Case("loco-mujoco.npz", written("loco-mujoco", folder), "l.npz", read_clips, (ValueError,), zipped,
+             states_say(load_npz, "angles", "pos")),
+        Case("lafan1.csv", written("lafan1", folder), "m.csv", read_named, (ValueError,), (),
+             states_say(load_table, np.s_[:, 7:], np.s_[:, :3])),
+        Case("gmr.pkl", written("gmr", folder), "m.pkl", read_named, (ValueError,), pickled,
+             states_say(pickle.loads, "dof_pos", "root_pos")),
+        Case("amp-rsl-rl.npy", written("amp-rsl-rl", folder), "m.npy", read_named, (ValueError,), (),
+             states_say(load_array, "joint_positions", "root_position")),
+        Case("mimickit.pkl", written("mimickit", folder), "m.pkl", read_named, (ValueError,), pickled,
+             states_say(load_frames, "angles", "pos")),
         Case("lists.pkl", pickle.dumps({"a": header()}), "m.pkl", read_pickle, (ValueError,), pickled, pickle_says),
         Case("arrays.pkl", pickle.dumps(arrays), "m.pkl", read_pickle, (ValueError,), pickled, pickle_says),
         Case(

@@ -19,6 +19,7 @@ from understudy.cli import main
 from understudy.data.motions.convert import convert
 from understudy.data.motions.fields import FieldTable
 from understudy.data.motions.files import MotionClip, read_motions, write_motions
+from understudy.data.motions.library import MotionLibrary, MotionsConfig
 from understudy.data.motions.options import MotionFormat, ReadOptions
 from understudy.data.motions.pickled import read_any_motions
 from understudy.data.motions.robots import Robot
@@ -118,6 +119,19 @@ def test_the_command_chooses_a_clip_and_adds_bodies(tmp_path: Path, capsys: pyte
     assert (first.frame_time, first.loop, second.loop) == (0.1, "clamp", "clamp")  # 0.32 s is no multiple of 0.1 s
     assert main(["motions", "convert", path, target, "--rate", "0"]) == 2
     assert "rate must be greater than 0" in capsys.readouterr().err
+
+
+def test_a_library_takes_bodies_from_the_robot(tmp_path: Path) -> None:
+    """Where a file has joints only, the features of its bodies are those of the kinematics."""
+    fields = ("left_shin_pos_x_b", "torso_vel_z_w", "waist_dof_pos")
+    path = str(write(tmp_path / "m.csv", robots.csv(walk())))
+    told = MotionsConfig(files=(path,), robot=robots.robot(tmp_path), frame_rate=FPS)
+    library = MotionLibrary.load(told, fields, 1.0 / FPS)
+    (full,) = read_motions(source(tmp_path), options(tmp_path))
+    log = FieldTable("", full.fields, full.frames, full.frame_time).select(fields)
+    np.testing.assert_allclose(library.frames[1:-1], log[1:-1], atol=1e-5)  # one-sided differences at the ends
+    with pytest.raises(ValueError, match="clip 'm' has no field 'left_shin_pos_x_b'"):
+        MotionLibrary.load(MotionsConfig(files=(path,), joints=JOINTS), fields, 1.0 / FPS)
 
 
 def test_a_film_on_the_robot_and_a_picture_without_one(tmp_path: Path) -> None:

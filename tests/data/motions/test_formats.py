@@ -281,3 +281,28 @@ def test_robots_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "none.xml").write_text("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
     with pytest.raises(ValueError, match=r"none.xml has no root that moves freely with joints after it"):
         read_motions(path, ReadOptions(robot=str(tmp_path / "none.xml")))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_lists_of_arrays_come_as_the_pickle_says(tmp_path: Path, protocol: int) -> None:
+    """Arrays alike are taken many at once; repeated, other and referred ones must not be taken for them."""
+    from understudy.data.motions.pickled import _Plain, _Unpickler
+
+    rng = np.random.default_rng(0)
+    rows: list[Any] = list(rng.normal(size=(2500, 5)).astype(np.float32))
+    rows[700], rows[1200] = rng.normal(size=5), rng.normal(size=4).astype(np.float32)  # another type, another size
+    rows[800] = rows[799] = rows[3]  # the same object
+    shared = [rows[2400], rows[17], rows[1201], "text"]
+    data = {
+        "rows": rows,
+        "more": shared,
+        "zeros": list(np.zeros((300, 2))),
+        "ints": list(np.arange(600).reshape(300, 2)),
+    }
+    raw = pickle.dumps(data, protocol)
+    found = _Plain(3 * len(raw) + 1000)(_Unpickler(raw).load())
+    for key, told in data.items():
+        assert len(found[key]) == len(told)
+        for ours, theirs in zip(found[key], told):
+            np.testing.assert_array_equal(ours, theirs)
+            assert isinstance(theirs, str) or ours.dtype == theirs.dtype

@@ -213,6 +213,11 @@ def _names(link: str, kind: str, frame: str | None) -> list[str]:
     return [f"{link}_{kind}_{axis}" + (f"_{frame}" if frame else "") for axis in _AXES]
 
 
+def links_in(fields: Iterable[str]) -> set[str]:
+    """Links whose position, rotation or velocity the fields hold, the root among them."""
+    return {m["link"] for name in fields if (m := _VECTOR.fullmatch(name) or _ROTATION.fullmatch(name))}
+
+
 def depends_on_heading(fields: Iterable[str]) -> bool:
     """True if one of the fields changes when the whole motion turns about the vertical."""
     for name in fields:

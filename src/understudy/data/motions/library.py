@@ -18,12 +18,15 @@ from understudy.data.motions.fields import (
     FieldTable,
     MirrorRule,
     depends_on_heading,
+    links_in,
     mirror_table,
     quaternion_columns,
     slerp,
 )
 from understudy.data.motions.files import read_motions
 from understudy.data.motions.options import ReadOptions
+from understudy.data.motions.robots import Robot
+from understudy.data.motions.writing import with_bodies
 
 _GRID_EDGE = 1e-6  # steps of slack, so that rounding cannot take the last frame from a clip of exactly n steps
 
@@ -108,8 +111,15 @@ class MotionLibrary:
         window: int = 2,
         device: torch.device | str = "cpu",
     ) -> MotionLibrary:
-        """Read the files of a configuration. Raises ValueError like `read_motions` and the constructor."""
+        """Read the files of a configuration; bodies that only its robot knows come from the robot's kinematics.
+
+        Raises ValueError like `read_motions` and the constructor.
+        """
         clips = [clip for file in config.files for clip in read_motions(file, config)]
+        if config.robot:
+            robot, links = Robot(config.robot), links_in(fields)
+            asked = [f"{body}_pos_x_w" for body in robot.bodies if body in links]
+            clips = [with_bodies(clip, robot) if set(asked) - set(clip.fields) else clip for clip in clips]
         unknown = sorted(set(config.weights) - {clip.name for clip in clips})
         if unknown:
             known = [clip.name for clip in clips]

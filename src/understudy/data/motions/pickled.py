@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -52,9 +52,11 @@ class _Dtype:
 class _Array:
     """Stands for `numpy.ndarray`, as numpy and joblib pickle it."""
 
-    value: np.ndarray | None = None
     objects: list[Any] | None = None  # of an array of them, `[n]`
     single = False  # of shape ()
+
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        self.value = value
 
     def build(self, state: Any, file: io.BytesIO) -> None:
         """Take shape, type and bytes."""
@@ -123,13 +125,29 @@ for _module in ("numpy.core", "numpy._core"):  # before and after numpy 2
     _ALLOWED[_module + ".numeric", "_frombuffer"] = _frombuffer
 
 
+class _Skipped:
+    """Stands for a value that only helped to make an array: nothing refers to it in a file of data."""
+
+
+class _Place(NamedTuple):
+    """Where a pickle is when it has made a value."""
+
+    value: Any
+    end: int
+    named: int  # how many values have names
+    puts: list[tuple[int, int]]
+
+
 class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be replaced
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
+    memo: dict[int, Any]
 
     def __init__(self, raw: bytes) -> None:
         self.raw, self.source = raw, io.BytesIO(raw)
         super().__init__(self.source)
+        self.puts: list[tuple[int, int]] = []  # places and names since the last array
+        self.before = _Place(None, 0, 0, [])
 
     def load(self) -> Any:
         """What the pickle holds; frames, which only help to read ahead, are left out."""
@@ -155,6 +173,49 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         if not isinstance(self.stack[-1], _Dtype | _Array):
             raise pickle.UnpicklingError(f"a state for a {type(self.stack[-1]).__name__}")
         self.stack[-1].build(state, self.source)
+        before, self.before = self.before, _Place(self.stack[-1], self.source.tell(), len(self.memo), self.puts)
+        self.puts = []
+        if len(self.stack) > 1 and self.stack[-2] is before.value:
+            self._take_alike(before, self.before)
+
+    def _take_alike(self, before: _Place, last: _Place) -> None:
+        """Take all arrays that follow and differ from the last in numbers alone: some files have one for each frame.
+
+        The bytes from the end of the one before to its end are a template, in which the numbers are free and the names
+        that the file gives to values, which it may refer to later, count on.
+        """
+        start, size, named = before.end, last.end - before.end, last.named - before.named
+        array = last.value.value if isinstance(last.value, _Array) else None
+        if array is None or array.ndim != 1 or not 8 <= array.nbytes < 256 or size > 1000:
+            return
+        data = self.raw.find(b"C" + bytes([array.nbytes]) + array.tobytes(), start, last.end) + 2 - start
+        free = np.zeros(size, dtype=bool)
+        free[data : data + array.nbytes] = data > 1
+        count = min((len(self.raw) - last.end) // size, 1000)
+        rows = np.frombuffer(self.raw, np.uint8, size * (count + 1), start).reshape(-1, size)  # the template first
+        alike = np.full(count + 1, data > 1)
+        for place, name in last.puts:
+            at = slice(place - start, place - start + 4)
+            free[at], told = True, rows[:, at].copy().view("<u4")[:, 0]
+            alike &= told == name + named * np.arange(count + 1)
+        alike &= (rows[:, ~free] == rows[0, ~free]).all(1)
+        many = len(alike) if alike.all() else int(alike.argmin())
+        own = next((name for name in range(before.named, last.named) if self.memo.get(name) is last.value), None)
+        if many < 2 or own is None:
+            return
+        values = rows[1:many, data : data + array.nbytes].copy().view(array.dtype)
+        taken = [_Array(value) for value in values]
+        self.memo.update(dict.fromkeys(range(last.named, last.named + named * len(taken)), _Skipped()))
+        self.memo.update({own + named * (i + 1): one for i, one in enumerate(taken)})
+        self.stack.extend(taken)
+        self.source.seek(last.end + size * len(taken))
+        self.before = _Place(taken[-1], self.source.tell(), len(self.memo), [])
+
+    def load_long_binput(self) -> None:
+        """Name a value, and remember where."""
+        name = int.from_bytes(self.read(4), "little")
+        self.puts.append((self.source.tell() - 4, name))
+        self.memo[name] = self.stack[-1]
 
     def load_bytearray8(self) -> None:
         """Bytes that are there, in place of memory for as many as the file claims."""
@@ -174,6 +235,7 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         self.source.seek(run.end())
 
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.LONG_BINPUT[0]] = load_long_binput
     dispatch[pickle.FRAME[0]] = load_frame
     dispatch[pickle.BINFLOAT[0]] = load_binfloat
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
