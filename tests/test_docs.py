@@ -46,7 +46,7 @@ PAGES = {
 }
 CODE_PAGES = [name for name, page in PAGES.items() if "```python" in page.read_text()]
 PLANNED = ("BehaviorCloning", "Teacher", "Gail", "Airl", "MotionPrior", "Advisor", "Estimator")
-NO_OPTIONS = ("env.step", "evaluation.json", "ppo.py")  # they look like options
+NO_OPTIONS = ("env.step", "evaluation.json", "policy.pth", "ppo.py")  # they look like options
 METRIC_GROUPS = ("episode", "ppo", "reward", "time")
 
 ORIGINS = {
