@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 import understudy as us
+from understudy.cli import main
 from understudy.nn.distributions import DiagGaussian
 from understudy.nn.policy import ActorCritic
 from understudy.types import CheckpointError
@@ -158,6 +159,19 @@ def test_a_student_is_the_policy_of_a_distillation(tmp_path: Path) -> None:
     assert not policy.has_critic
     x = torch.randn(1000, OBS)
     torch.testing.assert_close(policy.act(x)[0], student(x).detach(), atol=1e-5, rtol=0)
+
+
+def test_it_is_exported_for_a_robot(tmp_path: Path) -> None:
+    file = f"{tmp_path / 'model_1.pt'},activation=elu"
+    torch.save(payload(5, Model(OBS, ACTIONS, "gru", True), Model(CRITIC_OBS, 1, "gru", True)), tmp_path / "model_1.pt")
+    robot = str(tmp_path / "go1.pt")
+    assert main(["export", file, "--format", "torchscript", "--output", robot]) == 0
+    policy, exported, states = us.load(file), us.load(robot, allow=("torch.jit",)), [None, None]
+    assert main(["export", robot, "--output", robot, "--allow-import", "torch.jit"]) == 2  # it only acts
+    for _ in range(3):
+        obs = torch.randn(5, OBS)
+        (x, states[0]), (y, states[1]) = policy.act(obs, states[0]), exported.act(obs, states[1])
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
 
 
 def test_groups_and_tuples_of_the_configuration(tmp_path: Path) -> None:

@@ -211,20 +211,24 @@ def export(
     """Write a trained policy as one file that needs no understudy, and check that it acts as the policy does.
 
     Args:
-        run: Folder of a run (its newest checkpoint), or a checkpoint.
+        run: Folder of a run (its newest checkpoint), a checkpoint, or rsl_rl's or Stable-Baselines3's.
         format: onnx and torchscript act alone, safetensors holds the weights.
         output: File to write; None: `policy` with the format's ending, in RUN.
         robot: JSON of what a robot has to know (mjlab's keys); None: what the simulator told, RUN/robot.json.
         allow_import: Modules that the run's policy may import, which runs their code.
     """
-    from understudy.runs.folder import read_policy, read_robot
+    from understudy.nn.policy import ActorCritic
+    from understudy.runs.folder import load_foreign, read_policy, read_robot
     from understudy.tools.export import SUFFIXES, export_policy
 
-    policy, config = read_policy(run, allow=allow_import, env=False)
-    told = read_robot(run, robot)
-    path = export_policy(
-        policy, output or _folder(run) / f"policy{SUFFIXES[format]}", format, config.env.id, config.env.segments, told
-    )
+    told, path = read_robot(run, robot), output or _folder(run) / f"policy{SUFFIXES[format]}"
+    if (foreign := load_foreign(run, allow_import)) is None:
+        policy, config = read_policy(run, allow=allow_import, env=False)
+        path = export_policy(policy, path, format, config.env.id, config.env.segments, told)
+    elif isinstance(foreign, ActorCritic):
+        path = export_policy(foreign, path, format, robot=told)
+    else:
+        raise ValueError(f"{run} only acts: it has no networks to export")
     print(f"wrote {path} (checked: same actions as the checkpoint)")
 
 

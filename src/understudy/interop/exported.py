@@ -58,7 +58,7 @@ def read_onnx(path: Path, options: Mapping[str, str], allow: Collection[str] = (
         content = onnx.load(str(path)).SerializeToString()
         threads = onnxruntime.SessionOptions()
         threads.intra_op_num_threads, threads.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(content, threads, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, threads, ["CPUExecutionProvider"], enable_fallback=0)
         outputs = [x.name for x in session.get_outputs()]
         action = next((name for name in ("action", "actions") if name in outputs), outputs[0])
         told = session.get_modelmeta().custom_metadata_map.get(METADATA)

@@ -257,7 +257,13 @@ def load_foreign(source: str | Path, allow: Collection[str]) -> Policy | Functio
         return None
     path = newest_model(place.path) if place.path.is_dir() else place.path
     assert path is not None
-    return reader_of(kind_of(path))(path, place.options, allow)
+    try:
+        return reader_of(kind_of(path))(path, place.options, allow)
+    except CheckpointError:
+        raise
+    except Exception as error:  # tensors of any kind under names of any kind
+        with parsing(path, "let the program that wrote it export the policy", CheckpointError):
+            raise error
 
 
 def _function_of(source: str | Path, allow: Collection[str]) -> Function | None:

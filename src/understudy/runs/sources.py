@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -56,23 +55,32 @@ class Source(NamedTuple):
 
 def kind_of(path: Path) -> Kind:
     """What kind of file this is, by its content where that tells; raises CheckpointError for what is no policy."""
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if "policy.pth" in names:
-            return "stable-baselines3"
-        if any("/code/" in name for name in names):
-            return "torchscript"
-        if not any(name.endswith("data.pkl") for name in names) and path.suffix not in (".pt", ".pth"):
-            found = ", ".join(names[:5]) or "nothing"
-            near = _NEAR.get(path.suffix, "looked for data.pkl (torch), policy.pth (Stable-Baselines3) and code/")
-            raise CheckpointError(f"{path} is a zip of {found}; {near}. A policy is {FORMATS}")
+    names = _members(path)
+    if names is None:
+        if path.suffix in (".onnx", ".safetensors"):
+            return "onnx" if path.suffix == ".onnx" else "safetensors"
+        if path.suffix not in (".pt", ".pth"):
+            found = _NEAR.get(path.suffix, "a file that is no zip, as files of torch and Stable-Baselines3 are")
+            raise CheckpointError(f"{path} is not a policy but {found}. A policy is {FORMATS}")
         return "torch"
-    if path.suffix in (".onnx", ".safetensors"):
-        return "onnx" if path.suffix == ".onnx" else "safetensors"
-    if path.suffix not in (".pt", ".pth"):
-        found = _NEAR.get(path.suffix, "a file that is no zip, as files of torch and Stable-Baselines3 are")
-        raise CheckpointError(f"{path} is not a policy but {found}. A policy is {FORMATS}")
+    if "policy.pth" in names:
+        return "stable-baselines3"
+    if any("/code/" in name for name in names):
+        return "torchscript"
+    if not any(name.endswith("data.pkl") for name in names) and path.suffix not in (".pt", ".pth"):
+        found = ", ".join(names[:5]) or "nothing"
+        near = _NEAR.get(path.suffix, "looked for data.pkl (torch), policy.pth (Stable-Baselines3) and code/")
+        raise CheckpointError(f"{path} is a zip of {found}; {near}. A policy is {FORMATS}")
     return "torch"
+
+
+def _members(path: Path) -> list[str] | None:
+    """Names in a zip; None for another file, or a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # damage provokes anything; who reads it says what
+        return None
 
 
 def reader_of(kind: Kind) -> Reader:

@@ -68,7 +68,7 @@ def evaluate(
     no environment, NonFiniteError where nothing sound came or the policy itself is broken, ImportError that names the
     extra to install for filming.
     """
-    if not callable(run_or_policy):
+    if isinstance(run_or_policy, type) or not callable(run_or_policy):
         fit(str | Path | Run | nn.Module, run_or_policy, "run_or_policy")
     check_episodes(episodes)
     fit(Annotated[int | None, In(0)], seed, "seed")

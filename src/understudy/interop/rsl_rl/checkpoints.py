@@ -24,7 +24,7 @@ from understudy.types import CheckpointError
 _EPS = 1e-2
 """Their normaliser divides by the standard deviation plus this."""
 _STD = ("std", "log_std", "distribution.std_param", "distribution.log_std_param")
-_APART = ("teacher.", "teacher_obs_normalizer.", "memory_t.", "discriminator.")
+_APART = ("teacher.", "teacher_obs_normalizer.", "memory_t.", "discriminator.", "amp_discriminator.")
 """In a checkpoint beside the policy, and no part of it."""
 _NORMALIZERS = {"obs_norm": "actor", "privileged_obs_norm": "critic", "critic_obs_norm": "critic"}
 _EXPORT = "let the program that wrote it export the policy (ONNX, TorchScript), and load that"
