@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from tests.fresh import Fresh
 from tests.parts import contract
 from tests.training.ranks import CASES, STEPS, outcome, settings
 
+from understudy.core import ranks
+from understudy.ppo.metrics import over_ranks
 from understudy.runs.checkpoint import load_checkpoint, step_checkpoints
 from understudy.runs.folder import CHECKPOINT_KIND
 from understudy.runs.metrics import read_metrics
@@ -160,3 +164,48 @@ def test_a_killed_rank_costs_an_interval(folder: Path, fresh: Fresh) -> None:
     straight, again = last(folder / "straight"), last(folder / "killed")
     assert same(again["state"], straight["state"])
     assert same(again["ranks"], straight["ranks"])
+
+
+def test_metrics_are_means_sums_and_extremes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    own = {
+        "episode/return": math.nan,
+        "episode/finished": 1.0,
+        "ppo/ratio_min": 0.8,
+        "ppo/ratio_max": 1.2,
+        "ppo/kl": 0.1,
+    }
+    other = {
+        "episode/return": 5.0,
+        "episode/finished": 2.0,
+        "ppo/ratio_min": 0.9,
+        "ppo/ratio_max": 1.3,
+        "env/speed": 2.0,
+    }
+    monkeypatch.setattr(ranks, "gather", lambda metrics: [metrics, other])
+    assert over_ranks(own) == {
+        **{"episode/return": 5.0, "episode/finished": 3.0, "ppo/ratio_min": 0.8, "ppo/ratio_max": 1.3},
+        **{"ppo/kl": 0.1, "env/speed": 2.0},
+    }
+    assert math.isnan(over_ranks({"episode/length": math.nan})["episode/length"])
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ranks.own_device(cuda) == torch.device("cuda:1")
+    assert ranks.own_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert ranks.own_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device cuda:0 would be shared by 2 processes: set device to cuda"):
+        ranks.own_device(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="which has 1 GPUs: use --nproc-per-node 1, or --device cpu"):
+        ranks.own_device(cuda)
+
+
+def test_restarts_need_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ValueError, match="torchrun --max-restarts needs --run-dir"):
+        train(dataclasses.replace(settings(tmp_path, "run"), run_dir=None))
