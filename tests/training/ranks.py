@@ -139,16 +139,21 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {
     # a divergence of which one rank's own lies on the other side of the limit
     "kl": ((), {"desired_kl": 1.66e-3, "epochs": 4, "optimizer": OptimizerConfig(learning_rate=1e-3)}, {}),
     "stops": ((), {"target_kl": 2.3213e-4, "epochs": 6, "optimizer": OptimizerConfig(learning_rate=1e-3)}, {}),
-    "rewards": ((), {"reward_normalization": True, "advantage_normalization": "rollout", "value_clip": 0.2}, {}),
-    "returns": ((), {"value_normalization": "standardize", "surrogate": "a2c", "epochs": 1}, {}),
-    "again": ((), {"recompute_advantage": True, "clip_apart": True}, {}),
+    "statistics": (
+        (),
+        {
+            **{"reward_normalization": True, "value_normalization": "standardize", "recompute_advantage": True},
+            **{"advantage_normalization": "rollout", "value_clip": 0.2, "clip_apart": True},
+        },
+        {},
+    ),
     "lstm": ((), {}, {"memory": "lstm"}),
     "offline": (("behavior-cloning",), {}, {}),
     "scripted-expert": (("scripted-expert",), {}, {}),  # one may override: it cannot be beside the teacher
     "together": (TOGETHER, {}, {}),
     "together, lstm": (tuple(n for n in TOGETHER if n not in contract.FEED_FORWARD_ONLY), {}, {"memory": "lstm"}),
 }
-CASES |= {f"{name}, traced float32": CASES[name] for name in ("plain", "lstm", "together")}
+CASES |= {f"{name}, traced float32": CASES[name] for name in ("plain", "together")}
 """Parts, options of PPO and of the policy; eager and in float64 unless they say otherwise."""
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,22 @@ from understudy.training.loggers import Logger
 from understudy.training.loop import resume, train
 
 
-def on_two_ranks(fresh: Fresh, function: str, folder: Path, check: bool = True) -> None:
-    """Run a function of `tests.training.ranks` (rank, folder) in two processes."""
-    code = f"import torch.multiprocessing as m\nfrom tests.training.ranks import {function}\n"
-    code += f"m.start_processes({function}, args=({str(folder)!r},), nprocs=2, start_method='fork', join=False)\n"
-    code = code.replace("m.start", "both = m.start") + "codes = [p.join() or p.exitcode for p in both.processes]\n"
-    fresh("-c", f"{code}assert codes == [0, 0], codes", cwd=Path(__file__).parents[2], check=check)
-
-
 @pytest.fixture(scope="module")
 def folder(fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes left what they have after all cases and trainings."""
+    """Where two processes left what they have after all cases and trainings, and those that followed them."""
     place = tmp_path_factory.mktemp("ranks")
     shutil.copy(contract.demonstrations(), place / "expert.npz")
     train(settings(place, "alone", total_steps=2 * STEPS))
-    on_two_ranks(fresh, "prove", place)
+    code = f"""
+import torch.multiprocessing as m
+from tests.training import ranks
+codes = []
+for function in (ranks.prove, ranks.be_killed, ranks.start_again):
+    both = m.start_processes(function, args=({str(place)!r},), nprocs=2, start_method="fork", join=False)
+    codes.append([process.join() or process.exitcode for process in both.processes])
+assert codes == [[0, 0], [0, {-signal.SIGKILL}], [0, 0]], codes
+"""
+    fresh("-c", code, cwd=Path(__file__).parents[2])
     return place
 
 
@@ -154,13 +156,14 @@ def test_ranks_that_differ_are_refused(told: list[dict[str, Any]]) -> None:
         assert "'env= is given' and 'env= is missing': start all processes with the same command" in found["object"]
 
 
-def test_a_killed_rank_costs_an_interval(folder: Path, fresh: Fresh) -> None:
-    on_two_ranks(fresh, "be_killed", folder, check=False)
+def test_a_killed_rank_costs_an_interval(folder: Path) -> None:
     told = (folder / "killed.txt").read_text()
     assert told.startswith("another rank ended, or cannot be reached: its own error says why")
     assert f"This was after {4 * STEPS} steps in PointMass. Continue from the last checkpoint" in told
-    assert [path.name for path in step_checkpoints(folder / "killed" / "checkpoints")] == [f"step_{2 * STEPS:012d}.pt"]
-    on_two_ranks(fresh, "start_again", folder)
+    assert [row["step"] for row in read_metrics(folder / "killed" / "metrics.jsonl")] == [
+        STEPS * i for i in range(1, 5)
+    ]
+    assert len(json.loads((folder / "killed" / "run.json").read_text())) == 2
     straight, again = last(folder / "straight"), last(folder / "killed")
     assert same(again["state"], straight["state"])
     assert same(again["ranks"], straight["ranks"])
