@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import understudy as us
-from understudy.core.check import Config, In, nearest
+from understudy.core.check import Config, In, checked, nearest
 from understudy.core.schedules import Number, Schedule
 from understudy.runs.codec import from_plain
 
@@ -103,3 +103,20 @@ def test_initials_stand_for_names_of_several_words_only() -> None:
     known = [f"rate_{word}" for word in ("alpha", "april", "amber", "angle")] + ["radius", "reach"]
     assert nearest("ra", known) == "did you mean rate_alpha or rate_amber or rate_angle?"
     assert nearest("r", known).startswith("known: ")
+
+
+def test_a_checked_function_names_unknown_options_and_checks_values() -> None:
+    @checked
+    def build(size: Annotated[int, In(1)], *, gae_lambda: float = 0.9, other: Any = None) -> tuple[int, float]:
+        return size, gae_lambda
+
+    assert build(3, gae_lambda=1) == (3, 1)
+    assert list(inspect.signature(build).parameters) == ["size", "gae_lambda", "other"]
+    for call, error, message in (
+        (lambda: build(3, gae_lamda=1.0), TypeError, r"build has no option 'gae_lamda'; did you mean gae_lambda\?"),
+        (lambda: build(3, lam=1.0), TypeError, r"build has no option 'lam'; it is called gae_lambda here"),
+        (lambda: build(0), ValueError, "build: size must be at least 1, got 0"),
+        (lambda: build(3, gae_lambda="much"), ValueError, "build: gae_lambda must be a number, got 'much'"),
+    ):
+        with pytest.raises(error, match=message):
+            call()

@@ -10,11 +10,11 @@ import reprlib
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from understudy.core.origin_names import ORIGIN_NAMES
 
@@ -154,6 +154,40 @@ def fit(kind: Any, value: Any, where: str) -> Any:
     if wrong:
         raise ValueError(f"{where} must {wrong}, got {value if isinstance(value, _Curve) else _SHORT.repr(value)}")
     return _converted(kind, value)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(function: F) -> F:
+    """A public function that names what an unknown option should be called, and checks values as a `Config` does.
+
+    Values are checked where their annotations can be resolved. Raises TypeError and ValueError as `Config` does.
+    """
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in known:
+                theirs = [last for path in ORIGIN_NAMES.get(name, ()) if (last := path.rpartition(".")[2]) in known]
+                meant = f"it is called {theirs[0]} here" if theirs else nearest_option(name, object, known)
+                raise TypeError(f"{function.__name__} has no option {name!r}; {meant}")
+        hints = _hints_of_call(function)
+        for name, value in (*zip(known, arguments), *options.items()):
+            if value is not known[name].default:
+                fit(hints.get(name, Any), value, f"{function.__name__}: {name}")
+        return function(*arguments, **options)
+
+    return cast(F, call)
+
+
+@functools.cache
+def _hints_of_call(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except NameError:
+        return {}
 
 
 class _Short(reprlib.Repr):

@@ -19,7 +19,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import VectorEnv
 
-from understudy.core.check import Config, Filled, In, fit, nearest
+from understudy.core.check import Config, Filled, In, checked, fit, nearest
 from understudy.core.devices import cores
 from understudy.core.extras import install
 from understudy.core.registry import Registry, load_object
@@ -60,6 +60,7 @@ ENVS: Registry[Maker] = Registry("environment", "understudy.envs", OWN_TASKS)
 """Id -> maker: own tasks, those of packages (entry points "understudy.envs"), those of `register_env`."""
 
 
+@checked
 def register_env(id: str, make: Maker) -> None:
     """Let `EnvConfig.id`, `make_env` and the command line build an environment by this id.
 
@@ -127,6 +128,7 @@ class EnvConfig(Config):
         return env
 
 
+@checked
 def make_env(
     id: str,
     num_envs: int,

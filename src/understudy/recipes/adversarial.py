@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.parts.airl import AirlConfig
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
@@ -18,6 +19,7 @@ SHORT = 500_000
 """Fewer steps than this leave no time for small steps after a reward that is smoothed first."""
 
 
+@checked
 def gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -36,6 +38,7 @@ def gail(
     return _adversarial("gail", part, env_id, total_steps, seed, min_std=0.2)
 
 
+@checked
 def airl(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -52,6 +55,7 @@ def airl(
     return _adversarial("airl", part, env_id, total_steps, seed, min_std=0.4)
 
 
+@checked
 def bc_gail(
     env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 2_000_000, seed: int = 0
 ) -> TrainConfig:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Literal
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.envs.simulators import simulator_of
@@ -15,6 +16,7 @@ from understudy.ppo.optim import OptimizerConfig
 from understudy.runs.config import TrainConfig
 
 
+@checked
 def ppo(
     env_id: str = "CartPole-v1",
     *,
@@ -55,6 +57,7 @@ def first_learning_rate(total_steps: int) -> float:
     return min(1e-3, 3e-4 * math.sqrt(max(1.0, 1e6 / max(total_steps, 1))))
 
 
+@checked
 def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 0) -> TrainConfig:
     """A2C: short rollouts, one full-batch policy-gradient step each; the same core as PPO."""
     config = PPOConfig(
@@ -69,6 +72,7 @@ def a2c(env_id: str = "CartPole-v1", *, total_steps: int = 500_000, seed: int = 
     return replace(ppo(env_id, total_steps=total_steps, seed=seed), recipe="a2c", ppo=config)
 
 
+@checked
 def cartpole(*, total_steps: int = 100_000, seed: int = 0) -> TrainConfig:
     """CartPole-v1 to its maximum of 500 in seconds."""
     optimizer = OptimizerConfig(learning_rate=Schedule(kind="linear", start=1e-3))

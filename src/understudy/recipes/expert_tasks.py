@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
@@ -17,6 +18,7 @@ from understudy.runs.config import EvaluationConfig, TrainConfig
 from understudy.tasks.crossings import CROSSINGS, TRAINED_WITH_REPEATS
 
 
+@checked
 def advisor(env_id: str = "PoisonedDoors-v0", *, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on any task whose observation has an expert's action (--env.id; group expert_action)."""
     light_house = env_id == "LightHouse-v0"
@@ -46,16 +48,19 @@ def advisor(env_id: str = "PoisonedDoors-v0", *, total_steps: int = 300_000, see
     )
 
 
+@checked
 def poisoned_doors(*, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on Poisoned Doors, to the best return that is possible without the expert's knowledge, 1."""
     return dataclasses.replace(advisor(total_steps=total_steps, seed=seed), recipe="poisoned-doors")
 
 
+@checked
 def light_house(*, total_steps: int = 300_000, seed: int = 0) -> TrainConfig:
     """ADVISOR on LightHouse with a view of one cell; wider: --env.kwargs view_radius 7 expert_radius 15."""
     return dataclasses.replace(advisor("LightHouse-v0", total_steps=total_steps, seed=seed), recipe="light-house")
 
 
+@checked
 def crossings(
     env_id: str = "LavaCrossing-v0", *, demonstrations: str = "", total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig
 from understudy.nn.protocol import PolicyConfig
@@ -11,6 +12,7 @@ from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.config import DaggerConfig, OfflineConfig, TrainConfig
 
 
+@checked
 def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int = 0, seed: int = 0) -> TrainConfig:
     """Behaviour cloning from demonstrations, without environment steps (--total-steps N: PPO goes on from there)."""
     return TrainConfig(
@@ -24,6 +26,7 @@ def bc(env_id: str = "Hopper-v5", *, demonstrations: str = "", total_steps: int 
     )
 
 
+@checked
 def dagger(env_id: str = "Hopper-v5", *, expert: str = "", total_steps: int = 0, seed: int = 0) -> TrainConfig:
     """DAgger: clone an expert that is asked about the learner's own states (--offline.dagger.expert RUN)."""
     config = bc(env_id, total_steps=total_steps, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.data.motions.library import MotionsConfig
 from understudy.parts.motion_prior import MotionPriorConfig
@@ -24,6 +25,7 @@ _GO1_STYLE = tuple(range(63, 87))
 """Columns of the Go1's `privileged_state` that hold its joints' offsets and rates without noise."""
 
 
+@checked
 def appo(
     env_id: str = "HalfCheetah-v5",
     *,
@@ -38,6 +40,7 @@ def appo(
     return _with_style("appo", config, part, motions, task_reward_lerp)
 
 
+@checked
 def atppo(
     env_id: str = "HalfCheetah-v5",
     *,
@@ -55,6 +58,7 @@ def atppo(
     return dataclasses.replace(config, recipe="atppo", parts=parts)
 
 
+@checked
 def go1_trot(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Schedule
 from understudy.envs.registry import EnvConfig, is_simulator
 from understudy.nn.heads import DistributionConfig
@@ -14,6 +15,7 @@ from understudy.recipes.basic import ppo, unbounded
 from understudy.runs.config import EvaluationConfig, TrainConfig
 
 
+@checked
 def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """PPO for Hopper-v5, HalfCheetah-v5, Walker2d-v5: one set of numbers for all three; choose with --env.id."""
     return dataclasses.replace(
@@ -35,6 +37,7 @@ def mujoco(env_id: str = "HalfCheetah-v5", *, total_steps: int = 1_000_000, seed
     )
 
 
+@checked
 def demo_mujoco(*, total_steps: int = 150_000, seed: int = 0) -> TrainConfig:
     """What `make demo-mujoco` runs: HalfCheetah-v5 learns to run in about a minute on two cores."""
     config = mujoco("HalfCheetah-v5", total_steps=total_steps, seed=seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from understudy.core.check import checked
 from understudy.core.schedules import Number, Schedule
 from understudy.envs.registry import EnvConfig, is_simulator
 from understudy.nn.estimator import EstimatorHeadConfig
@@ -39,6 +40,7 @@ _GO1_PRIVILEGED = {"noisy_state_and_imu": 57, "velocity": 3, "rest": 63}
 """The first segment of `state` is a noisy velocity that no robot measures; `privileged_state` has the true one."""
 
 
+@checked
 def tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -46,6 +48,7 @@ def tppo(
     return _student("tppo", env_id, total_steps, seed, teachers=teachers)
 
 
+@checked
 def distill(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 300_000, seed: int = 0
 ) -> TrainConfig:
@@ -55,6 +58,7 @@ def distill(
     return dataclasses.replace(config, ppo=ppo)
 
 
+@checked
 def distill_then_ppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -66,11 +70,13 @@ def distill_then_ppo(
     return dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, surrogate_coef=surrogate, entropy_coef=0.0))
 
 
+@checked
 def estimator_ppo(env_id: str = "Hopper-v5", *, total_steps: int = 1_000_000, seed: int = 0) -> TrainConfig:
     """EstimatorPPO: PPO of a student that estimates its velocities from its past positions."""
     return _student("estimator-ppo", env_id, total_steps, seed, estimates=True)
 
 
+@checked
 def estimator_tppo(
     env_id: str = "Hopper-v5", *, teachers: tuple[str, ...] = (), total_steps: int = 1_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -78,6 +84,7 @@ def estimator_tppo(
     return _student("estimator-tppo", env_id, total_steps, seed, teachers=teachers, estimates=True)
 
 
+@checked
 def go1_teacher(
     env_id: str = "Go1JoystickFlatTerrain-v1", *, total_steps: int = 5_000_000, seed: int = 0
 ) -> TrainConfig:
@@ -105,6 +112,7 @@ def go1_teacher(
     )
 
 
+@checked
 def go1_student(
     env_id: str = "Go1JoystickFlatTerrain-v1",
     *,

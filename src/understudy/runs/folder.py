@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict, cast
 import torch
 
 from understudy.core.borders import parse_json, parse_yaml, parsing
-from understudy.core.check import fit
+from understudy.core.check import checked, fit
 from understudy.core.files import write_atomic
 from understudy.core.registry import load_object
 from understudy.envs.base import VecEnv
@@ -214,6 +214,7 @@ def _occupied(path: Path) -> ValueError:
     )
 
 
+@checked
 def load(
     source: str | Path | Run,
     device: torch.device | str = "cpu",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from torch import nn
 
-from understudy.core.check import In, fit
+from understudy.core.check import In, checked, fit
 from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator
 from understudy.nn.acting import Function
 from understudy.nn.protocol import Policy
@@ -40,6 +40,7 @@ MAX_BATCHED_ENVS = 512
 """Copies of a simulator or one of our own tasks stepped at once: a batch of them costs hardly more than one."""
 
 
+@checked
 def evaluate(
     run_or_policy: Run | Path | str | Policy | Function,
     *,

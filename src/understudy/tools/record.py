@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from understudy.core.check import In, fit
+from understudy.core.check import In, checked, fit
 from understudy.core.spaces import Key, component_keys
 from understudy.data.demonstrations.write import Episode, check_minari_id, write_minari, write_npz
 from understudy.envs.base import VecEnv
@@ -182,6 +182,7 @@ Write = Callable[[Sequence[Episode]], Path]
 """Writes what was played and says where it lies."""
 
 
+@checked
 def record(
     output: str | Path,
     *,

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from understudy.core import ranks
 from understudy.core.borders import parsing
-from understudy.core.check import fit
+from understudy.core.check import checked, fit
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
 from understudy.envs.registry import EnvConfig, backend_of, is_simulator, runs_alone
@@ -55,6 +55,7 @@ EPOCHS_PER_CHECKPOINT = 10
 """Epochs of offline training between checkpoints."""
 
 
+@checked
 def train(
     config: TrainConfig,
     *,
@@ -98,6 +99,7 @@ def train(
             return _start(folder, config, None, own, policy, expert, listens)
 
 
+@checked
 def resume(
     run: Path | str,
     *,
