@@ -78,7 +78,7 @@ def _add_bodies(
 ) -> None:
     """Root and bodies of the arrays called `names`, `[F, B, 3 or 4]`."""
     of_bodies = {kind: array(arrays, name, "f", (*shape, _SIZES[kind])) for kind, name in names.items()}
-    of_bodies["rot"] = reading.wxyz(of_bodies["rot"], "wxyz")
+    of_bodies["rot"] = reading.wxyz(of_bodies["rot"])
     columns.root(**{kind: values[:, 0] for kind, values in of_bodies.items()})
     if bodies:
         columns.links(bodies, **of_bodies)
@@ -100,12 +100,12 @@ def loco_mujoco(arrays: Arrays, name: str, reading: Reading) -> list[MotionClip]
     columns.joints([joints[i] for i in moving], "vel", qvel[:, places[moving, 1]])
     if _FREE in types:
         p, v = places[types.index(_FREE)]
-        columns.root(pos=qpos[:, p : p + 3], rot=reading.wxyz(qpos[:, p + 3 : p + 7], "wxyz"), vel=qvel[:, v : v + 3])
+        columns.root(pos=qpos[:, p : p + 3], rot=reading.wxyz(qpos[:, p + 3 : p + 7]), vel=qvel[:, v : v + 3])
         columns.add((f"root_ang_vel_{axis}_b" for axis in "xyz"), qvel[:, v + 3 : v + 6])
     if "xpos" in arrays and arrays["xpos"].size:
         bodies = words(arrays, "body_names")
         pos = array(arrays, "xpos", "f", (len(qpos), len(bodies), 3))
-        rot = reading.wxyz(array(arrays, "xquat", "f", (len(qpos), len(bodies), 4)), "wxyz")
+        rot = reading.wxyz(array(arrays, "xquat", "f", (len(qpos), len(bodies), 4)))
         first = int(bodies[:1] == ("world",))
         columns.links(bodies[first:], pos=pos[:, first:], rot=rot[:, first:])
     whole = columns.clip(name, reading.frame_time(arrays, "frequency"))

@@ -57,7 +57,9 @@ def gmr(data: Mapping[str, Any], name: str, reading: Reading) -> list[MotionClip
     if data.get("local_body_pos") is not None and data.get("link_body_list") is not None:
         bodies = words(data, "link_body_list")
         local = array(data, "local_body_pos", "iuf", (-1, len(bodies), 3))
-        columns.add((f"{body}_pos_{axis}_b" for body in bodies for axis in "xyz"), local.reshape(len(local), -1))
+        columns.add(
+            (f"{body}_pos_{axis}_b" for body in bodies for axis in "xyz"), local.reshape(len(local), 3 * len(bodies))
+        )
     return [columns.clip(name, reading.frame_time(data, "fps"))]
 
 
@@ -80,7 +82,7 @@ def _states(data: Mapping[str, Any], reading: Reading, dof: str, pos: str, rot: 
     columns = Columns()
     columns.joints(joints, "pos", angles)
     columns.root(pos=array(data, pos, "iuf", (len(angles), 3)))
-    columns.root(rot=reading.wxyz(array(data, rot, "iuf", (len(angles), 4)), "xyzw"))
+    columns.root(rot=reading.wxyz(array(data, rot, "iuf", (len(angles), 4))))
     return columns
 
 

@@ -29,7 +29,7 @@ from understudy.data.motions.arrays import FORMAT
 from understudy.data.motions.checks import check_robot
 from understudy.data.motions.clip import MotionClip as MotionClip
 from understudy.data.motions.clip import doubts
-from understudy.data.motions.formats import clips_of_arrays, clips_of_dictionary, clips_of_table
+from understudy.data.motions.formats import clips_of
 from understudy.data.motions.options import ReadOptions
 from understudy.data.motions.reading import Reading
 from understudy.data.npz import open_npz, save_npz
@@ -54,18 +54,17 @@ def read_motions(path: str | Path, options: ReadOptions | None = None) -> list[M
         )
     if zipfile.is_zipfile(path):
         with open_npz(path, growth=4) as arrays:  # float16 as float64
-            return clips_from(path, reading, lambda: clips_of_arrays(arrays, path.stem, reading))
+            return clips_from(path, reading, lambda: clips_of("npz", arrays, path.stem, reading))
     text = path.read_bytes()
     data: Any
-    clips_of: Callable[[Any, str, Reading], list[MotionClip]]
     with parsing(path, "expected an .npz of clips, JSON text or a table of numbers"):
         if text.lstrip()[:1] in (b"{", b"["):
-            data, clips_of = json.loads(text), clips_of_dictionary
+            container, data = "dictionary", json.loads(text)
         elif text.strip():
-            data, clips_of = np.loadtxt(io.BytesIO(text), delimiter=",", ndmin=2), clips_of_table
+            container, data = "table", np.loadtxt(io.BytesIO(text), delimiter=",", ndmin=2)
         else:
             raise ValueError("it is empty")
-    return clips_from(path, reading, lambda: clips_of(data, path.stem, reading))
+    return clips_from(path, reading, lambda: clips_of(container, data, path.stem, reading))
 
 
 def clips_from(path: Path, reading: Reading, read: Callable[[], list[MotionClip]]) -> list[MotionClip]:

@@ -22,7 +22,7 @@ import numpy as np
 from understudy.core.borders import check_unpacked, parsing
 from understudy.data.motions.clip import MotionClip
 from understudy.data.motions.files import clips_from, is_pickle, read_motions
-from understudy.data.motions.formats import clips_of_dictionary
+from understudy.data.motions.formats import clips_of
 from understudy.data.motions.options import ReadOptions
 from understudy.data.motions.reading import Reading
 
@@ -258,7 +258,7 @@ def read_pickled_motions(path: str | Path, options: ReadOptions | None = None) -
                 f"{path} holds more than containers, numbers, text and numpy arrays: {error}. None of it was run; "
                 "write the clips as plain arrays where the file was made"
             ) from error
-    return clips_from(path, reading, lambda: clips_of_dictionary(data, path.stem, reading))
+    return clips_from(path, reading, lambda: clips_of("dictionary", data, path.stem, reading))
 
 
 def read_any_motions(path: str | Path, options: ReadOptions | None = None) -> list[MotionClip]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from understudy.data.motions.robots import Robot
 
 
 class Reading:
-    """Options of one reading, with the robot that they name."""
+    """Options of one reading, with the robot that they name and what the format that was found usually does."""
+
+    usual_order: QuaternionOrder = "wxyz"
 
     def __init__(self, options: ReadOptions) -> None:
         self.options = options
@@ -46,9 +49,9 @@ class Reading:
         breadth = self.options.joint_order == "breadth_first"
         return self.robot.breadth_first_bodies if breadth else self.robot.bodies
 
-    def wxyz(self, quaternions: np.ndarray, usual: QuaternionOrder) -> np.ndarray:
+    def wxyz(self, quaternions: np.ndarray) -> np.ndarray:
         """Quaternions `[..., 4]` in the order w, x, y, z."""
-        order = self.options.quaternion_order or usual
+        order = self.options.quaternion_order or self.usual_order
         return np.roll(quaternions, 1, axis=-1) if order == "xyzw" else quaternions
 
     def frame_time(self, data: Mapping[str, Any], name: str, usual: float | None = None) -> float:
@@ -81,7 +84,10 @@ class Columns:
     def links(self, links: Sequence[str], **kinds: np.ndarray) -> None:
         """`pos`, `vel`, `ang_vel` `[F, L, 3]` in the world, `rot` `[F, L, 4]` (w, x, y, z) of L links."""
         for kind, values in kinds.items():
-            self.add((name for link in links for name in link_fields(link, kind)), values.reshape(len(values), -1))
+            self.add(
+                (name for link in links for name in link_fields(link, kind)),
+                values.reshape(len(values), math.prod(values.shape[1:])),
+            )
 
     def root(self, **kinds: np.ndarray) -> None:
         """The same of the root, `[F, 3 or 4]`."""
