@@ -456,14 +456,14 @@ def inspect_demonstrations(
 
 @command("list")
 def list_everything(
-    what: Positional[Literal["all", "recipes", "parts", "envs", "loggers", "demos"]] = "all", /
+    what: Positional[Literal["all", "recipes", "parts", "envs", "loggers", "demos", "motions"]] = "all", /
 ) -> None:
-    """List recipes, parts, environments, loggers and formats of demonstrations, one line each.
+    """List recipes, parts, environments, loggers, formats of demonstrations and of motions, one line each.
 
     Args:
         what: Only this table.
     """
-    for name in ("recipes", "parts", "envs", "loggers", "demos"):
+    for name in ("recipes", "parts", "envs", "loggers", "demos", "motions"):
         if what in ("all", name):
             rows = _table(name)
             width = max(map(len, rows), default=0)
@@ -477,6 +477,10 @@ def _table(name: str) -> Mapping[str, str]:
         from understudy.envs.registry import list_envs
 
         return {entry.id: f"{entry.backend}: {entry.summary}" for entry in list_envs()}
+    if name == "motions":
+        from understudy.data.motions.formats import FORMATS as MOTION_FORMATS
+
+        return {known.name: known.looks for known in MOTION_FORMATS}
     if name == "demos":
         from understudy.data.demonstrations.formats import FORMATS
 

@@ -238,11 +238,11 @@ DAMAGES: dict[str, tuple[str, bytes, str]] = {
     "no root": ("m.pkl", robots.gmr(walk(), root_rot=None), "root_rot is of type object and shape"),
     "missing": (
         "m.pkl", pickle.dumps({"root_pos": walk().pos, "root_rot": walk().quat, "fps": 25}),
-        "as a file of GMR's format it lacks dof_pos; it has: root_pos, root_rot, fps. Formats that are read: GMR's",
+        "as a file of the format GMR it lacks dof_pos; it has: root_pos, root_rot, fps. Formats that are read: GMR",
     ),
     "a human": (
         "m.pkl", pickle.dumps({"walk": {"pose_aa": np.zeros((3, 24, 3)), "root_trans_offset": np.zeros((3, 3))}}),
-        "as a file of motion_lib's format it lacks root_rot, dof",
+        "as a file of the format motion_lib it lacks root_rot, dof",
     ),
     "loop mode": ("m.pkl", robots.mimic_kit(walk(), loop_mode=7), "loop_mode is 7; expected 0 .clamp. or 1 .wrap."),
     "splits": (
@@ -276,7 +276,7 @@ def test_robots_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no robot 'g1': name an MJCF or URDF file"):
         read_motions(path, ReadOptions(robot="g1"))
     (tmp_path / "bad.xml").write_text("<mujoco><worldbody><bod/></worldbody></mujoco>")
-    with pytest.raises(ValueError, match=r"bad.xml is damaged or of another format .*name the MJCF or URDF file"):
+    with pytest.raises(ValueError, match=r"bad.xml is not a model for MuJoCo .*: name MJCF or URDF"):
         read_motions(path, ReadOptions(robot=str(tmp_path / "bad.xml")))
     (tmp_path / "none.xml").write_text("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
     with pytest.raises(ValueError, match=r"none.xml has no root that moves freely with joints after it"):

@@ -22,6 +22,13 @@ def test_inspect_prints_what_is_there_and_draws_it(tmp_path: Path, capsys: pytes
     assert (tmp_path / "walk.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "motions"]) == 0
+    printed = capsys.readouterr().out
+    assert "GMR               dictionary with root_pos, root_rot, dof_pos; quaternions xyzw\n" in printed
+    assert "MimicKit          dictionary with loop_mode, frames\n" in printed
+
+
 def test_a_pickle_is_opened_by_the_commands_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "walk.pkl", tmp_path / "walk.npz"
     source.write_bytes(pickle.dumps(WALK))

@@ -129,7 +129,7 @@ def test_names_as_bytes_and_a_number_in_an_array_are_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dof_velocities": None}, "of Isaac Lab's format it lacks dof_velocities; it has: "),
+        ({"dof_velocities": None}, "of the format Isaac Lab it lacks dof_velocities; it has: "),
         ({"fps": np.array([50.0, 60.0])}, r"fps is of type float64 and shape \(2,\), expected one value, numbers"),
         ({"fps": "fast"}, "fps is of type <U4"),
         ({"fps": 0.0}, "fps is 0.0; it must be positive"),

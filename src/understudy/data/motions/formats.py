@@ -21,14 +21,20 @@ class Format(NamedTuple):
     name: str
     container: Literal["npz", "dictionary", "table"]
     keys: tuple[str, ...]  # entries that it is recognised by, all of them needed
-    order: QuaternionOrder  # of quaternions without names, unless the options say otherwise
+    order: QuaternionOrder | None  # of quaternions without names, unless the options say otherwise; None: it has none
     read: Callable[[Any, str, Reading], list[MotionClip]]
+
+    @property
+    def looks(self) -> str:
+        """What the format looks like, in a line."""
+        what = f"{self.container} with {', '.join(self.keys)}" if self.keys else "numbers separated by commas"
+        return f"{what}; quaternions {self.order}" if self.order else what
 
 
 FORMATS = (
-    Format("our", "npz", ("format", "names"), "wxyz", arrays.ours),
+    Format("ours", "npz", ("format", "names"), None, arrays.ours),
     Format(
-        "Isaac Lab's",  # xyzw since January 2026
+        "Isaac Lab",  # xyzw since January 2026
         "npz",
         (
             "fps", "dof_names", "body_names", "dof_positions", "dof_velocities", "body_positions", "body_rotations",
@@ -38,32 +44,32 @@ FORMATS = (
         arrays.isaac_lab,
     ),
     Format(
-        "BeyondMimic's",
+        "BeyondMimic",
         "npz",
         ("joint_pos", "joint_vel", "body_pos_w", "body_quat_w", "body_lin_vel_w", "body_ang_vel_w"),
         "wxyz",
         arrays.beyond_mimic,
     ),
     Format(
-        "LocoMuJoCo's",
+        "LocoMuJoCo",
         "npz",
         ("qpos", "qvel", "split_points", "joint_names", "jnt_type"),
         "wxyz",
         arrays.loco_mujoco,
     ),
-    Format("GMR's", "dictionary", ("root_pos", "root_rot", "dof_pos"), "xyzw", dictionaries.gmr),
+    Format("GMR", "dictionary", ("root_pos", "root_rot", "dof_pos"), "xyzw", dictionaries.gmr),
     Format(
-        "amp-rsl-rl's",
+        "amp-rsl-rl",
         "dictionary",
         ("joints_list", "joint_positions", "root_position", "root_quaternion"),
         "xyzw",
         dictionaries.amp_rsl_rl,
     ),
     # its rotations are exponential maps
-    Format("MimicKit's", "dictionary", ("loop_mode", "frames"), "wxyz", dictionaries.mimic_kit),
-    Format("motion_lib's", "dictionary", ("root_trans_offset", "root_rot", "dof"), "xyzw", dictionaries.motion_lib),
-    Format("AMP_for_hardware's", "dictionary", ("Frames", "FrameDuration"), "wxyz", dictionaries.header),
-    Format("Unitree's", "table", (), "xyzw", tables.lafan1),
+    Format("MimicKit", "dictionary", ("loop_mode", "frames"), None, dictionaries.mimic_kit),
+    Format("motion_lib", "dictionary", ("root_trans_offset", "root_rot", "dof"), "xyzw", dictionaries.motion_lib),
+    Format("AMP_for_hardware", "dictionary", ("Frames", "FrameDuration"), None, dictionaries.header),
+    Format("Unitree LAFAN1", "table", (), "xyzw", tables.lafan1),
 )  # fmt: skip
 
 
@@ -89,7 +95,7 @@ def clips_of(container: str, data: Any, name: str, reading: Reading) -> list[Mot
 
 def _read(data: Any, name: str, reading: Reading, forms: Sequence[Format]) -> list[MotionClip]:
     form = forms[0] if len(forms) == 1 else _recognised(data, forms)
-    reading.usual_order = form.order
+    reading.usual_order = form.order or "wxyz"
     return form.read(data, name, reading)
 
 
@@ -101,7 +107,7 @@ def _recognised(found: Collection[str], forms: Sequence[Format]) -> Format:
     if missing := [key for key in form.keys if key not in found]:
         known = " or ".join(f"{form.name} ({', '.join(form.keys)})" for form in forms)
         held = ", ".join([*map(str, found)][:20]) or "nothing"
-        near = f"as a file of {form.name} format it lacks {', '.join(missing)}"
+        near = f"as a file of the format {form.name} it lacks {', '.join(missing)}"
         what = near if len(missing) < len(form.keys) else "it is of no format that is read"
         raise ValueError(f"{what}; it has: {held}. Formats that are read: {known}")
     return form

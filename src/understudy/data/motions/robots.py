@@ -46,9 +46,7 @@ class Robot:
             self.model = _bones(mujoco.MjSpec.from_file(str(self.path))).compile()
         except ValueError as error:
             said = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"{self.path} is not a model that MuJoCo reads ({said}): name a robot's MJCF or URDF file"
-            ) from error
+            raise ValueError(f"{self.path} is not a model for MuJoCo ({said}): name MJCF or URDF") from error
         model, kinds = self.model, mujoco.mjtJoint
         hinge, slide, loose = (int(x) for x in (kinds.mjJNT_HINGE, kinds.mjJNT_SLIDE, kinds.mjJNT_FREE))
         moving = [i for i in range(model.njnt) if model.jnt_type[i] in (hinge, slide)]
@@ -161,8 +159,9 @@ def _find(source: str) -> Path:
 def _bones(spec: Any) -> Any:
     """The model without what has no say in kinematics, its root free."""
     for kind in (
-        spec.geoms, spec.sites, spec.meshes, spec.sensors, spec.actuators, spec.cameras, spec.lights, spec.materials, spec.textures,
-        spec.hfields, spec.skins, spec.keys, spec.equalities, spec.tendons, spec.excludes, spec.pairs, spec.tuples,
+        spec.geoms, spec.sites, spec.meshes, spec.hfields, spec.skins, spec.materials, spec.textures, spec.sensors,
+        spec.actuators, spec.tendons, spec.equalities, spec.excludes, spec.pairs, spec.tuples, spec.keys, spec.cameras,
+        spec.lights,
     ):  # fmt: skip
         for element in list(kind):
             spec.delete(element)
