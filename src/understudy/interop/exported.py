@@ -54,46 +54,90 @@ def read_onnx(path: Path, options: Mapping[str, str], allow: Collection[str] = (
     import onnx
     import onnxruntime
 
-    with parsing(path, _REMEDY, CheckpointError):
-        content = onnx.load(str(path)).SerializeToString()
-        threads = onnxruntime.SessionOptions()
-        threads.intra_op_num_threads, threads.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(content, threads, ["CPUExecutionProvider"], enable_fallback=0)
-        outputs = [x.name for x in session.get_outputs()]
-        action = next((name for name in ("action", "actions") if name in outputs), outputs[0])
-        told = session.get_modelmeta().custom_metadata_map.get(METADATA)
-        seen: dict[str, spaces.Space[Any]] = {}
-        states: dict[str, tuple[int, ...]] = {}
-        rows = []
-        for x in session.get_inputs():
-            shape = [*x.shape]
-            if x.name.endswith("_in") and f"{x.name[:-3]}_out" in outputs:
-                rows.append(_rows(shape, 1 if len(shape) == 3 else 0, x.name))
-                states[x.name] = tuple(shape)
-            else:
-                rows.append(_rows(shape, 0, x.name))
-                pixels = x.type == "tensor(uint8)"
-                low, high, kind = (0, 255, np.uint8) if pixels else (-np.inf, np.inf, np.float32)
-                seen[x.name] = spaces.Box(low, high, tuple(shape), kind)
-        if max(rows, default=0) > 1:
-            raise ValueError(f"its inputs have {max(rows)} rows; export it with one, or with a dynamic batch")
-        last = next(x for x in session.get_outputs() if x.name == action)
-        if told is None and (last.type != "tensor(float)" or not isinstance(last.shape[-1], int)):
-            raise ValueError(f"its output {action!r} is {last.type} {last.shape}, not actions [N, A]")
-    names = [*seen, *states]
-    wanted = [action, *(f"{name[:-3]}_out" for name in states)]
-    if told is None:
-        groups = {"policy" if name == "obs" else name: x for name, x in seen.items()}
-        keys = tuple((name,) for name in groups)
-        signature = _Signature(spaces.Dict(groups), keys, unbounded(last.shape[-1]), [*states.values()])
-    else:
-        signature = _our_signature(path, told, [*states.values()])
+    def session_of(model: Any) -> Any:
+        quiet = onnxruntime.SessionOptions()
+        quiet.intra_op_num_threads, quiet.log_severity_level = 1, 4
+        content = model.SerializeToString()
+        return onnxruntime.InferenceSession(content, quiet, ["CPUExecutionProvider"], enable_fallback=0)
 
+    with parsing(path, _REMEDY, CheckpointError):
+        model = onnx.load(str(path))
+        session = session_of(model)
+        signature, names, wanted, rows = _onnx_signature(path, session)
+    policy = _policy(path, signature, _onnx_call(session, names, wanted), one_row=rows == 1)
+    if rows == 1:  # most of what exporters write with one row computes many as well
+        try:
+            wide = _policy(path, signature, _onnx_call(session_of(_widened(model)), names, wanted), one_row=False)
+            if _same_answers(policy, wide):
+                return wide
+        except Exception:  # a size is written into the graph: row by row, then
+            return policy
+    return policy
+
+
+def _onnx_signature(path: Path, session: Any) -> tuple[_Signature, list[str], list[str], int]:
+    """The signature, the names of inputs and outputs in its order, and the fixed number of rows, 0 for any."""
+    outputs = [x.name for x in session.get_outputs()]
+    action = next((name for name in ("action", "actions") if name in outputs), outputs[0])
+    told = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    seen: dict[str, spaces.Space[Any]] = {}
+    states: dict[str, tuple[int, ...]] = {}
+    rows = [0]
+    for x in session.get_inputs():
+        shape = [*x.shape]
+        if x.name.endswith("_in") and f"{x.name[:-3]}_out" in outputs:
+            rows.append(_rows(shape, 1 if len(shape) == 3 else 0, x.name))
+            states[x.name] = tuple(shape)
+        else:
+            rows.append(_rows(shape, 0, x.name))
+            pixels = x.type == "tensor(uint8)"
+            low, high, kind = (0, 255, np.uint8) if pixels else (-np.inf, np.inf, np.float32)
+            seen[x.name] = spaces.Box(low, high, tuple(shape), kind)
+    if max(rows) > 1:
+        raise ValueError(f"its inputs have {max(rows)} rows; export it with one, or with a dynamic batch")
+    last = next(x for x in session.get_outputs() if x.name == action)
+    names, wanted = [*seen, *states], [action, *(f"{name[:-3]}_out" for name in states)]
+    if told is not None:
+        return _our_signature(path, told, [*states.values()]), names, wanted, max(rows)
+    if last.type != "tensor(float)" or not isinstance(last.shape[-1], int):
+        raise ValueError(f"its output {action!r} is {last.type} {last.shape}, not actions [N, A]")
+    groups = {"policy" if name == "obs" else name: x for name, x in seen.items()}
+    keys = tuple((name,) for name in groups)
+    signature = _Signature(spaces.Dict(groups), keys, unbounded(last.shape[-1]), [*states.values()])
+    return signature, names, wanted, max(rows)
+
+
+def _onnx_call(session: Any, names: list[str], wanted: list[str]) -> Call:
     def call(observations: list[Tensor], state: list[Tensor]) -> list[Tensor]:
         arrays = [x.numpy(force=True) for x in (*observations, *state)]
         return [torch.from_numpy(np.asarray(x)) for x in session.run(wanted, dict(zip(names, arrays)))]
 
-    return _policy(path, signature, call, one_row=max(rows) == 1)
+    return call
+
+
+def _widened(model: Any) -> Any:
+    """The graph with any number of rows in place of one."""
+    for x in (*model.graph.input, *model.graph.output):
+        sizes = x.type.tensor_type.shape.dim
+        sizes[1 if len(sizes) == 3 and x.name.endswith(("_in", "_out")) else 0].dim_param = "batch"
+    del model.graph.value_info[:]
+    return model
+
+
+def _same_answers(one: ActingPolicy, other: ActingPolicy) -> bool:
+    """Whether both do the same with a few rows, and end in the same state."""
+    generator = torch.Generator().manual_seed(0)
+    obs, state = one.blank_observation(5), one.initial_state(5)
+    for key in one.sensor_keys:
+        x: Tensor = obs[key]
+        obs[key] = torch.randn(x.shape, generator=generator) if x.is_floating_point() else x
+    for _ in range(2):
+        (x, after), (y, other_after) = one.act(obs, state), other.act(obs, state)
+        pairs = [(x, y)] if after is None or other_after is None else [(x, y), (after, other_after)]
+        if not all(a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5) for a, b in pairs):
+            return False
+        state = after
+    return True
 
 
 def _rows(shape: list[Any], axis: int, name: str) -> int:
