@@ -94,12 +94,13 @@ def test_opcodes_that_call_build_or_corrupt_are_refused(
     assert not Path("ran").exists()
 
 
-def test_torchscript_and_onnx_are_no_checkpoints(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_not_loaded_unasked(tmp_path: Path) -> None:
     path, buffer = tmp_path / "a.pt", io.BytesIO()
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(CheckpointError, match=r"a\.pt is damaged or of another format"):
-        us.load(path)
+    for load in (us.load, lambda file: us.evaluate(file, env=us.EnvConfig(id="PointMass"))):
+        with pytest.raises(CheckpointError, match=r"a\.pt is a TorchScript program.*--allow-import torch\.jit"):
+            load(path)
 
 
 def test_yaml_tags_do_not_run(run: Path, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def _check_alike(policy: ActorCritic, source: ActorCritic, who: str, *, actor: b
         for what, (x, y) in pairs.items():
             same = x.shape == y.shape
             error = float(((x - y).abs() / y.abs().clamp(min=1.0)).max()) if same else math.inf
-            worst[what] = max(worst.get(what, 0.0), error)
+            worst[what] = max(worst.get(what, 0.0), math.inf if math.isnan(error) else error)
     wrong = {what: error for what, error in worst.items() if not error <= TOLERANCE}
     if wrong:
         what, error = next(iter(wrong.items()))
