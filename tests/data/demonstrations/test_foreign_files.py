@@ -217,7 +217,7 @@ def test_keys_of_a_dict_become_the_groups_of_the_environment(tmp_path: Path, gro
     expected = {3: state, 2: -state[:, :2]}
     for name in set(found.keys()):
         assert found[name].tolist() == expected[found[name].shape[-1]].tolist()
-    with pytest.raises(ValueError, match=r"or name its keys in env\.groups"):
+    with pytest.raises(ValueError, match=r"name its keys in env\.groups, or join its vectors \(file_observations\)"):
         load(path, observation_space=space)
 
 

@@ -296,7 +296,7 @@ def _match(
             has = ", ".join("/".join(place) or "one plain array" for place in recording.shapes)
             raise ValueError(
                 f"{recording.source} has no observation {'/'.join(key)!r}: it has {has}. Record it in this environment "
-                "with the same observation groups, or name its keys in env.groups"
+                "with the same observation groups, name its keys in env.groups, or join its vectors (file_observations)"
             )
         target = _Target(key, found, space, array_dtype(space), span)
         expected = target.shape if span is None else (sum(sizes.values()),)

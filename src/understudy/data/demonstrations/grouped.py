@@ -26,6 +26,7 @@ _MANISKILL = {
     "observations": "obs", "actions": "actions", "rewards": "rewards", "terminations": "terminated",
     "truncations": "truncated", "success": "success"
 }  # fmt: skip
+_SMALL = 2**20  # bytes: reading less than this as a whole is faster than choosing rows of it
 _FLAGS = ("terminations", "truncations", "dones", "success")
 
 
@@ -68,9 +69,10 @@ class _Groups:
         import h5py
 
         dataset = self.check(trajectory, opened or self.open(trajectory, name), name)
-        if dataset.id.dtype.kind not in "biuf":
+        dtype = dataset.id.dtype  # each look at it takes as long as the reading
+        if dtype.kind not in "biuf":
             return np.asarray(dataset[()])
-        values = np.empty(dataset.id.shape, dataset.id.dtype)
+        values = np.empty(dataset.id.shape, dtype)
         dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)  # `dataset[()]` takes three times as long
         return values
 
@@ -266,10 +268,12 @@ def _grouped(
         if following is None:
             return np.concatenate((values, values[-1:]))
         last = groups.open(trajectory, name := "/".join((following, *place)))
-        if last.shape != rows.shape:
+        if last.id.shape != rows.id.shape:
             raise ValueError(
                 f"{groups.path}: trajectory {trajectory}: {name} has shape {last.shape}, expected {rows.shape}: {AGAIN}"
             )
+        if values.nbytes < _SMALL:
+            return np.concatenate((values, groups.read(trajectory, name, last)[T - 1 :]))
         return np.concatenate((values, groups.check(trajectory, last, name, rows=1)[T - 1 :]))
 
     if len(groups) and not following and all(_rows(dataset) != lengths[0] + 1 for dataset in found.values()):

@@ -20,7 +20,7 @@ from understudy.data.demonstrations.images import decode, image_size
 from understudy.data.demonstrations.recording import Recording, first_rows
 from understudy.data.npz import AGAIN
 
-_NAMES = {"actions": "action", "rewards": "next.reward", "dones": "next.done"}
+_SCALARS = ("episode_index", "frame_index", "next.reward", "next.done", "next.success")
 
 
 @contextmanager
@@ -33,11 +33,12 @@ def open_lerobot(folder: Path) -> Iterator[Recording]:
     require_arrow()
     info = _info(folder)
     table = _Table(folder)
-    lengths, holes = _lengths(folder, table, info)
-    columns: dict[str, Any] = {"lengths": lengths}
-    for ours, theirs in _NAMES.items():
-        if theirs in table.types:
-            columns[ours] = _Column(table, theirs, info["features"])
+    scalars = table.scalars()
+    lengths, holes = _lengths(folder, scalars, info)
+    columns: dict[str, Any] = {"lengths": lengths, "actions": _Column(table, "action", info["features"])}
+    for ours, theirs in (("rewards", "next.reward"), ("dones", "next.done")):
+        if theirs in scalars:
+            columns[ours] = scalars[theirs]
     for key, feature in info["features"].items():
         if key.split(".")[0] == "observation" and feature["dtype"] in ("video", "image", *_NUMBERS):
             columns["/".join(("observations", *key.split(".")[1:]))] = (
@@ -52,8 +53,8 @@ def open_lerobot(folder: Path) -> Iterator[Recording]:
     if holes:
         remarks.append(f"lacks frames in {len(holes)} episodes (the first: episode {holes[0]}), which jump there")
     success = None
-    if "next.success" in table.types:
-        success = np.asarray(table.whole("next.success")[np.cumsum(lengths) - 1]).astype(bool)
+    if "next.success" in scalars:
+        success = scalars["next.success"][np.cumsum(lengths) - 1].astype(bool).reshape(-1)
     yield replace(
         recording,
         kind=f"LeRobot {info['codebase_version']}",
@@ -121,32 +122,42 @@ class _Table:
             k += 1
         return found
 
-    def whole(self, name: str) -> np.ndarray:
-        """A column of one number in each row."""
-        return np.concatenate(self.pieces(name, 0, self.rows))
+    def scalars(self) -> dict[str, np.ndarray]:
+        """The columns of one number in each row, read at once, as each pass over the files takes its time."""
+        for name in (*_SCALARS[:2], "action"):
+            if name not in self.types:
+                raise ValueError(f"{self.folder} has no {name}: it holds {', '.join(self.types)}; {AGAIN}")
+        table = self._table([name for name in _SCALARS if name in self.types])
+        return {
+            name: np.concatenate([dense(chunk, f"{self.folder}: {name}") for chunk in table.column(name).chunks])
+            for name in table.column_names
+        }
 
     def _read(self, name: str) -> tuple[np.ndarray, list[Any]]:
-        """First rows of a column's chunks, and the chunks. Raises ValueError for more values than files can mean."""
+        """First rows of a column's chunks, and the chunks."""
         import pyarrow as pa
 
-        groups = [footer.row_group(g) for footer in self.footers for g in range(footer.num_row_groups)]
-        paths = [groups[0].column(c).path_in_schema for c in range(groups[0].num_columns)] if groups else []
-        places = [c for c, path in enumerate(paths) if path == name or path.startswith(f"{name}.")]
-        check_unpacked(self.folder, self.size, 8 * sum(group.column(c).num_values for group in groups for c in places))
-        chunks = self.dataset.to_table(columns=[name]).column(0).chunks
+        chunks = self._table([name]).column(0).chunks
         if not pa.types.is_struct(self.types[name]):
             chunks = [dense(chunk, f"{self.folder}: {name}") for chunk in chunks]
             if len({chunk.shape[1:] for chunk in chunks}) > 1:
                 raise ValueError(f"{self.folder}: {name} differs in shape between its files; {AGAIN}")
         return first_rows(np.array([len(chunk) for chunk in chunks], dtype=np.int64)), chunks
 
+    def _table(self, names: list[str]) -> Any:
+        """These columns as Arrow has them. Raises ValueError for more values than the files can mean."""
+        groups = [footer.row_group(g) for footer in self.footers for g in range(footer.num_row_groups)]
+        paths = [groups[0].column(c).path_in_schema for c in range(groups[0].num_columns)] if groups else []
+        places = [
+            c for c, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in names)) or path in names
+        ]
+        check_unpacked(self.folder, self.size, 8 * sum(group.column(c).num_values for group in groups for c in places))
+        return self.dataset.to_table(columns=names)
 
-def _lengths(folder: Path, table: _Table, info: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
+
+def _lengths(folder: Path, scalars: dict[str, np.ndarray], info: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
     """Steps of each episode, and the episodes that lack frames."""
-    for name in ("episode_index", "frame_index", "action"):
-        if name not in table.types:
-            raise ValueError(f"{folder} has no {name}: it holds {', '.join(table.types)}; {AGAIN}")
-    episode, frame = table.whole("episode_index"), table.whole("frame_index")
+    episode, frame = scalars["episode_index"], scalars["frame_index"]
     first = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1) != 0)
     lengths = np.diff(np.append(first, len(episode)))
     if (told := info.get("total_episodes", len(first))) != len(first) or (episode[first] != np.arange(told)).any():
