@@ -256,6 +256,9 @@ DAMAGES: dict[str, tuple[str, bytes, str]] = {
     "npy": ("m.npy", robots.amp_rsl_rl(walk())[:200], "m.npy"),
     "a trap": ("m.pkl", robots.gmr(walk(), fps=Trap()), "builtins.print. None of it was run"),
     "a trap in an array": ("m.npy", robots.amp_rsl_rl(walk(), fps=Trap()), "builtins.print. None of it was run"),
+    "another version": (
+        "m.pkl", robots.gmr(walk()).replace(b"(K\x01K", b"(K\x81K"), "an array of version 129. None of it was run",
+    ),
     "bz2": ("m.pkl", b"BZh91AY&SY", "is packed with bz2: write it with joblib.dump"),
     "bomb": ("m.pkl", zlib.compress(bytes(300 << 20), 9), "claims 0.3 GiB in .* bytes"),
 }  # fmt: skip

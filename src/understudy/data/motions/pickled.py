@@ -66,7 +66,9 @@ class _Array:
                 file.read(int.from_bytes(file.read(1), "little"))
             self.fill(file.read(_size(shape, dtype)), dtype, shape, fortran)
         else:
-            _, shape, dtype, fortran, data = state
+            version, shape, dtype, fortran, data = state
+            if version != 1:
+                raise pickle.UnpicklingError(f"an array of version {str(version)[:20]}")
             if isinstance(data, list) and shape in ((), (len(data),)):  # of objects
                 self.objects, self.single = data, shape == ()
             else:
