@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from understudy.data.motions.fields import conjugate, rotate
+
 ROBOT = """<mujoco><compiler angle="radian"/><worldbody><geom type="plane" size="5 5 .1"/>
 <body name="pelvis" pos="0 0 .6"><freejoint name="root"/><geom size=".1"/>
   <body name="left_thigh" pos="0 .1 0">
@@ -131,7 +133,7 @@ def loco_mujoco(model: Any, motion: Walk, edges: tuple[int, ...], **changes: Any
     """`Trajectory.save` of LocoMuJoCo 1.0: static and dynamic arrays, and None as pickled objects."""
     bodies = kinematics(model, motion)
     F = len(motion.pos)
-    local = np.zeros((F, 3))
+    local = rotate(conjugate(motion.quat.astype(float)), bodies["body_ang_vel_w"][:, 0])  # as MuJoCo has it
     return npz(
         {
             "qpos": np.concatenate((motion.pos, motion.quat, motion.angles), axis=1),

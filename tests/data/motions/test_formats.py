@@ -15,6 +15,7 @@ import pytest
 from tests.data.motions import robots
 from tests.data.motions.robots import JOINTS, Walk, walk
 
+from understudy.data.motions.convert import convert
 from understudy.data.motions.fields import FieldTable, multiply, rotate
 from understudy.data.motions.files import MotionClip, read_motions
 from understudy.data.motions.options import ReadOptions
@@ -113,7 +114,12 @@ def test_loco_mujoco_keeps_clips_apart_and_bodies_named(tmp_path: Path) -> None:
     log = robots.kinematics(MODEL, walk())
     table = FieldTable("", second.fields, second.frames, second.frame_time)
     np.testing.assert_array_equal(table["torso_pos_z_w"], log["body_pos_w"][15:, 5, 2])
-    assert "root_ang_vel_x_b" in first.fields
+    spin = [f"root_ang_vel_{axis}_w" for axis in "xyz"]
+    np.testing.assert_allclose(table.select(spin), log["body_ang_vel_w"][15:, 0], atol=1e-6)
+    convert(path, tmp_path / "again.npz", options(tmp_path), to="loco-mujoco", clip="walks 1")
+    (again,) = read_motions(tmp_path / "again.npz")
+    table = FieldTable("", again.fields, again.frames, again.frame_time)
+    np.testing.assert_allclose(table.select(spin), log["body_ang_vel_w"][15:, 0], atol=1e-6)
     assert "world_pos_x_w" not in first.fields
 
 
