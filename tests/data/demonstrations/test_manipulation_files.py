@@ -256,9 +256,16 @@ def short(file: Any) -> None:
 
 
 def empty(file: Any) -> None:
+    file["data/demo_1"].attrs["num_samples"] = 0
     for name in ("actions", "rewards", "dones"):
         del file[f"data/demo_1/{name}"]
         file[f"data/demo_1/{name}"] = np.zeros((0, 2))
+
+
+def shorter(file: Any) -> None:
+    kept = file["data/demo_10/actions"][:-1]
+    del file["data/demo_10/actions"]
+    file["data/demo_10/actions"] = kept
 
 
 def lacking(file: Any) -> None:
@@ -301,6 +308,7 @@ def named(file: Any) -> None:
         (mixed, "trajectory 1 has 1 actions and 7 obs/eef"),
         (short, r"trajectory 1: next_obs/eef has shape \(7, 3\), expected \(1, 3\)"),
         (empty, "trajectory 1 has no steps: drop it from the file"),
+        (shorter, "trajectory 2 has 3 actions, its num_samples says 4"),
         (lacking, "trajectory 2 has no rewards"),
         (elsewhere, "data/demo_10 lies in another file, which is not followed"),
         (all_elsewhere, "data lies in another file, which is not followed"),

@@ -134,7 +134,15 @@ def robomimic(path: Path, file: Any, claims: Claims) -> Recording:
     recorder = name.startswith("Isaac-") or not groups.has(0, "dones")
     metadata = {"env": f"isaaclab:{name}"} if name.startswith("Isaac-") else {"env": name} if kind == 2 and name else {}
     recording = _grouped(groups, _ROBOMIMIC, metadata, "Isaac Lab HDF5" if recorder else "robomimic HDF5")
-    recording = replace(recording, subsets=_masks(file, claims, groups), success=_success_attributes(groups))
+    counts, success = _attribute(groups, b"num_samples"), _attribute(groups, b"success")
+    if counts is not None and (wrong := np.flatnonzero(counts != recording.lengths)).size:
+        k = int(wrong[0])
+        raise ValueError(
+            f"{path}: trajectory {k} has {recording.lengths[k]} actions, its num_samples says {counts[k]}: {AGAIN}"
+        )
+    recording = replace(
+        recording, subsets=_masks(file, claims, groups), success=None if success is None else success > 0
+    )
     if name and not metadata:
         recording.metadata["made_in"] = name
     said = "does not tell ends of the task from time limits (dones): all count as ends of the task"
@@ -166,19 +174,19 @@ def _masks(file: Any, claims: Claims, groups: _Groups) -> dict[str, np.ndarray]:
     return masks
 
 
-def _success_attributes(groups: _Groups) -> np.ndarray | None:
+def _attribute(groups: _Groups, name: bytes) -> np.ndarray | None:
+    """A whole number or flag that every trajectory's group has as an attribute, `[K]`; None if some have none."""
     import h5py
 
-    def told(group: Any) -> bool:
-        attribute = h5py.h5a.open(group, b"success")
+    def told(group: Any) -> int:
+        attribute = h5py.h5a.open(group, name)
         if attribute.shape != () or attribute.dtype.kind not in "biu":
-            raise ValueError(f"{groups.path}: success of a demonstration should be one flag; {AGAIN}")
+            raise ValueError(f"{groups.path}: {name.decode()} of a demonstration should be one number; {AGAIN}")
         value = np.zeros((), attribute.dtype)
         attribute.read(value)
-        return bool(value)
+        return int(value)
 
-    told_by = [h5py.h5a.exists(group, b"success") for group in groups.ids]
-    return np.array([told(group) for group in groups.ids]) if all(told_by) else None
+    return np.array([told(g) for g in groups.ids]) if all(h5py.h5a.exists(g, name) for g in groups.ids) else None
 
 
 def maniskill(path: Path, file: Any, claims: Claims) -> Recording:

@@ -151,8 +151,17 @@ class _Table:
         places = [
             c for c, path in enumerate(paths) if path.startswith(tuple(f"{name}." for name in names)) or path in names
         ]
-        check_unpacked(self.folder, self.size, 8 * sum(group.column(c).num_values for group in groups for c in places))
+        values = sum(group.column(c).num_values for group in groups for c in places)
+        width = max(_width(self.types[name]) for name in names)
+        check_unpacked(self.folder, self.size, 8 * max(values, self.rows * width))
         return self.dataset.to_table(columns=names)
+
+
+def _width(kind: Any) -> int:
+    """How many numbers a row claims to have, where its type says so."""
+    import pyarrow as pa
+
+    return int(kind.list_size) * _width(kind.value_type) if pa.types.is_fixed_size_list(kind) else 1
 
 
 def _lengths(folder: Path, scalars: dict[str, np.ndarray], info: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
