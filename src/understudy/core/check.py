@@ -162,7 +162,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def checked(function: F) -> F:
     """A public function that names what an unknown option should be called, and checks values as a `Config` does.
 
-    Values are checked where their annotations can be resolved. Raises TypeError and ValueError as `Config` does.
+    Checked are numbers, texts and choices, where annotations can be resolved; the function knows its objects better.
+    Raises TypeError and ValueError as `Config` does.
     """
     known = inspect.signature(function).parameters
 
@@ -175,11 +176,17 @@ def checked(function: F) -> F:
                 raise TypeError(f"{function.__name__} has no option {name!r}; {meant}")
         hints = _hints_of_call(function)
         for name, value in (*zip(known, arguments), *options.items()):
-            if value is not known[name].default:
-                fit(hints.get(name, Any), value, f"{function.__name__}: {name}")
+            if value is not known[name].default and _plain(kind := hints.get(name, Any)):
+                fit(kind, value, f"{function.__name__}: {name}")
         return function(*arguments, **options)
 
     return cast(F, call)
+
+
+def _plain(kind: Any) -> bool:
+    """Whether an annotation names no class but Python's own."""
+    members = typing.get_args(kind)
+    return all(map(_plain, members)) if members else not isinstance(kind, type) or kind.__module__ == "builtins"
 
 
 @functools.cache

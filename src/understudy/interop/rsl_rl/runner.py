@@ -194,10 +194,12 @@ class Runner:
     def _build(self, teachers: tuple[str, ...]) -> None:
         """Config, policy and PPO; a distillation's only once its teacher is known."""
         config = from_config(_with_iterations(self.cfg), env=self.env, teachers=teachers)
+        silent = dataclasses.replace(config.logging, tensorboard=False, wandb=False)
         config = dataclasses.replace(
             config,
             device=self.device,
             run_dir=self.log_dir,
+            logging=config.logging if self.log_dir else silent,
             evaluation=dataclasses.replace(config.evaluation, episodes=0),
             checkpoint=dataclasses.replace(config.checkpoint, interval=None),
             ppo=self._dividing(config),
