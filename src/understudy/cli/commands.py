@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import json as json_text
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +19,7 @@ from understudy.cli import USER_ERROR
 from understudy.cli.usage import USAGE, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
+from understudy.core.quiet import quiet
 from understudy.core.registry import Registry, load_object
 from understudy.data.motions.options import MotionFormat, ReadOptions
 from understudy.version import __version__
@@ -441,17 +441,17 @@ def inspect_demonstrations(
     from understudy.data.demonstrations.report import describe, draw, fit_environment, read_report
     from understudy.envs.registry import EnvConfig
 
-    logging.getLogger("understudy").setLevel(logging.ERROR)  # what would be warned of is in the text
-    report = read_report(file, subset)
-    print(describe(report))
-    if output is not None:
-        print(f"picture: {draw(report, output)}")
-    if env.id is not None:
-        tried = EnvConfig(id=env.id, num_envs=1, groups=env.groups)
-        said, problems = fit_environment(report, file, tried, subset, file_observations)
-        if problems:
-            raise ValueError("\n".join((f"these demonstrations do not fit {env.id} ({said}):", *problems)))
-        print(f"fits {env.id}: {said}")
+    with quiet("understudy"):  # what would be warned of is in the text
+        report = read_report(file, subset)
+        print(describe(report))
+        if output is not None:
+            print(f"picture: {draw(report, output)}")
+        if env.id is not None:
+            tried = EnvConfig(id=env.id, num_envs=1, groups=env.groups)
+            said, problems = fit_environment(report, file, tried, subset, file_observations)
+            if problems:
+                raise ValueError("\n".join((f"these demonstrations do not fit {env.id} ({said}):", *problems)))
+            print(f"fits {env.id}: {said}")
 
 
 @command("list")

@@ -6,10 +6,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import logging
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from understudy.core.borders import parse_json, parsing
 from understudy.core.check import fit
 from understudy.core.extras import require
 from understudy.core.files import replacing
+from understudy.core.quiet import quiet
 from understudy.core.sanity import without_faults
 from understudy.core.spaces import Key, classes_of, shape_of
 from understudy.envs.observations import Segments
@@ -185,7 +184,7 @@ def _write_onnx(policy: Policy, path: Path, metadata: str) -> Act:
     state_in, state_out = (["state_in"], ["state_out"]) if deployed.state_size else ([], [])
     example = tuple(_example(policy))
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
+    with warnings.catch_warnings(), quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             deployed,
@@ -243,19 +242,6 @@ def _write_safetensors(policy: Policy, path: Path, metadata: str) -> Act:
         return lambda inputs: list(DeployedPolicy(policy)(*inputs))
     loaded = DeployedPolicy(read_safetensors(path, allow=policy.built_from.modules))
     return lambda inputs: list(loaded(*inputs))
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Loggers that only speak of errors for a while."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 # ---------------------------------------------------------------------------------------------------- checking
