@@ -215,7 +215,7 @@ def recipe_case(name: str, inputs: Inputs) -> dict[str, Any]:
             config = dataclasses.replace(config, total_steps=100)
     elif name == "dagger":
         config = make("PointMass", expert=inputs.teacher("ppo", env_id="PointMass"))
-    elif name in ("tppo", "distill", "estimator-tppo"):
+    elif name in ("tppo", "distill", "distill-then-ppo", "estimator-tppo"):
         config = make(teachers=(inputs.teacher("mujoco", env_id="Hopper-v5"),))
     elif name == "go1-student":
         config = make(teachers=(inputs.teacher("go1-teacher"),))

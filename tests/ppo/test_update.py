@@ -197,3 +197,16 @@ def test_a_policy_loads_without_it(own: None, tmp_path: Path, fresh: Fresh) -> N
     )
     code = f"import sys, understudy as us; us.load({str(run.path)!r}); assert 'own_losses' not in sys.modules"
     fresh("-c", code, cwd=Path("/"))
+
+
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_passes_share_their_minibatches_unless_they_are_reshuffled(reshuffle: bool) -> None:
+    env = us.make_env("CartPole-v1", 2, seed=0)
+    policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
+    ppo = us.PPO(env, policy, us.PPOConfig(num_steps=16, minibatches=4, epochs=3, reshuffle=reshuffle), seed=0)
+    ppo.iterate()
+    seen = [batch["log_prob"].sort().values for batch in ppo._epochs(ppo.collector.data, False)]
+    passes = [torch.stack(seen[i : i + 4]) for i in (0, 4, 8)]
+    assert all(torch.equal(x.sort().values.flatten().sort().values, passes[0].flatten().sort().values) for x in passes)
+    assert torch.equal(passes[0], passes[1]) is not reshuffle
+    assert torch.equal(passes[0], passes[2]) is not reshuffle

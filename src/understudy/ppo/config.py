@@ -26,6 +26,9 @@ class PPOConfig(Config):
     """Passes over the rollout."""
     minibatches: Annotated[int, In(1, 100_000)] = 4
     """Minibatches per pass; must divide T x N (feed-forward) or N (recurrent: whole environment columns)."""
+    reshuffle: bool = True
+    """Sort the rows into other minibatches in each pass; False: into the same ones in all passes of an iteration, as
+    rsl_rl does."""
     surrogate: str = "clip"
     """Loss of a sample: clip (PPO's clipped ratio), a2c (plain policy gradient, with epochs 1 and minibatches 1), or
     "module:function" of your own."""

@@ -45,12 +45,16 @@ class Minibatches:
         # a surrogate of the user's own may read what parts may read
         self.whole = config.surrogate not in SURROGATES or any(isinstance(x, Losses | Weights) for x in parts.values())
 
-    def epoch(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
-        """Every row of the rollout `[T, N]` once, in an order of this epoch's own."""
+    def order(self, rollout: TensorDict) -> Tensor:
+        """The rows of the rollout `[T, N]`, or its columns for a recurrent policy, as minibatches `[M, B]`."""
         T, N = rollout.batch_size
         count = N if self.policy.recurrent else T * N
         order = torch.randperm(count, generator=self.generator, device=self.generator.device)
-        order = order.view(self.config.minibatches, -1)  # [M, B]
+        return order.view(self.config.minibatches, -1)
+
+    def epoch(self, rollout: TensorDict, masked: bool, order: Tensor | None = None) -> Iterator[Batch]:
+        """Every row of the rollout `[T, N]` once, in this `order` or in one of this epoch's own."""
+        order = self.order(rollout) if order is None else order
         epoch = {name: self._shuffle(rollout, name, order) for name in self._names(rollout)}
         if masked:
             epoch["mask"] = self._shuffle(rollout, "valid", order)

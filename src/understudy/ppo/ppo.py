@@ -237,11 +237,12 @@ class PPO:
 
     def _epochs(self, rollout: TensorDict, masked: bool) -> Iterator[Batch]:
         """The minibatches of all epochs."""
+        order = None if self.config.reshuffle else self.minibatches.order(rollout)
         for epoch in range(self.config.epochs):
             if epoch and self.config.recompute_advantage:  # with the critic as it is now; rewards and log-probs stay
                 self.collector.evaluate(values_only=True)
                 self._advantages(rollout, masked)
-            yield from self.minibatches.epoch(rollout, masked)
+            yield from self.minibatches.epoch(rollout, masked, order)
 
     def observe(self, metrics: Mapping[str, float]) -> None:
         """Let what waits for a metric see host metrics: `iterate` calls it with its own, a loop with evaluations."""

@@ -159,6 +159,7 @@ def _ppo(block: Block, num_steps: int, *, recent: bool, apart: bool) -> PPOConfi
         num_steps=num_steps,
         epochs=block.take("num_learning_epochs", int, 5 if recent else 1),
         minibatches=block.take("num_mini_batches", int, 4 if recent else 1),
+        reshuffle=False,
         clip_epsilon=clip,
         value_clip=clip if clipped else None,
         value_coef=block.take("value_loss_coef", float, 1.0),
