@@ -160,6 +160,8 @@ CASES |= {f"{name}, traced float32": CASES[name] for name in ("plain", "together
 @contextmanager
 def precision(case: str) -> Iterator[None]:
     """All numbers in float64, the library's `.float()` included, unless the case says otherwise."""
+    for make_file in (contract.demonstrations, contract.motions):
+        make_file()  # once per process, so never in float64: a process that ran other tests has the float32 ones
     if case.endswith("float32"):
         yield
         return
