@@ -67,7 +67,7 @@ n_steps: ppo.num_steps; name: policy.memory; net_arch: policy.hidden_sizes polic
 policy.normalize_observations; norm_reward: ppo.reward_normalization; normalize_advantage:
 ppo.advantage_normalization; normalize_advantage_per_mini_batch: ppo.advantage_normalization; normalize_input:
 policy.normalize_observations; normalize_value: ppo.value_normalization; num_actors: env.num_envs;
-num_learning_epochs: ppo.epochs; num_mini_batches: ppo.minibatches ppo.reshuffle; num_outputs:
+num_learning_epochs: ppo.epochs; num_mini_batches: ppo.minibatches; num_outputs:
 RandomNetworkDistillationConfig.num_outputs; num_steps_per_env: ppo.num_steps; obs_normalization:
 policy.normalize_observations; obs_segments: env.segments; observation_preprocessor: policy.normalize_observations;
 optim: ppo.optimizer offline.learning_rate; optimizer: ppo.optimizer.kind; optimizer_class: ppo.optimizer.kind;
