@@ -536,8 +536,9 @@ def test_example_deploy_in_mujoco(elsewhere: Path) -> None:
     from understudy.tools.export import export_policy
 
     names = ["d", "a", "c", "b"]  # the policy's order; the model has another one
-    legs = "".join(LEG.format(name=name, x=x, y=y) for name, x, y in zip("abcd", (1, 1, -1, -1), (1, -1, 1, -1)))
-    (elsewhere / "stool.xml").write_text(STOOL.format(legs=legs.replace('"1 ', '".15 ').replace('"-1 ', '"-.15 ')))
+    corners = zip("abcd", (0.15, 0.15, -0.15, -0.15), (0.15, -0.15, 0.15, -0.15))
+    legs = "".join(LEG.format(name=name, x=x, y=y) for name, x, y in corners)
+    (elsewhere / "stool.xml").write_text(STOOL.format(legs=legs))
     terms = {"base_ang_vel": 3, "projected_gravity": 3, "joint_pos": 4, "joint_vel": 4, "actions": 4, "command": 3}
     robot = {
         "joint_names": names,

@@ -43,7 +43,7 @@ def test_what_is_trained_is_a_config(config: Any) -> None:
 @pytest.mark.parametrize("source", [None, 3, b"run", ["run"]])
 def test_a_run_is_a_path(source: Any, tmp_path: Path) -> None:
     for name, call in {"run": us.resume, "source": us.load}.items():
-        with pytest.raises(ValueError, match=f"{name} must be (text or be a Path|a Path or be text)"):
+        with pytest.raises(ValueError, match=f"{name} must be text or be a Path"):
             call(source)
     with pytest.raises(ValueError, match="run_or_policy must be text"):
         us.evaluate(source, env=us.EnvConfig(id="CartPole-v1"))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR
-from understudy.cli.usage import USAGE, WithoutRecipe
+from understudy.cli.usage import USAGE, Modules, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
 from understudy.core.quiet import quiet
@@ -49,7 +49,6 @@ OptionalPath = Annotated[
 """`--video PATH`, or `--video` alone for the empty path; None: the option is not there."""
 Flag = FlagCreatePairsOff[bool]
 RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
-Modules = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="MODULE")]
 Reading = Annotated[ReadOptions, arg(name="")]  # its options stand beside the command's own
 NOTHING_SAID = ReadOptions()
 

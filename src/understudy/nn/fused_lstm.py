@@ -100,27 +100,13 @@ def _restarted(h: Tensor, c: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @fused_lstm.register_fake
-def _(
-    x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, restart: Tensor
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, h: Tensor, c: Tensor, *_weights: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(*x.shape[:2], h.shape[-1]), torch.empty_like(c)
 
 
 @_backward.register_fake
-def _(
-    d_out: Tensor,
-    d_c: Tensor,
-    x: Tensor,
-    h: Tensor,
-    c: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    restart: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = (x, h, c, weight_ih, weight_hh, bias)
-    first, second, third, fourth, fifth, sixth = (torch.empty_like(y) for y in shapes)
-    return first, second, third, fourth, fifth, sixth
+def _(d_out: Tensor, d_c: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x) for x in inputs[:6])
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
