@@ -180,19 +180,26 @@ def make_env(
         env = make_envpool(id, num_envs, device, groups, options, max_episode_steps, seed)
     else:
         makes = [gymnasium_maker(id, options, max_episode_steps)] * num_envs
-        if chosen == "processes" or (backend == "auto" and num_envs > 1 and _is_slow(id, makes[0])):
+        if chosen == "processes" or (backend == "auto" and num_envs > 1 and _is_slow(id, options, makes[0])):
             env = process_vector_env(makes, device, groups, seed, timeout=worker_timeout)
         else:
             env = InProcessVectorEnv(makes, device, groups, seed)
     return with_groups(env, segments=segments)
 
 
-def _is_slow(id: str, make: Callable[[], gym.Env[Any, Any]]) -> bool:
+_SECONDS: dict[str, float] = {}
+"""What a step takes, by id and options: measured once, though every evaluation builds its environment anew."""
+
+
+def _is_slow(id: str, options: Mapping[str, Any], make: Callable[[], gym.Env[Any, Any]]) -> bool:
     """Whether a step takes so long that a process for each copy pays."""
-    seconds = seconds_per_step(make) if cores() > 1 else 0.0
-    if seconds >= STEP_PAYS_FROM:
-        logger.info("%s: a step takes %.1f ms, so each copy runs in a process of its own", id, 1e3 * seconds)
-    return seconds >= STEP_PAYS_FROM
+    if cores() == 1:
+        return False
+    if (key := f"{id} {options}") not in _SECONDS:
+        _SECONDS[key] = seconds_per_step(make)
+        if _SECONDS[key] >= STEP_PAYS_FROM:
+            logger.info("%s: a step takes %.1f ms: a process for each copy", id, 1e3 * _SECONDS[key])
+    return _SECONDS[key] >= STEP_PAYS_FROM
 
 
 def backend_of(config: EnvConfig, env: VecEnv) -> str:
