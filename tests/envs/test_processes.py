@@ -94,6 +94,16 @@ def test_auto_takes_processes_for_slow_steps_only(monkeypatch: pytest.MonkeyPatc
         env.close()
 
 
+def test_a_step_is_measured_once_for_an_id_and_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr("understudy.envs.registry.cores", lambda: 2)
+    monkeypatch.setattr("understudy.envs.registry._SECONDS", {})
+    monkeypatch.setattr("understudy.envs.registry.seconds_per_step", lambda make: float(bool(measured.append(make))))
+    for options in ({"at": 1}, {"at": 1}, {"at": 2}):
+        us.make_env("tests.envs.slow_env:Slow-v0", 2, env_kwargs=options).close()
+    assert len(measured) == 2
+
+
 def test_a_training_whose_worker_dies_leaves_a_checkpoint(tmp_path: Path) -> None:
     options: dict[str, Any] = {"backend": "processes", "kwargs": {"what": "kill", "at": 200}}
     config = us.recipes.ppo("tests.envs.slow_env:Slow-v0", num_envs=2, total_steps=4096)
