@@ -9,22 +9,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from understudy.cli import USER_ERROR
+from understudy.cli import USER_ERROR, files
+from understudy.cli.register import COMMANDS, Flag, app, command
 from understudy.cli.usage import USAGE, Modules, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
-from understudy.core.quiet import quiet
 from understudy.core.registry import Registry, load_object
-from understudy.data.motions.options import MotionFormat, ReadOptions
+from understudy.data.motions.options import ReadOptions
 from understudy.version import __version__
-
-F = TypeVar("F", bound=Callable[..., None])
 
 DESCRIPTION = """PPO plus any combination of expert signals. Every command has its own --help.
 
@@ -47,18 +44,13 @@ OptionalPath = Annotated[
     ),
 ]
 """`--video PATH`, or `--video` alone for the empty path; None: the option is not there."""
-Flag = FlagCreatePairsOff[bool]
 RunPath = Annotated[Positional[Path], arg(metavar="RUN")]
-Reading = Annotated[ReadOptions, arg(name="")]  # its options stand beside the command's own
-NOTHING_SAID = ReadOptions()
 
 REGISTRIES = {
     "recipes": "understudy.recipes:RECIPES",
     "parts": "understudy.parts:PARTS",
     "loggers": "understudy.training.loggers:LOGGERS",
 }
-COMMANDS: dict[str, Callable[..., None]] = {}
-app, motion_app, demo_app = (tyro.extras.SubcommandApp() for _ in range(3))
 
 
 def parse(words: Sequence[str]) -> Callable[[], None]:
@@ -87,17 +79,6 @@ def parse(words: Sequence[str]) -> Callable[[], None]:
     except SystemExit as stop:
         raise SystemExit(stop.code if words else USER_ERROR) from None
     raise AssertionError("help and errors leave with SystemExit")
-
-
-def command(name: str, of: tyro.extras.SubcommandApp = app) -> Callable[[F], F]:
-    """Register a function as a command."""
-
-    def register(function: F) -> F:
-        COMMANDS[name] = function
-        of.command(name=name.split()[-1])(function)
-        return function
-
-    return register
 
 
 def _options(function: Callable[..., None]) -> list[str]:
@@ -315,144 +296,6 @@ def plot(
     print(f"learning curve: {path}")
 
 
-@command("motions inspect", motion_app)
-def inspect_motions(
-    file: Annotated[Positional[Path], arg(metavar="FILE")],
-    /,
-    *,
-    reading: Reading = NOTHING_SAID,
-    picture: Path | None = None,
-) -> None:
-    """Describe a motion file (fields, length, ranges, gaps), and draw it.
-
-    Args:
-        file: Motion file of any format; nothing of a pickle is run.
-        reading: What the file does not say.
-        picture: PNG to write; None: FILE.png.
-    """
-    from understudy.data.motions.pickled import read_any_motions
-    from understudy.data.motions.report import describe, draw_clips
-
-    clips = read_any_motions(file, reading)
-    print(describe(clips))
-    print(f"picture: {draw_clips(clips, picture or file.with_suffix('.png'))}")
-
-
-@command("motions convert", motion_app)
-def convert_motions(
-    file: Annotated[Positional[Path], arg(metavar="FILE")],
-    output: Annotated[Positional[Path], arg(metavar="OUTPUT")],
-    /,
-    *,
-    reading: Reading = NOTHING_SAID,
-    to: MotionFormat = "ours",
-    rate: float | None = None,
-    clip: str | None = None,
-    bodies: Flag = False,
-) -> None:
-    """Read a motion file of any format, write it as our .npz or in another program's format.
-
-    Pickles are opened as well: containers, numbers, text and numpy arrays are taken from one, everything else is
-    refused, and nothing of it runs.
-
-    Args:
-        file: Motion file, a pickle as well.
-        output: The file to write.
-        reading: What the file does not say.
-        to: Format to write; those of other programs hold one clip, with joints and bodies in the robot's order (mjlab
-            depth first, beyond-mimic breadth first as Isaac Lab).
-        rate: Frames per second to write; None: the file's, and 50 for mjlab and beyond-mimic, which play one a step.
-        clip: The clip to write; None: all, of which formats of other programs take one.
-        bodies: Add all bodies of the robot to our .npz, by its kinematics.
-    """
-    from understudy.data.motions.convert import convert
-    from understudy.data.motions.files import is_pickle
-
-    clips = convert(file, output, reading, to=to, rate=rate, clip=clip, bodies=bodies)
-    kind = "pickle (data only, nothing of it was run)" if is_pickle(file) else "motion file"
-    print(f"read {len(clips)} clips from the {kind} {file}")
-    print(f"wrote {output}" + ("" if to == "ours" else f" in the format {to}"))
-
-
-@command("motions film", motion_app)
-def film_motions(
-    file: Annotated[Positional[Path], arg(metavar="FILE")],
-    /,
-    *,
-    reading: Reading = NOTHING_SAID,
-    clip: str | None = None,
-    output: Path | None = None,
-) -> None:
-    """Film a clip on its robot (--robot), as MP4; without a robot draw its fields.
-
-    Args:
-        file: Motion file of any format; nothing of a pickle is run.
-        reading: What the file does not say.
-        clip: The clip to film; None: the first.
-        output: File to write; None: FILE.mp4, without a robot FILE.png.
-    """
-    from understudy.data.motions.convert import choose
-    from understudy.data.motions.pickled import read_any_motions
-    from understudy.tools.film import prepare_offscreen_rendering
-
-    prepare_offscreen_rendering()  # before MuJoCo is imported, which reads the robot
-    chosen = choose(read_any_motions(file, reading), clip, file)[0]
-    if reading.robot:
-        from understudy.data.motions.robots import Robot
-        from understudy.tools.clips import film_clip
-
-        print(f"film: {film_clip(chosen, Robot(reading.robot), output or file.with_suffix('.mp4'))}")
-    else:
-        from understudy.data.motions.report import draw_clips
-
-        print(f"picture: {draw_clips([chosen], output or file.with_suffix('.png'))}; --robot makes a film")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnvToFit:
-    """An environment to try demonstrations on."""
-
-    id: str | None = None
-    """Environment to try the demonstrations on."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Its observation groups, as in a training."""
-
-
-@command("demos inspect", demo_app)
-def inspect_demonstrations(
-    file: Annotated[Positional[str], arg(metavar="FILE")],
-    /,
-    *,
-    env: EnvToFit = EnvToFit(),
-    subset: str = "",
-    file_observations: tuple[str, ...] = (),
-    output: Path | None = None,
-) -> None:
-    """Describe demonstrations (episodes, returns, ranges, gaps), draw them, try whether they fit an environment.
-
-    Args:
-        file: File or folder of any format that `list demos` names, or the id of a local Minari dataset.
-        env: Environment to try them on.
-        subset: Only the trajectories of this list in the file.
-        file_observations: Vectors of the file, joined into the one that the environment has.
-        output: PNG to write; None: no picture.
-    """
-    from understudy.data.demonstrations.report import describe, draw, fit_environment, read_report
-    from understudy.envs.registry import EnvConfig
-
-    with quiet("understudy"):  # what would be warned of is in the text
-        report = read_report(file, subset)
-        print(describe(report))
-        if output is not None:
-            print(f"picture: {draw(report, output)}")
-        if env.id is not None:
-            tried = EnvConfig(id=env.id, num_envs=1, groups=env.groups)
-            said, problems = fit_environment(report, file, tried, subset, file_observations)
-            if problems:
-                raise ValueError("\n".join((f"these demonstrations do not fit {env.id} ({said}):", *problems)))
-            print(f"fits {env.id}: {said}")
-
-
 @command("list")
 def list_everything(
     what: Positional[Literal["all", "recipes", "parts", "envs", "loggers", "demos", "motions"]] = "all", /
@@ -492,5 +335,5 @@ def _folder(run: Path) -> Path:
     return run if run.is_dir() else run.parent
 
 
-app.command(motion_app, name="motions", help="Inspect motion files, convert them, film them.")
-app.command(demo_app, name="demos", help="Inspect demonstrations.")
+app.command(files.motion_app, name="motions", help="Inspect motion files, convert them, film them.")
+app.command(files.demo_app, name="demos", help="Inspect demonstrations.")
