@@ -10,7 +10,6 @@ or json alone, and counted apart. Prints the findings and a summary, writes resu
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -545,11 +544,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=5000)
-    options = parser.parse_args(words)
-    return campaign("datafiles", cases, options.seed, options.count)
+    return campaign("datafiles", cases, words, __doc__)
 
 
 if __name__ == "__main__":

@@ -202,24 +202,31 @@ def _says_lines(data: bytes, rows: list[dict[str, Any]]) -> bool:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    return campaign("files", lambda folder: cases(sound_run(folder)), words, __doc__)
+
+
+def campaign(
+    piece: str,
+    make: Callable[[Path], list[Case]],
+    words: Sequence[str] | None,
+    about: str | None,
+    count: int = 5000,
+) -> int:
+    """Judge --count mutants of all cases, print what is wrong, write the result; 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--count", type=int, default=count)
     options = parser.parse_args(words)
-    return campaign("files", lambda folder: cases(sound_run(folder)), options.seed, options.count)
-
-
-def campaign(piece: str, make: Callable[[Path], list[Case]], seed: int, count: int) -> int:
-    """Judge all cases, print what is wrong, write the result; 1 if anything is wrong."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as name:
-        verdicts = mutate.run_cases(make(Path(name)), count, seed, Path(name))
+        verdicts = mutate.run_cases(make(Path(name)), options.count, options.seed, Path(name))
     wrong = [verdict for verdict in verdicts if verdict.outcome not in mutate.RIGHT]
     for verdict in wrong:
         print(*verdict, sep=" | ")
     print(mutate.summary(verdicts))
-    write_result(piece, verdicts, f"python -m benchmarks.faults.{piece} --seed {seed} --count {count}")
+    said = f"python -m benchmarks.faults.{piece} --seed {options.seed} --count {options.count}"
+    write_result(piece, verdicts, said)
     return int(bool(wrong))
 
 

@@ -8,7 +8,6 @@ pyarrow alone find in it counts as what the file says. Prints the findings and a
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import io
 import json
@@ -279,11 +278,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=2000)
-    options = parser.parse_args(words)
-    return campaign("labfiles", cases, options.seed, options.count)
+    return campaign("labfiles", cases, words, __doc__, 2000)
 
 
 if __name__ == "__main__":
