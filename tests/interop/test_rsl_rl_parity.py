@@ -64,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
     "rmsprop": {"optimizer": "rmsprop", "schedule": "fixed", "learning_rate": 1e-4},
     "tanh": {"actor": {"activation": "tanh"}, "critic": {"activation": "tanh"}},
     "other-critic": {"critic": {"hidden_dims": [32]}},
+    "scalar-std": {"actor": {"distribution_cfg": {**NOISE, "std_type": "scalar"}}, "entropy_coef": 0.05},
     "fixed-std": {"actor": {"distribution_cfg": {**NOISE, "learn_std": False}}},
     "lstm": memory("lstm"),
     "gru": {**memory("gru"), "desired_kl": 1e-3},
@@ -132,7 +133,7 @@ def renamed(ppo: PPO) -> dict[str, Tensor]:
     for name, x in ppo.policy.named_parameters():
         side, *rest = name.split(".")
         if name.startswith("head.std"):
-            key = "actor.distribution.log_std_param"
+            key = f"actor.distribution.{rest[-1]}_param"
         elif side in ("head", "value_head"):
             critic, layers = side == "value_head", 2 * len(ppo.policy.config.hidden_sizes)
             layers = 2 * len(ppo.policy.config.critic_hidden_sizes or ()) if critic else layers

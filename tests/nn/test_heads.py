@@ -23,7 +23,7 @@ from understudy.nn.distributions import (
     MultiCategorical,
     TanhGaussian,
 )
-from understudy.nn.heads import DistributionConfig, bound_log_std, make_head
+from understudy.nn.heads import DistributionConfig, bound_std, make_head
 
 BOX = spaces.Box(-2.0, 2.0, (3,), np.float32)
 
@@ -169,7 +169,7 @@ def test_a_std_at_its_floor_can_rise_again() -> None:
     x = torch.tensor([-2.0, -2.0, 0.0, 2.0, 2.0], requires_grad=True)
     #       below: descent up passes, down is dropped; inside passes; above: up is dropped, down passes
     upstream = torch.tensor([-3.0, 3.0, 5.0, -3.0, 3.0])
-    y = bound_log_std(x, low, high)
+    y = bound_std(x, low, high)
     assert y.tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0]
     (gradient,) = torch.autograd.grad(y, x, upstream)
     assert gradient.tolist() == [-3.0, 0.0, 5.0, 0.0, 3.0]
@@ -258,3 +258,28 @@ def test_make_fx_replays_forward_and_backward(case: str) -> None:
     graph = make_fx(lambda *args: _loss_and_gradients(head, *args))(*first)
     for got, expected in zip(graph(*second), _loss_and_gradients(head, *second)):
         torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
+
+
+def test_a_scalar_standard_deviation_is_learned_as_itself() -> None:
+    """d log_prob / d std = (z^2 - 1) / std, not times std; below its floor it comes back."""
+    config = DistributionConfig(std_type="scalar", init_std=0.5, head_gain=None)
+    head = make_head(spaces.Box(-np.inf, np.inf, (1,), np.float32), 3, config)
+    assert head.std is not None
+    std = head.std.std
+    assert isinstance(std, torch.nn.Parameter)
+    assert head.std.log_std is None
+    latent = torch.zeros(1, 3)
+    distribution = head(latent)
+    action = distribution.mode() + 1.0  # z = 2
+    (gradient,) = torch.autograd.grad(distribution.log_prob(action).sum(), std)
+    assert gradient.item() == pytest.approx((4.0 - 1.0) / 0.5)
+    with torch.no_grad():
+        std.fill_(-1.0)
+    low = head(latent)
+    assert low.entropy().item() == pytest.approx(math.log(1e-6) + 0.5 * math.log(2 * math.pi * math.e), rel=1e-5)
+    (gradient,) = torch.autograd.grad(-low.entropy().sum(), std)
+    assert gradient.item() < 0.0  # descent raises it
+    assert head.std.fill(0.25)
+    assert head(latent).entropy().item() == pytest.approx(math.log(0.25) + 0.5 * math.log(2 * math.pi * math.e))
+    with pytest.raises(ValueError, match="drop std_type='scalar'"):
+        DistributionConfig(std_type="scalar", state_dependent_std=True)

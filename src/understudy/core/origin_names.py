@@ -88,19 +88,19 @@ policy.shared_trunk; seq_length: ppo.num_steps; share_cnn_encoders: policy.share
 policy.shared_trunk; sigma_init: policy.distribution.init_std; smooth_expert_weight_decay:
 AdvisorConfig.smooth_expert_weight_decay; state_normalization: RandomNetworkDistillationConfig.normalize_observations;
 state_preprocessor: policy.normalize_observations; std_range: policy.distribution.min_std policy.distribution.max_std;
-student: policy.actor_groups; style_reward_coef: MotionPriorConfig.reward_weight; style_reward_scale:
-MotionPriorConfig.reward_weight; target_hidden_dims: RandomNetworkDistillationConfig.target_hidden_sizes;
-task_reward_lerp: ppo.reward_weight MotionPriorConfig.reward_weight; task_reward_scale: ppo.reward_weight; tau:
-ppo.gae_lambda; teacher: TeacherConfig.groups; teacher_act_prob: TeacherConfig.teacher_forcing; teacher_policy:
-TeacherConfig.checkpoints; tensorboard_log: logging.tensorboard run_dir; torch_compile_mode: ppo.capture;
-truncate_grads: ppo.optimizer.max_grad_norm; units: policy.hidden_sizes policy.memory_size; use_actor_rnn:
-EstimatorHeadConfig.memory; use_clipped_value_loss: ppo.value_clip; use_data_augmentation:
-SymmetryConfig.augmentation_coef; use_mirror_loss: SymmetryConfig.mirror_coef; using_ppo: ppo.surrogate_coef
-ppo.value_coef ppo.entropy_coef; value_clip: ppo.value_clip; value_loss_coef: ppo.value_coef; value_loss_scale:
-ppo.value_coef; value_preprocessor: ppo.value_normalization; venv: env; vf_coef: ppo.value_coef;
-visual_component_name: policy.actor_groups; visual_kwargs: policy.encoder.cnn; visual_latent_size:
-policy.encoder.cnn.hidden_sizes; wandb: logging.wandb; weight: RandomNetworkDistillationConfig.reward_weight;
-weight_schedule: RandomNetworkDistillationConfig.reward_weight
+std_type: policy.distribution.std_type; student: policy.actor_groups; style_reward_coef:
+MotionPriorConfig.reward_weight; style_reward_scale: MotionPriorConfig.reward_weight; target_hidden_dims:
+RandomNetworkDistillationConfig.target_hidden_sizes; task_reward_lerp: ppo.reward_weight
+MotionPriorConfig.reward_weight; task_reward_scale: ppo.reward_weight; tau: ppo.gae_lambda; teacher:
+TeacherConfig.groups; teacher_act_prob: TeacherConfig.teacher_forcing; teacher_policy: TeacherConfig.checkpoints;
+tensorboard_log: logging.tensorboard run_dir; torch_compile_mode: ppo.capture; truncate_grads:
+ppo.optimizer.max_grad_norm; units: policy.hidden_sizes policy.memory_size; use_actor_rnn: EstimatorHeadConfig.memory;
+use_clipped_value_loss: ppo.value_clip; use_data_augmentation: SymmetryConfig.augmentation_coef; use_mirror_loss:
+SymmetryConfig.mirror_coef; using_ppo: ppo.surrogate_coef ppo.value_coef ppo.entropy_coef; value_clip: ppo.value_clip;
+value_loss_coef: ppo.value_coef; value_loss_scale: ppo.value_coef; value_preprocessor: ppo.value_normalization; venv:
+env; vf_coef: ppo.value_coef; visual_component_name: policy.actor_groups; visual_kwargs: policy.encoder.cnn;
+visual_latent_size: policy.encoder.cnn.hidden_sizes; wandb: logging.wandb; weight:
+RandomNetworkDistillationConfig.reward_weight; weight_schedule: RandomNetworkDistillationConfig.reward_weight
 """
 
 ORIGIN_NAMES = {

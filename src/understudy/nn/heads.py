@@ -47,7 +47,7 @@ CONTINUOUS: dict[str, type[DiagGaussian] | type[TanhGaussian] | type[Beta]] = {
     "beta": Beta,
 }
 GAUSSIANS = ("gaussian", "tanh_gaussian")
-STD_OPTIONS = ("state_dependent_std", "learn_std", "min_std", "max_std", "mean_activation")
+STD_OPTIONS = ("state_dependent_std", "learn_std", "std_type", "min_std", "max_std", "mean_activation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,9 @@ class DistributionConfig(Config):
     """Ceiling of the standard deviation, likewise."""
     learn_std: bool = True
     """False keeps the standard deviation at init_std."""
+    std_type: Literal["log", "scalar"] = "log"
+    """What is learned, where no network gives it: the standard deviation's logarithm, or the number itself, which moves
+    faster the smaller it is (rsl_rl's default)."""
     mean_activation: Activation | None = None
     """Activation on the mean of the Gaussian families, "tanh" for example."""
     head_gain: Annotated[float | None, In(0.0, 1e3)] = 0.01
@@ -79,6 +82,8 @@ class DistributionConfig(Config):
         super().__post_init__()
         if self.state_dependent_std and not self.learn_std:
             raise ValueError("state_dependent_std=True is learned: drop it, or drop learn_std=False")
+        if self.state_dependent_std and self.std_type != "log":
+            raise ValueError("a network gives the logarithm: drop std_type='scalar', or state_dependent_std=True")
         if max(_numbers(self.min_std), default=0.0) > self.init_std:
             raise ValueError(f"min_std must not exceed init_std = {self.init_std}, got {self.min_std}")
         if min(_numbers(self.max_std), default=math.inf) < self.init_std:
@@ -188,30 +193,45 @@ def make_family(action_space: ActionSpace, config: DistributionConfig | None = N
 
 
 class _Std(nn.Module):
-    """Mean and log_std from the linear layer: its halves `[..., 2D]`, or its output and one log_std `[D]` for all.
+    """Mean and log_std from the linear layer: its halves `[..., 2D]`, or its output and one number `[D]` for all.
 
-    log_std is kept between floor and ceiling where they are given.
+    That number is `log_std`, or `std` (std_type "scalar"). It is kept between floor and ceiling where they are given.
     """
 
     log_std: Tensor | None
+    std: Tensor | None
     low: Tensor
     high: Tensor
 
     def __init__(self, size: int, config: DistributionConfig) -> None:
         super().__init__()
-        log_std = None if config.state_dependent_std else torch.full((size,), math.log(config.init_std))
-        if config.learn_std and log_std is not None:
-            self.log_std = nn.Parameter(log_std)
-        else:
-            self.register_buffer("log_std", log_std)
-        self.bounded = config.min_std is not None or config.max_std is not None
-        low, high = _numbers(config.min_std) or (0.0,), _numbers(config.max_std) or (math.inf,)
-        self.register_buffer("low", torch.tensor(low).log().expand(size).clone(), persistent=False)
-        self.register_buffer("high", torch.tensor(high).log().expand(size).clone(), persistent=False)
+        scalar = config.std_type == "scalar"
+        low, high = _numbers(config.min_std) or (1e-6 if scalar else 0.0,), _numbers(config.max_std) or (math.inf,)
+        bounds = [torch.tensor(limit) if scalar else torch.tensor(limit).log() for limit in (low, high)]
+        self.bounded = scalar or config.min_std is not None or config.max_std is not None
+        numbers = torch.full((size,), config.init_std if scalar else math.log(config.init_std))
+        for name, present in (("log_std", not scalar and not config.state_dependent_std), ("std", scalar)):
+            if present and config.learn_std:
+                self.register_parameter(name, nn.Parameter(numbers))
+            else:
+                self.register_buffer(name, numbers if present else None)
+        self.register_buffer("low", bounds[0].expand(size).clone(), persistent=False)
+        self.register_buffer("high", bounds[1].expand(size).clone(), persistent=False)
 
     def forward(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        if self.std is not None:
+            return out, bound_std(self.std, self.low, self.high).log()
         mean, log_std = out.chunk(2, dim=-1) if self.log_std is None else (out, self.log_std)
-        return mean, bound_log_std(log_std, self.low, self.high) if self.bounded else log_std
+        return mean, bound_std(log_std, self.low, self.high) if self.bounded else log_std
+
+    @torch.no_grad()
+    def fill(self, std: float) -> bool:
+        """Set the standard deviation of all actions; False where a network gives it."""
+        if self.std is not None:
+            self.std.fill_(std)
+        elif self.log_std is not None:
+            self.log_std.fill_(math.log(std))
+        return self.std is not None or self.log_std is not None
 
 
 class _Bounded(torch.autograd.Function):
@@ -238,7 +258,7 @@ class _Bounded(torch.autograd.Function):
         return grad.masked_fill((x - clamped) * grad < 0.0, 0.0), None, None
 
 
-def bound_log_std(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def bound_std(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """`x` clamped to [low, high], with a gradient that lets it come back inside."""
     return _Bounded.apply(x, low, high) if torch.is_grad_enabled() else x.clamp(low, high)
 

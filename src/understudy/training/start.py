@@ -67,10 +67,8 @@ def start_from(policy: Policy, config: TrainConfig) -> None:
             _check_alike(policy, other, options.critic, actor=False, critic=True)
     if options.std is not None:
         noise = policy.head.std if isinstance(policy.head, ActionHead) else None
-        if noise is None or noise.log_std is None:
+        if noise is None or not noise.fill(options.std):
             raise CheckpointError("start.std resets one learned number per action, which this policy does not have")
-        with torch.no_grad():
-            noise.log_std.fill_(math.log(options.std))
 
 
 def _trainable(policy: object, source: str) -> ActorCritic:

@@ -30,6 +30,7 @@ POLICIES = (
     "EncoderAmpActorCriticRecurrent",
 )
 MODELS = ("MLPModel", "RNNModel", "CNNModel")
+STD_TYPE = Literal["scalar", "log"]
 MEMORIES: dict[str, Literal["lstm", "gru"]] = {"lstm": "lstm", "gru": "gru"}
 
 
@@ -159,7 +160,7 @@ def _memory(block: Block) -> tuple[str, int, int]:
 
 def _distribution(block: Block, *, init_std: float, state_dependent_std: bool) -> DistributionConfig:
     """The Gaussian of rsl_rl 2 to 4 and of st_rl."""
-    block.take("noise_std_type", Literal["scalar", "log"], "scalar")
+    std_type = block.take("noise_std_type", STD_TYPE, "scalar")
     mean = read_activation(block, "mu_activation", "identity")
     return attempt(
         block.problems,
@@ -168,6 +169,7 @@ def _distribution(block: Block, *, init_std: float, state_dependent_std: bool) -
         kind="gaussian",
         init_std=init_std,
         state_dependent_std=state_dependent_std,
+        std_type="log" if state_dependent_std else std_type,
         mean_activation=None if mean == "identity" else mean,
         head_gain=None,
     )
@@ -194,12 +196,13 @@ def _model_distribution(block: Block) -> DistributionConfig:
         inner.ignore("init_std", "std_range", "std_type", "learn_std")
     else:
         low, high = inner.take("std_range", tuple[float, float], (1e-6, 1e6))
-        inner.take("std_type", Literal["scalar", "log"], "scalar")
+        std_type = inner.take("std_type", STD_TYPE, "scalar")
         options = {
             "kind": "gaussian",
             "init_std": inner.take("init_std", float, 1.0),
             "learn_std": inner.take("learn_std", bool, True),
             "state_dependent_std": name.startswith("Hetero"),
+            "std_type": "log" if name.startswith("Hetero") else std_type,
             "min_std": low if low > 1e-6 else None,
             "max_std": high if high < 1e6 else None,
         }
