@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from understudy.data.motions.library import MotionsConfig
     from understudy.envs.check_env import check_env
     from understudy.envs.registry import EnvConfig, make_env, register_env
-    from understudy.interop.clip_ppo_loss import ClipPPOLoss
+    from understudy.interop.torchrl.clip_ppo_loss import ClipPPOLoss
     from understudy.nn.estimator import EstimatorHeadConfig
     from understudy.nn.heads import DistributionConfig
     from understudy.nn.networks import CNNConfig, EncoderConfig
@@ -55,7 +55,7 @@ _HOMES = {
     "ActorCritic": "nn.policy",
     "CNNConfig": "nn.networks",
     "CheckpointConfig": "runs.config",
-    "ClipPPOLoss": "interop.clip_ppo_loss",
+    "ClipPPOLoss": "interop.torchrl.clip_ppo_loss",
     "DaggerConfig": "runs.config",
     "DiscriminatorConfig": "parts.shared.discriminator",
     "DistributionConfig": "nn.heads",

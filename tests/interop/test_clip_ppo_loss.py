@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch import distributions as D
 
 from understudy.core.schedules import Schedule, advance_all
-from understudy.interop.clip_ppo_loss import ClipPPOLoss
+from understudy.interop.torchrl.clip_ppo_loss import ClipPPOLoss
 from understudy.ppo.losses import normalize
 
 F64 = torch.float64

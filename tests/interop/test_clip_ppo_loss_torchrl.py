@@ -365,3 +365,44 @@ def test_training_gives_the_same_weights(kind: str, sharing: str) -> None:
     mine = weights(ours)
     for name, x in weights(theirs).items():
         torch.testing.assert_close(mine[name].detach(), x.detach(), rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("sharing", ["head", "none"])
+def test_a_memory_over_whole_columns(kind: str, sharing: str) -> None:
+    """An actor (and critic) with TorchRL's memory: both losses run it over columns, from states of collection."""
+    from torchrl.modules import GRUModule, LSTMModule
+
+    torch.manual_seed(SEED)
+
+    def memory(out: str, prefix: str) -> Any:
+        state = [f"{prefix}{name}" for name in (("h", "c") if kind == "lstm" else ("h",))]
+        return (LSTMModule if kind == "lstm" else GRUModule)(
+            input_size=OBS,
+            hidden_size=HIDDEN,
+            in_keys=["observation", *state],
+            out_keys=[out, *(("next", key) for key in state)],
+        ).double()
+
+    trunk = memory("hidden", "")
+    head = TensorDictModule(nn.Linear(HIDDEN, ACT, dtype=torch.float64), in_keys=["hidden"], out_keys=["logits"])
+    last = ProbabilisticTensorDictModule(
+        in_keys=["logits"], out_keys=["action"], distribution_class=D.Categorical, return_log_prob=True
+    )
+    actor = ProbabilisticTensorDictSequential(trunk, head, last)
+    value = linear("hidden", "state_value", (HIDDEN, 1))
+    critic: Any = value
+    if sharing == "none":
+        critic = TensorDictSequential(memory("seen", "critic_"), linear("seen", "state_value", (HIDDEN, 1)))
+    shape = (4, 6)
+    batch = TensorDict({"observation": torch.randn(*shape, OBS, dtype=torch.float64)}, batch_size=shape)
+    batch["is_init"] = torch.rand(*shape, 1) < 0.3
+    for key in ("h", "c", "critic_h", "critic_c"):  # states of collection; where an episode begins, there is none
+        batch[key] = torch.randn(*shape, 1, HIDDEN, dtype=torch.float64) * ~batch["is_init"].unsqueeze(-1)
+    batch["action"] = torch.randint(ACT, shape)
+    for key in ("action_log_prob", "advantage", "value_target", "state_value"):
+        x = torch.randn(*shape, 1, dtype=torch.float64)
+        batch[key] = -x.abs().squeeze(-1) if key == "action_log_prob" else x
+    ours = us.ClipPPOLoss(actor, critic, loss_critic_type="l2")
+    theirs = original(actor, critic, loss_critic_type="l2")
+    same(ours, theirs, batch)

@@ -14,6 +14,7 @@ from tensordict.nn import (
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModule,
+    TensorDictModuleBase,
 )
 from tests.parts.harness import collected, record, steer
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ from torch import distributions as D
 import understudy as us
 from understudy.core import randomness
 from understudy.data.motions.files import MotionClip, write_motions
-from understudy.interop.torchrl import PartLoss, RewardTransform, as_distribution
+from understudy.interop.torchrl import PartLoss, RewardTransform
+from understudy.interop.torchrl.actions import as_distribution
 from understudy.nn.distributions import Bernoulli, Categorical, DiagGaussian
 from understudy.ppo.minibatch import nest
 from understudy.ppo.part import PartContext
@@ -59,11 +61,14 @@ class Labelled(PointMass):
         return step._replace(obs=self.with_label(step.obs), final_obs=final)
 
 
-def beside(config: Any, name: str = "part", env: Any = None, **ppo: Any) -> tuple[us.PPO, Any, TensorDict]:
+def beside(
+    config: Any, name: str = "part", env: Any = None, memory: str = "none", **ppo: Any
+) -> tuple[us.PPO, Any, TensorDict]:
     """PPO with an unnormalised policy and the part, and its rollout."""
     env = env or PointMass(N)
     torch.manual_seed(0)
     options: dict[str, Any] = {"hidden_sizes": (8,), "normalize_observations": False, "critic_groups": ("policy",)}
+    options |= {"memory": memory, "memory_size": 5}
     policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(**options, action_bound="none"))
     context = PartContext.of(
         env, policy, name=name, num_steps=T, gamma=0.9, seed=randomness.mix(0, f"part/{name}"), load_policy=us.load
@@ -96,6 +101,24 @@ class Head(nn.Module):
         return distribution.mean, distribution.log_std.exp().expand_as(distribution.mean)
 
 
+class Memory(TensorDictModuleBase):
+    """What reads a memory of a policy, as TorchRL's modules do: columns [B, T], and the state at their first step."""
+
+    in_keys, out_keys = ["observation", "memory", "is_init"], ["hidden", ("next", "memory")]
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.latent = Latent(policy)  # its weights
+
+    def forward(self, batch: TensorDict) -> TensorDict:
+        x, first = batch["observation"].transpose(0, 1), batch["is_init"].squeeze(-1).transpose(0, 1)
+        _, state, latents = self.latent.run(TensorDict({"policy": x}), batch["memory"][:, 0], first)
+        batch["hidden"] = latents["actor"].transpose(0, 1)
+        batch["next", "memory"] = torch.zeros_like(batch["memory"])
+        batch["next", "memory"][:, -1] = state
+        return batch
+
+
 def as_modules(policy: Any) -> tuple[Any, Any]:
     """The same policy as a user of TensorDicts has it: the networks themselves, in modules."""
     last = ProbabilisticTensorDictModule(
@@ -104,13 +127,20 @@ def as_modules(policy: Any) -> tuple[Any, Any]:
         distribution_class=lambda loc, scale: D.Independent(D.Normal(loc, scale), 1),
         return_log_prob=True,
     )
-    trunk = TensorDictModule(Latent(policy), in_keys=["observation"], out_keys=["hidden"])
+    trunk: Any = TensorDictModule(Latent(policy), in_keys=["observation"], out_keys=["hidden"])
     head = TensorDictModule(Head(policy), in_keys=["hidden"], out_keys=["loc", "scale"])
 
     def value(x: Tensor) -> Tensor:
         return policy.value(TensorDict({"policy": x}, batch_size=x.shape[:-1])).unsqueeze(-1)
 
+    def value_of_columns(x: Tensor, state: Tensor, first: Tensor) -> Tensor:
+        obs = TensorDict({"policy": x.transpose(0, 1)})
+        return policy.value(obs, state[:, 0], first.squeeze(-1).transpose(0, 1)).transpose(0, 1).unsqueeze(-1)
+
     critic = TensorDictModule(value, in_keys=["observation"], out_keys=["state_value"])
+    if policy.recurrent:
+        trunk = Memory(policy)
+        critic = TensorDictModule(value_of_columns, in_keys=trunk.in_keys, out_keys=["state_value"])
     return ProbabilisticTensorDictSequential(trunk, head, last), critic
 
 
@@ -125,6 +155,8 @@ def of_torchrl(rollout: TensorDict) -> TensorDict:
     for name in ("expert_action", "expert_success"):
         if name in rows["obs"].keys():  # noqa: SIM118
             out[name] = rows["obs", name].bool() if name == "expert_success" else rows["obs", name]
+    if "state" in rows.keys():  # noqa: SIM118
+        out["memory"], out["is_init"] = rows["state"], column(rows["is_first"])
     out["action_log_prob"] = rows["log_prob"]
     for name in ("advantage", "value_target"):
         out[name] = column(rows[name])
@@ -166,7 +198,7 @@ LOSSES: dict[str, Any] = {
     ),
     "advisor": lambda *_: us.parts.AdvisorConfig(alpha=2.0, bound=0.0),
     "advisor_and_demonstrations": lambda demos, _: us.parts.AdvisorConfig(
-        alpha=2.0, distance="log_prob", demonstrations=demos, batch_size=16, stage=0.25
+        alpha=2.0, distance="log_prob", demonstrations=demos, batch_size=16, sequence_length=8, stage=0.25
     ),
     "scripted": lambda *_: us.parts.ScriptedExpertConfig(imitation_coef=0.5),
     "symmetry": lambda *_: us.parts.SymmetryConfig(
@@ -180,29 +212,53 @@ LOSSES: dict[str, Any] = {
 }
 
 
+WITH_A_MEMORY: dict[str, Any] = {
+    **{kind: config for kind, config in LOSSES.items() if kind != "symmetry"},
+    "advisor_smoothed": lambda *_: us.parts.AdvisorConfig(bound=0.0, smooth_expert_weight_decay=0.5),
+    "teacher_states": lambda _, run: us.parts.TeacherConfig(checkpoints=(run,), resample_state_prob=0.5),
+}
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_part_computes_as_inside_ppo(kind: str, demonstrations: str, teacher: str) -> None:
     """Loss, weights, metrics and gradients on one rollout, drawn numbers included."""
-    config = LOSSES[kind](demonstrations, teacher)
-    ppo, part, rollout = beside(config, "part", Labelled(N))
+    same_as_in_ppo(LOSSES[kind](demonstrations, teacher), "none", "advisor" in kind)
+
+
+@pytest.mark.parametrize("kind", WITH_A_MEMORY)
+def test_a_part_computes_as_inside_ppo_with_a_memory(kind: str, demonstrations: str, teacher: str) -> None:
+    """The same on whole columns, with episodes that begin in between and states from collection."""
+    memory = "lstm" if "advisor" in kind else "gru"
+    same_as_in_ppo(WITH_A_MEMORY[kind](demonstrations, teacher), memory, "advisor" in kind)
+
+
+def same_as_in_ppo(config: Any, memory: str, with_latent: bool) -> None:
+    env = Labelled(N)
+    env.max_episode_steps = 4 if memory != "none" else env.max_episode_steps
+    ppo, part, rollout = beside(config, "part", env, memory)
+    assert memory == "none" or rollout["is_first"][1:].any()
     actor, critic = as_modules(ppo.policy)
     theirs = of_torchrl(rollout)
-    latent = {"latent_key": "hidden"} if "advisor" in kind else {}
+    latent = {"latent_key": "hidden"} if with_latent else {}
     ours = PartLoss(config, actor, critic, name="part", action_space=ppo.policy.action_space, **latent)
     ours.prepare(theirs)
     if isinstance(part, us.Updates):
         part.update(ppo.policy, rollout)
     ours.part.generator.set_state(part.generator.get_state())  # which has labelled more
-    (batch,) = (nest(batch, False) for batch in ppo.minibatches.epoch(rollout, masked=False))
-    output = ppo.policy(batch["obs"])
+    recurrent = memory != "none"
+    (batch,) = (nest(batch, recurrent) for batch in ppo.minibatches.epoch(rollout, masked=False))
+    output = ppo.policy(batch["obs"], *((batch["state"][0], batch["is_first"]) if recurrent else ()))
     loss, metrics = part.loss(ppo.policy, batch, output)
     expected = gradients(ppo.policy, loss)
-    flat = theirs.reshape(-1)
-    # the minibatch is a shuffle of the rollout: bring its rows into that order
-    order = (flat["observation"].unsqueeze(0) == batch["obs", "policy"].unsqueeze(1)).all(-1).float().argmax(1)
-    shuffled = flat[order]
-    shuffled["advantage"] = batch["advantage"].unsqueeze(-1)
-    shuffled["value_target"] = batch["value_target"].unsqueeze(-1)
+    # the minibatch is a shuffle of the rollout: bring its rows, or its columns, into that order
+    rows = theirs if recurrent else theirs.reshape(-1)
+    known, drawn = rows["observation"], batch["obs", "policy"]
+    known, drawn = (known[:, 0], drawn[0]) if recurrent else (known, drawn)
+    order = (known.unsqueeze(0) == drawn.unsqueeze(1)).all(-1).float().argmax(1)
+    shuffled = rows[order]
+    for name in ("advantage", "value_target"):
+        x = batch[name].transpose(0, 1) if recurrent else batch[name]
+        shuffled[name] = x.unsqueeze(-1).contiguous()
     out = ours(shuffled)
     torch.testing.assert_close(out["loss_part"], loss, rtol=1e-6, atol=1e-6)
     for slope, other in zip(gradients(ppo.policy, out["loss_part"]), expected):
@@ -211,8 +267,55 @@ def test_a_part_computes_as_inside_ppo(kind: str, demonstrations: str, teacher: 
         torch.testing.assert_close(out[f"part/{name}"], x, rtol=1e-5, atol=1e-6)
     assert any(bool(x.any()) for x in expected)
     if isinstance(part, us.Weights):
-        torch.testing.assert_close(out["weight"], part.weight(batch, output), rtol=1e-5, atol=1e-6)
+        weight = out["weight"].transpose(0, 1) if recurrent else out["weight"]
+        torch.testing.assert_close(weight, part.weight(batch, output), rtol=1e-5, atol=1e-6)
         assert 0.0 < float(out["weight"].mean()) < 1.0
+
+
+def test_a_memory_takes_whole_columns(demonstrations: str) -> None:
+    """Parts of columns go on from the state at their first step; steps torn out of them are refused."""
+    ppo, _, rollout = beside(us.parts.ScriptedExpertConfig(), env=Labelled(N), memory="gru")
+    actor, critic = as_modules(ppo.policy)
+    theirs = of_torchrl(rollout)
+    loss = PartLoss(us.parts.ScriptedExpertConfig(), actor, critic)
+    loss.prepare(theirs)
+    assert loss.policy.state_size == ppo.policy.state_size
+    before = TensorDict({"policy": rollout["obs", "policy"][:2]})
+    _, state, _ = ppo.policy.run_actor(before, rollout["state"][0], rollout["is_first"][:2])
+    theirs["memory"][:, 2] = state.detach()
+    whole = loss(theirs)["loss_scripted_expert"]
+    pieces = [loss(theirs[:, cut])["loss_scripted_expert"] for cut in (slice(0, 2), slice(2, None))]
+    counts = [float(theirs["expert_success"][:, cut].sum()) for cut in (slice(0, 2), slice(2, None))]
+    torch.testing.assert_close(sum(x * n for x, n in zip(pieces, counts)) / sum(counts), whole)
+    with pytest.raises(ValueError, match=r"whole columns \[B, T\] of a rollout, not \(24,\): draw minibatches of env"):
+        loss(theirs.reshape(-1))
+    for missing in ("memory", "is_init"):
+        with pytest.raises(ValueError, match=rf"no '{missing}'.*make_tensordict_primer\(\).*InitTracker"):
+            PartLoss(us.parts.ScriptedExpertConfig(), actor, critic, like=theirs.exclude(missing))
+    with pytest.raises(ValueError, match="a memory follows 'observation' in the actor"):
+        PartLoss(us.parts.AdvisorConfig(), actor, critic, latent_key="observation", like=theirs)
+    one = PartLoss(us.parts.ScriptedExpertConfig(), actor, critic)
+    assert one(one.prepare(theirs[0].clone()))["loss_scripted_expert"].isfinite()  # of one environment, [T]
+    config = us.parts.SymmetryConfig(observations={"policy": MIRROR}, action=MIRROR)
+    with pytest.raises(ValueError, match="symmetry needs a feed-forward policy"):
+        PartLoss(config, actor, critic, like=theirs)
+    with pytest.raises(ValueError, match="AIRL needs a feed-forward policy"):
+        RewardTransform(REWARDS["airl"](demonstrations), actor, like=theirs)
+
+
+def test_a_reward_beside_a_memory(demonstrations: str) -> None:
+    config = REWARDS["gail"](demonstrations)  # its noise on the expert's actions needs the policy's distribution
+    ppo, part, rollout = beside(config, memory="lstm")
+    actor, critic = as_modules(ppo.policy)
+    transform = RewardTransform(config, actor, critic, name="part", gamma=0.9, action_space=ppo.policy.action_space)
+    theirs = transform(of_torchrl(rollout))
+    with torch.no_grad():
+        reward = part.reward(rollout)
+    metrics = part.update(ppo.policy, rollout)
+    found = theirs["next", "reward_part"].squeeze(-1).transpose(0, 1)
+    torch.testing.assert_close(found, reward, rtol=1e-5, atol=1e-6)
+    for name, x in metrics.items():
+        torch.testing.assert_close(transform.metrics[name], x, rtol=1e-4, atol=1e-6)
 
 
 def test_an_auxiliary_head_is_the_actor_s_and_learns_alone() -> None:
@@ -430,7 +533,7 @@ def test_a_critic_that_sees_more_is_a_group_of_its_own() -> None:
     loss = PartLoss(us.parts.ScriptedExpertConfig(), actor, critic, like=batch)
     space = loss.policy.observation_space
     assert set(space["critic"].spaces) == {"observation", "map"}  # type: ignore[attr-defined]
-    value = loss.policy(loss._converted(batch)["obs"]).value
+    value = loss.policy(loss.rows.read(batch, loss.policy)["obs"]).value
     torch.testing.assert_close(value, batch["observation"].sum(-1) + batch["map"].sum(-1))
 
 
@@ -482,16 +585,6 @@ def test_what_does_not_fit_says_so(demonstrations: str, teacher: str) -> None:
         scripted.prepare(batch.reshape(-1))
     with pytest.raises(ValueError, match='has the entries of "next"'):
         scripted.prepare(batch.exclude("next"))
-    several = ProbabilisticTensorDictSequential(
-        TensorDictModule(lambda x: x.unsqueeze(-1).expand(*x.shape, 2), in_keys=["observation"], out_keys=["logits"]),
-        ProbabilisticTensorDictModule(
-            in_keys=["logits"],
-            out_keys=["action"],
-            distribution_class=lambda logits: D.Independent(D.Categorical(logits=logits), 1),
-        ),
-    )
-    with pytest.raises(ValueError, match=r"the actor's Independent is \(1, 3\) for one row: parts know one choice"):
-        PartLoss(us.parts.ScriptedExpertConfig(), several, like=batch)
     acting = PartLoss(us.parts.ScriptedExpertConfig(teacher_forcing=1.0), actor, critic)
     with pytest.raises(ValueError, match=r"would act in the policy's place.*set teacher_forcing to 0"):
         acting.prepare(batch)

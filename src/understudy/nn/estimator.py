@@ -56,11 +56,26 @@ class EstimatorHeadConfig(Config):
         return self.memory == "actor"
 
 
-class EstimatorHead(nn.Module):
-    """Predicts target components `[..., D]`, in the units in which the networks see them (normalised or raw).
+class Estimated(nn.Module):
+    """What an estimator predicts: target components `[..., D]`, in the units in which the networks see them.
 
-    `trunk` reads its inputs; None: it reads the actor's memory, `feature_size` wide. Raises ValueError for a target
-    that is not a vector.
+    All that the part `Estimator` asks; a policy whose forward pass puts `estimate/NAME` into the latents by itself uses
+    one in its `estimators`. Raises ValueError for a target that is not a vector.
+    """
+
+    def __init__(self, name: str, targets: Mapping[Key, spaces.Space[Any]]) -> None:
+        super().__init__()
+        for key, space in targets.items():
+            if not is_vector(space):
+                raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is not a vector")
+        self.name, self.targets = name, tuple(targets)
+        self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
+
+
+class EstimatorHead(Estimated):
+    """Predicts components from others, inside a policy.
+
+    `trunk` reads its inputs; None: it reads the actor's memory, `feature_size` wide.
     """
 
     def __init__(
@@ -72,14 +87,8 @@ class EstimatorHead(nn.Module):
         *,
         feature_size: int,
     ) -> None:
-        super().__init__()
-        for key, space in targets.items():
-            if not is_vector(space):
-                raise ValueError(f"estimator {name!r} cannot predict {'/'.join(key)}: {space} is not a vector")
-        self.name, self.config = name, config
-        self.targets = tuple(targets)
-        self.sizes = [math.prod(space.shape or ()) for space in targets.values()]
-        self.trunk = trunk
+        super().__init__(name, targets)
+        self.config, self.trunk = config, trunk
         self.feeds_actor = trunk is not None and config.feeds_actor  # else nobody sees the estimate
         self.mixes = self.feeds_actor and config.replace_prob < 1.0  # the actor sees the truth at some training steps
         self.keys: tuple[Key, ...] = () if trunk is None else trunk.keys  # components that it reads

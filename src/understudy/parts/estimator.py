@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from understudy.core.check import nearest
 from understudy.core.registry import load_object
 from understudy.core.schedules import Scalar, Weight
-from understudy.nn.estimator import EstimatorHead
+from understudy.nn.estimator import Estimated
 from understudy.nn.protocol import Policy, PolicyOutput
 from understudy.ppo.part import Losses, Part, PartConfig, PartContext
 from understudy.types import Metrics
@@ -109,7 +109,7 @@ def elementwise_loss(name: str, options: Mapping[str, float | bool | str]) -> Fu
     return loss
 
 
-def _find(policy: Policy, name: str | None) -> EstimatorHead:
+def _find(policy: Policy, name: str | None) -> Estimated:
     known = list(policy.estimators)
     if name is None and len(known) == 1:
         name = known[0]
@@ -118,5 +118,5 @@ def _find(policy: Policy, name: str | None) -> EstimatorHead:
         hint = "describe one in policy.estimators" if not known else f"{nearest(name or '', known)}"
         raise ValueError(f"the policy has {which}; {hint}")
     head = policy.estimators[name]
-    assert isinstance(head, EstimatorHead)
+    assert isinstance(head, Estimated)
     return head

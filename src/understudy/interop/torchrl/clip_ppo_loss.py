@@ -3,79 +3,54 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import Any, Literal, Never, Protocol, get_args
+from typing import Any, Never, get_args
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import CompositeDistribution, TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import functional_call
 
 from understudy.core.check import nearest
 from understudy.core.schedules import Scalar, Schedule
-from understudy.interop.tensordicts import (
-    MASKS,
-    SHAPE,
+from understudy.interop.torchrl.entries import MASKS, head_key, key_name, listed, mask_of, number, stored
+from understudy.interop.torchrl.modules import (
     Actor,
-    check_actor,
-    check_critic,
+    add_heads,
     distribution_of,
-    key_name,
-    mask_of,
-    number,
-    per_sample,
-    stored,
+    entropy_of,
+    log_prob_of,
+    memory_of,
+    run_critic,
+    whole_columns,
 )
+from understudy.interop.torchrl.options import (
+    CRITIC,
+    ELSEWHERE,
+    ENTROPY,
+    AdvantageScale,
+    Number,
+    Reduction,
+    TensorKeys,
+    ValueType,
+    check_modules,
+    either,
+    head_coefs,
+    not_negative,
+    refuse,
+    written_log_prob,
+)
+from understudy.interop.torchrl.value_estimator import Estimator
 from understudy.ppo.losses import ValueLossKind, check_kind, clipped_surrogate, normalize, value_loss
 from understudy.ppo.metrics import explained_variance, ratio_statistics
-from understudy.ppo.returns import gae
 
 TRUST_LOGS = {"kl_approx": "kl", "clip_fraction": "clip_fraction"}
 BEHAVIOR_LOGS = {"ESS": "ess", "max_ratio": "ratio_max", "mean_ratio": "ratio_mean"}
 """Log entry -> name in `ratio_statistics`, of the ratio that is clipped and of the one that weighs."""
-
-Number = float | Schedule
-Reduction = Literal["mean", "sum", "none"]
-ValueType = str | Enum | Callable[[TensorDictBase], Any] | None
-
-
-class AdvantageScale(Protocol):
-    """Running scale of the returns, as TorchRL's `ValueNorm`s."""
-
-    def update(self, value_target: Tensor) -> Any:
-        """Absorb value targets `[..., 1]`."""
-
-    def scale(self) -> Tensor:
-        """The scale, 0-D or `[1]`."""
-
-
-@dataclass
-class TensorKeys:
-    """Names of a batch's entries; `set_keys` changes them. `action` and `sample_log_prob` list those of several heads.
-
-    `reward`, `done` and `terminated` lie under "next" and are for the value estimator.
-    """
-
-    advantage: NestedKey
-    value_target: NestedKey
-    value: NestedKey
-    sample_log_prob: NestedKey | list[NestedKey]
-    action: NestedKey | list[NestedKey]
-    reward: NestedKey = "reward"
-    done: NestedKey = "done"
-    terminated: NestedKey = "terminated"
-
-
-class _Default(float):
-    """A default, told apart from the same number given."""
-
-
-_ENTROPY, _CRITIC = _Default(0.01), _Default(1.0)
 
 
 class ClipPPOLoss(TensorDictModuleBase):
@@ -124,8 +99,8 @@ class ClipPPOLoss(TensorDictModuleBase):
         clip_epsilon: Number | tuple[Number, Number] = 0.2,
         entropy_bonus: bool = True,
         samples_mc_entropy: int = 1,
-        entropy_coef: Number | Mapping[NestedKey, Number] = _ENTROPY,
-        critic_coef: Number = _CRITIC,
+        entropy_coef: Number | Mapping[NestedKey, Number] = ENTROPY,
+        critic_coef: Number = CRITIC,
         loss_critic_type: ValueLossKind = "smooth_l1",
         normalize_advantage: bool = False,
         normalize_advantage_exclude_dims: Sequence[int] = (),
@@ -148,12 +123,12 @@ class ClipPPOLoss(TensorDictModuleBase):
         **unknown: Never,
     ) -> None:
         super().__init__()
-        _refuse(unknown, type(self), _ELSEWHERE)
-        actor = _either(("actor", actor), ("actor_network", actor_network), None)
-        critic = _either(("critic", critic), ("critic_network", critic_network), None)
-        entropy_coef = _either(("entropy_coef", entropy_coef), ("entropy_coeff", entropy_coeff), _ENTROPY)
-        critic_coef = _either(("critic_coef", critic_coef), ("critic_coeff", critic_coeff), _CRITIC)
-        _check_modules(actor, critic, value_key)
+        refuse(unknown, type(self), ELSEWHERE)
+        actor = either(("actor", actor), ("actor_network", actor_network), None)
+        critic = either(("critic", critic), ("critic_network", critic_network), None)
+        entropy_coef = either(("entropy_coef", entropy_coef), ("entropy_coeff", entropy_coeff), ENTROPY)
+        critic_coef = either(("critic_coef", critic_coef), ("critic_coeff", critic_coeff), CRITIC)
+        check_modules(actor, critic, value_key)
         assert actor is not None
         assert critic is not None
         check_kind(loss_critic_type)
@@ -163,9 +138,6 @@ class ClipPPOLoss(TensorDictModuleBase):
             raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
         if advantage_norm is not None and normalize_advantage:
             raise ValueError("normalize_advantage and advantage_norm exclude each other: drop one of them")
-        low, high = clip_epsilon if isinstance(clip_epsilon, (tuple, list)) else (clip_epsilon, clip_epsilon)
-        if clip_value is True and isinstance(clip_epsilon, (tuple, list)):
-            raise ValueError("clip_value=True means clip_epsilon, which has two values here: give clip_value a number")
         self.actor, self.critic = actor, critic
         self.entropy_bonus, self.samples_mc_entropy = entropy_bonus, samples_mc_entropy
         self.loss_critic_type: ValueLossKind = loss_critic_type
@@ -174,19 +146,10 @@ class ClipPPOLoss(TensorDictModuleBase):
         self.advantage_norm, self.reduction = advantage_norm, reduction
         first = next(actor.parameters(), None)
         device = first.device if device is None and first is not None else device
-        self.clip_low = Scalar(_not_negative("clip_epsilon", low), device)
-        self.clip_high = self.clip_low if high is low else Scalar(_not_negative("clip_epsilon", high), device)
-        self.head_coefs = _head_coefs(actor, entropy_coef, device)
+        self._set_clips(clip_epsilon, clip_value, max_importance_ratio, device)
+        self.head_coefs = head_coefs(actor, entropy_coef, device)
         self.entropy_coef = Scalar(0.0 if isinstance(entropy_coef, Mapping) else entropy_coef, device)
         self.critic_coef = Scalar(critic_coef, device)
-        self.clip_value: Scalar | None = None
-        if clip_value is not None and clip_value is not False:
-            self.clip_value = Scalar(low if clip_value is True else _not_negative("clip_value", clip_value), device)
-        self.max_importance_ratio: Scalar | None = None
-        if max_importance_ratio is not None:
-            if not isinstance(max_importance_ratio, Schedule) and not max_importance_ratio > 0.0:
-                raise ValueError(f"max_importance_ratio must be greater than 0, got {max_importance_ratio}")
-            self.max_importance_ratio = Scalar(max_importance_ratio, device)
         self.target_actor = copy.deepcopy(actor).requires_grad_(False) if delay_actor else None
         # by name, not by reference: names survive a deepcopy of this module
         shared = {id(p) for p in actor.parameters()} if separate_losses else set()
@@ -194,7 +157,7 @@ class ClipPPOLoss(TensorDictModuleBase):
         self._shared = tuple(name for name, p in named if id(p) in shared)
         self._separate_losses = separate_losses
         heads = list(actor.dist_sample_keys)
-        log_prob = _written_log_prob(actor) if log_prob_key is None else log_prob_key
+        log_prob = written_log_prob(actor) if log_prob_key is None else log_prob_key
         action = heads[0] if len(heads) == 1 else heads
         self.tensor_keys = TensorKeys(advantage_key, value_target_key, value_key, log_prob, action)
         self.value_estimator: Callable[[TensorDictBase], Any] | None = None
@@ -202,6 +165,27 @@ class ClipPPOLoss(TensorDictModuleBase):
         self._set_keys()
         if value_estimator_type is not None:
             self.make_value_estimator(value_estimator_type)
+
+    def _set_clips(
+        self,
+        clip_epsilon: Number | tuple[Number, Number],
+        clip_value: bool | Number | None,
+        max_importance_ratio: Number | None,
+        device: torch.device | str | None,
+    ) -> None:
+        low, high = clip_epsilon if isinstance(clip_epsilon, (tuple, list)) else (clip_epsilon, clip_epsilon)
+        if clip_value is True and isinstance(clip_epsilon, (tuple, list)):
+            raise ValueError("clip_value=True means clip_epsilon, which has two values here: give clip_value a number")
+        self.clip_low = Scalar(not_negative("clip_epsilon", low), device)
+        self.clip_high = self.clip_low if high is low else Scalar(not_negative("clip_epsilon", high), device)
+        self.clip_value: Scalar | None = None
+        if clip_value is not None and clip_value is not False:
+            self.clip_value = Scalar(low if clip_value is True else not_negative("clip_value", clip_value), device)
+        self.max_importance_ratio: Scalar | None = None
+        if max_importance_ratio is not None:
+            if not isinstance(max_importance_ratio, Schedule) and not max_importance_ratio > 0.0:
+                raise ValueError(f"max_importance_ratio must be greater than 0, got {max_importance_ratio}")
+            self.max_importance_ratio = Scalar(max_importance_ratio, device)
 
     # ------------------------------------------------------------------ TorchRL's words
 
@@ -220,9 +204,9 @@ class ClipPPOLoss(TensorDictModuleBase):
 
     def set_keys(self, **keys: NestedKey | list[NestedKey]) -> None:
         """Rename entries of the batch, see `TensorKeys`; raises ValueError, with the nearest one, for another name."""
-        _refuse(keys, TensorKeys)
+        refuse(keys, TensorKeys)
         if "value" in keys:
-            _check_modules(self.actor, self.critic, keys["value"])
+            check_modules(self.actor, self.critic, keys["value"])
         heads = self.actor.dist_sample_keys
         for name in keys.keys() & {"action", "sample_log_prob"}:
             if isinstance(keys[name], list) and len(keys[name]) != len(heads):
@@ -245,7 +229,7 @@ class ClipPPOLoss(TensorDictModuleBase):
         0 in place of lambda. Anything else that can be called with a TensorDict is used as it is. `value_estimator`
         then takes whole rollouts, too. Raises ValueError for estimators that need more than a critic.
         """
-        _refuse(unknown, ClipPPOLoss.make_value_estimator)
+        refuse(unknown, ClipPPOLoss.make_value_estimator)
         self.value_type = value_type
         name = "gae" if value_type is None else value_type.name if isinstance(value_type, Enum) else value_type
         if isinstance(name, str):
@@ -255,7 +239,7 @@ class ClipPPOLoss(TensorDictModuleBase):
                     f"the value estimator must be one of {', '.join(lambdas)}, got {name!r} "
                     f"({nearest(name, lambdas)}); pass any other one as an object"
                 )
-            self.value_estimator = _Estimator(self, name.lower() == "gae", gamma, lambdas[name.lower()])
+            self.value_estimator = Estimator(self, name.lower() == "gae", gamma, lambdas[name.lower()])
         elif callable(name) and not isinstance(name, type):
             self.value_estimator = name
         else:
@@ -274,7 +258,7 @@ class ClipPPOLoss(TensorDictModuleBase):
 
     def _set_keys(self) -> None:
         keys = self.tensor_keys
-        read = [*self.actor.in_keys, *self._actions().values(), *_listed(keys.sample_log_prob)]
+        read = [*self.actor.in_keys, *self._actions().values(), *listed(keys.sample_log_prob)]
         read += [keys.advantage, keys.value_target, *([keys.value] if self.clip_value is not None else [])]
         made = {*self.actor.out_keys, *read}
         self.in_keys = list(dict.fromkeys([*read, *(key for key in self.critic.in_keys if key not in made)]))
@@ -284,10 +268,17 @@ class ClipPPOLoss(TensorDictModuleBase):
 
     def _actions(self) -> dict[NestedKey, NestedKey]:
         """What the actor samples -> its entry in a batch."""
-        return dict(zip(self.actor.dist_sample_keys, _listed(self.tensor_keys.action)))
+        return dict(zip(self.actor.dist_sample_keys, listed(self.tensor_keys.action)))
 
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """The losses and logs of a batch, a TensorDict of scalars without batch size; the input is left as it is."""
+        """The losses and logs of a batch, a TensorDict of scalars without batch size; the input is left as it is.
+
+        For an actor or a critic with a memory the batch is whole columns `[B, T]`.
+        """
+        with whole_columns(bool(memory_of(self.actor, self.critic))):
+            return self._losses(tensordict)
+
+    def _losses(self, tensordict: TensorDictBase) -> TensorDict:
         batch, keys = tensordict.copy(), self.tensor_keys  # shallow: the passes below write into it
         if batch.batch_size.numel() == 0:
             raise ValueError(f"the batch is empty, its batch size is {tuple(batch.batch_size)}")
@@ -342,10 +333,10 @@ class ClipPPOLoss(TensorDictModuleBase):
         near, log_weight = old, None
         if self.target_actor is not None:
             with torch.no_grad():
-                near = _log_prob(distribution_of(self.target_actor, batch.copy()), actions, batch.batch_size)
+                near = log_prob_of(distribution_of(self.target_actor, batch.copy()), actions, batch.batch_size)
             log_weight = near - old
         dist = distribution_of(self.actor, batch)
-        log_ratio = _log_prob(dist, actions, batch.batch_size) - near
+        log_ratio = log_prob_of(dist, actions, batch.batch_size) - near
         if self.max_importance_ratio is not None:  # a constant factor: a capped sample keeps the rest of its gradient
             room = self.max_importance_ratio().log() - log_ratio.detach()
             log_weight = torch.minimum(torch.zeros_like(room) if log_weight is None else log_weight, room)
@@ -355,20 +346,20 @@ class ClipPPOLoss(TensorDictModuleBase):
         """The log-prob of collection, `[B]`: one entry, or the sum over those of the heads."""
         key, heads = self.tensor_keys.sample_log_prob, list(self._actions().values())
         if len(heads) == 1 or (not isinstance(key, list) and batch.get(key, None) is not None):
-            return number(batch, _listed(key)[0], _LOG_PROB)
-        keys = key if isinstance(key, list) else [_head_key(head) for head in heads]
-        return _add_heads([stored(batch, head, _LOG_PROB) for head in keys], batch.batch_size)
+            return number(batch, listed(key)[0], _LOG_PROB)
+        keys = key if isinstance(key, list) else [head_key(head) for head in heads]
+        return add_heads([stored(batch, head, _LOG_PROB) for head in keys], batch.batch_size)
 
     def _drop_stale(self, batch: TensorDictBase) -> None:
         """Forget what the actor's pass in collection left (parameters, hidden entries): only today's may be read."""
-        kept = {*self.in_keys, *(_head_key(key) for key in self.actor.dist_sample_keys), *MASKS}
+        kept = {*self.in_keys, *(head_key(key) for key in self.actor.dist_sample_keys), *MASKS}
         for key in self.actor.out_keys:
             if key not in kept and batch.get(key, None) is not None:
                 del batch[key]
 
     def _entropy_loss(self, dist: Distribution, batch_size: torch.Size, mask: Tensor | None) -> dict[str, Tensor]:
         dists = dist.dists if isinstance(dist, CompositeDistribution) else {self.actor.dist_sample_keys[0]: dist}
-        heads = {key: _add_heads([_entropy(head, self.samples_mc_entropy)], batch_size) for key, head in dists.items()}
+        heads = {key: add_heads([entropy_of(head, self.samples_mc_entropy)], batch_size) for key, head in dists.items()}
         entropy = torch.stack([*heads.values()]).sum(0)
         bonus = self.entropy_coef() * entropy
         if self.head_coefs is not None:
@@ -378,7 +369,7 @@ class ClipPPOLoss(TensorDictModuleBase):
     def _value(self, batch: TensorDictBase) -> Tensor:
         """The critic's value, `[B]`, after the actor's pass has left its hidden entries in `batch`."""
         if not self._separate_losses:
-            return _run_critic(self.critic, batch, self.tensor_keys.value)
+            return run_critic(self.critic, batch, self.tensor_keys.value)
         # a complete critic reaches the trunk through its parameters, a value head through the hidden entries
         parameters = dict(self.critic.named_parameters(remove_duplicate=False))
         detached = {name: parameters[name].detach() for name in self._shared}
@@ -386,90 +377,19 @@ class ClipPPOLoss(TensorDictModuleBase):
         def critic(batch: TensorDictBase) -> Any:
             return functional_call(self.critic, detached, (batch.detach(),))
 
-        return _run_critic(self.critic, batch, self.tensor_keys.value, critic)
+        return run_critic(self.critic, batch, self.tensor_keys.value, critic)
 
-
-class _Estimator:
-    """Advantages of a rollout `[..., T]` of TorchRL's: writes value, advantage and target, `[..., T, 1]`.
-
-    Targets of GAE are advantage + value. The other returns know the value after a step only, so that V(s_t) in GAE's
-    sum is what the step before saw: no difference in a rollout, but in rows that do not follow each other.
-    """
-
-    def __init__(self, loss: ClipPPOLoss, is_gae: bool, gamma: float | Tensor, lmbda: float | Tensor) -> None:
-        self.loss, self.is_gae = loss, is_gae
-        # float32 first, as everywhere in TorchRL
-        self.gamma, self.lmbda = (torch.as_tensor(x, dtype=torch.float32).double() for x in (gamma, lmbda))
-
-    @torch.no_grad()
-    def __call__(self, tensordict: TensorDictBase, params: None = None, target_params: None = None) -> TensorDictBase:
-        keys, after = self.loss.tensor_keys, tensordict.get("next", None)
-        if after is None or tensordict.ndim < 1:
-            raise ValueError('a value estimator needs a rollout [..., T] with the entries of "next"')
-        done = number(after, keys.done, _ROLLOUT).bool()
-        ended = done if after.get(keys.terminated, None) is None else number(after, keys.terminated, _ROLLOUT).bool()
-        value = _run_critic(self.loss.critic, tensordict.copy(), keys.value)
-        next_value = _run_critic(self.loss.critic, after.copy(), keys.value)
-        columns = (number(after, keys.reward, _ROLLOUT).to(value.dtype), value, next_value, ended, done & ~ended)
-        r, v, v_next, end, cut = (x.movedim(-1, 0).reshape(x.shape[-1], -1) for x in columns)  # [T, N]
-        baseline = v if self.is_gae else torch.cat((v[:1], v_next[:-1]))
-        advantage, target = gae(r, baseline, v_next, end, cut, self.gamma, self.lmbda)
-        found = (advantage if self.is_gae else target - v, target)
-        advantage, target = (x.reshape(-1, *value.shape[:-1]).movedim(0, -1).unsqueeze(-1) for x in found)
-        tensordict[keys.value], tensordict["next", keys.value] = value.unsqueeze(-1), next_value.unsqueeze(-1)
-        tensordict[keys.advantage], tensordict[keys.value_target] = advantage, target
-        return tensordict
-
-
-_ELSEWHERE = {
-    "gamma": "it belongs to the returns: us.gae(gamma=), or make_value_estimator(gamma=)",
-    "lmbda": "it belongs to the returns: us.gae(gae_lambda=), or make_value_estimator(lmbda=)",
-    "functional": "modules are used as they are, so leave it out",
-    "log_explained_variance": "it is always logged, so leave it out",
-}
-"""Options of TorchRL's that are none here, and why."""
 
 _ADVANTAGE = (
     "compute both over the whole rollout, before it is cut into minibatches, with "
     "advantage, value_target = us.gae(reward, value, next_value, terminated, truncated) on [T, N] tensors"
 )
-_ROLLOUT = "the value estimator reads it"
 _VALUE = "clip_value needs the critic's value from collection"
 _ACTION = "store the action that was sampled when collecting"
 _LOG_PROB = (
     "store the log-prob of the action when collecting "
     "(return_log_prob=True in the ProbabilisticTensorDictModule), or set log_prob_key"
 )
-_ACTION_SHAPE = (
-    "store the action in the shape that the distribution samples, and for a vector action wrap the distribution in "
-    "torch.distributions.Independent"
-)
-
-
-def _log_prob(dist: Distribution, actions: Mapping[NestedKey, Tensor], batch_size: torch.Size) -> Tensor:
-    """The log-prob of stored actions, `[B]`."""
-    if not isinstance(dist, CompositeDistribution):
-        ((key, action),) = actions.items()
-        return per_sample(dist.log_prob(action), f"the log-prob of {key!r}", batch_size, _ACTION_SHAPE)
-    # written out per head: what CompositeDistribution.log_prob returns depends on a global flag
-    return _add_heads([head.log_prob(actions[key]) for key, head in dist.dists.items()], batch_size)
-
-
-def _run_critic(
-    critic: TensorDictModuleBase,
-    batch: TensorDictBase,
-    value_key: NestedKey,
-    run: Callable[[TensorDictBase], Any] | None = None,
-) -> Tensor:
-    """The critic's value of a batch, `[B]`."""
-    for key in critic.in_keys:
-        if batch.get(key, None) is None:
-            raise ValueError(
-                f"the critic reads {key!r}, which neither the batch nor the actor's pass provides: "
-                "pass a complete critic, trunk included"
-            )
-    done = (run or critic)(batch)
-    return per_sample(done.get(value_key), f"the critic's {value_key!r}", batch.batch_size)
 
 
 def _ratio_logs(
@@ -496,85 +416,3 @@ def _known(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.mean() if mask is None else _known(x, mask).sum() / mask.sum().clamp_min(1)
-
-
-def _listed(key: NestedKey | list[NestedKey]) -> list[NestedKey]:
-    return key if isinstance(key, list) else [key]
-
-
-def _add_heads(heads: list[Tensor], batch_size: torch.Size) -> Tensor:
-    """The sum over heads, and over what each has beyond the batch, `[B]`."""
-    for x in heads:
-        if x.shape[: len(batch_size)] != batch_size:
-            raise ValueError(f"a head has shape {tuple(x.shape)}, but the batch size is {tuple(batch_size)}: {SHAPE}")
-    return torch.stack([x.reshape(*batch_size, -1).sum(-1) for x in heads]).sum(0)
-
-
-def _entropy(dist: Distribution, samples: int) -> Tensor:
-    """The entropy in nats in closed form, or its Monte-Carlo estimate; its gradient is unbiased in every case."""
-    try:
-        return dist.entropy()
-    except NotImplementedError:
-        pass
-    if dist.has_rsample:
-        return -dist.log_prob(dist.rsample((samples,))).mean(0)
-    log_prob = dist.log_prob(dist.sample((samples,)))
-    fixed = log_prob.detach()
-    # -E[log p] has the gradient -E[log p * grad log p]; differentiating -log p itself would give noise around zero
-    return -(fixed * (1.0 + log_prob - fixed)).mean(0)
-
-
-def _head_key(key: NestedKey) -> NestedKey:
-    return f"{key}_log_prob" if isinstance(key, str) else (*key[:-1], f"{key[-1]}_log_prob")
-
-
-def _not_negative(name: str, number: float | Schedule) -> float | Schedule:
-    if not isinstance(number, Schedule) and number < 0.0:
-        raise ValueError(f"{name} must not be negative, got {number}")
-    return number
-
-
-def _written_log_prob(actor: Actor) -> NestedKey:
-    """Where the actor writes the log-prob of its one action."""
-    if len(actor.dist_sample_keys) > 1:
-        return "action_log_prob"
-    try:
-        return actor.log_prob_keys[0]
-    except RuntimeError:  # a global flag of tensordict changed after the actor was built
-        return "action_log_prob"
-
-
-def _head_coefs(actor: Actor, coefs: Any, device: torch.device | str | None) -> nn.ModuleDict | None:
-    """The entropy's coefficient of each head, whose key may end in `_log_prob` or `_entropy`, as in TorchRL."""
-    if not isinstance(coefs, Mapping):
-        return None
-    heads = [key_name(key) for key in actor.dist_sample_keys]
-    given = {key_name(key).removesuffix("_log_prob").removesuffix("_entropy"): x for key, x in coefs.items()}
-    if given.keys() != set(heads):
-        raise ValueError(f"entropy_coef has numbers for {sorted(given)}, but the actor samples {heads}")
-    return nn.ModuleDict({name: Scalar(given[name], device) for name in heads})
-
-
-def _either(ours: tuple[str, Any], theirs: tuple[str, Any], default: Any) -> Any:
-    """The value given under one of two names; raises ValueError if it is given under both."""
-    if theirs[1] is None:
-        return ours[1]
-    if ours[1] is not default:
-        raise ValueError(f"{ours[0]} and {theirs[0]} are two spellings of one option: give one of them")
-    return theirs[1]
-
-
-def _refuse(names: Mapping[str, Any], callee: Any, reasons: Mapping[str, str] | None = None) -> None:
-    """Raise ValueError, with the nearest name, for options that do not exist."""
-    known = [name for name in inspect.signature(callee).parameters if name not in ("self", "unknown")]
-    for name in names:
-        if name not in known:
-            reason = (reasons or {}).get(name) or nearest(name, known)
-            raise ValueError(f"{callee.__name__} has no option {name!r}: {reason}")
-
-
-def _check_modules(actor: Any, critic: Any, value_key: NestedKey | list[NestedKey]) -> None:
-    check_actor(actor)
-    check_critic(critic)
-    if value_key not in critic.out_keys:
-        raise ValueError(f"critic writes {critic.out_keys}, not {value_key!r}: set value_key or the critic's out_keys")

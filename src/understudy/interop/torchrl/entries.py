@@ -1,32 +1,17 @@
-"""What modules of `tensordict.nn` and the entries of a TensorDict are to this library."""
+"""The entries of a TensorDict: names, padding, one number per sample."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModuleBase
-from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch import Tensor
 
 from understudy.core.check import nearest
-
-Actor = ProbabilisticTensorDictSequential | ProbabilisticTensorDictModule
 
 MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
 """Entries of TorchRL's that are False in rows of padding."""
 
 SHAPE = "give the tensordict its batch size, and every per-sample entry that shape, with or without a trailing 1"
-
-
-def distribution_of(actor: Any, batch: TensorDictBase) -> Distribution:
-    """`actor.get_dist`, also where its last module is a sequence: there tensordict would run only what comes before."""
-    if isinstance(actor, ProbabilisticTensorDictSequential) and not actor.return_composite:
-        last = list(actor.module.values() if isinstance(actor.module, nn.ModuleDict) else actor.module)[-1]
-        if isinstance(last, ProbabilisticTensorDictSequential):
-            return distribution_of(last, actor.get_dist_params(batch))
-    return actor.get_dist(batch)
 
 
 def mask_of(batch: TensorDictBase) -> Tensor | None:
@@ -65,19 +50,16 @@ def per_sample(x: Tensor, name: str, batch_size: torch.Size, mend: str = SHAPE) 
     raise ValueError(f"{name} has shape {tuple(x.shape)}, but the batch size is {tuple(batch_size)}: {mend}")
 
 
-def check_actor(actor: Any) -> None:
-    """Raise ValueError unless `actor` samples an action."""
-    if not isinstance(actor, (ProbabilisticTensorDictSequential, ProbabilisticTensorDictModule)):
-        raise ValueError(
-            f"actor must be a ProbabilisticTensorDictSequential or -Module, got {type(actor).__name__}: "
-            "end it with tensordict.nn.ProbabilisticTensorDictModule"
-        )
+def after(key: NestedKey) -> NestedKey:
+    """The entry of the step that follows."""
+    return ("next", *((key,) if isinstance(key, str) else key))
 
 
-def check_critic(critic: Any) -> None:
-    """Raise ValueError unless `critic` is a tensordict module."""
-    if not isinstance(critic, TensorDictModuleBase):
-        raise ValueError(
-            f"critic must be a tensordict.nn module, got {type(critic).__name__}: "
-            "wrap it in TensorDictModule(critic, in_keys=[...], out_keys=['state_value'])"
-        )
+def head_key(key: NestedKey) -> NestedKey:
+    """Where the log-prob of a head of a composite action is stored."""
+    return f"{key}_log_prob" if isinstance(key, str) else (*key[:-1], f"{key[-1]}_log_prob")
+
+
+def listed(key: NestedKey | list[NestedKey]) -> list[NestedKey]:
+    """One key or several, as a list."""
+    return key if isinstance(key, list) else [key]
