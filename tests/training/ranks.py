@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -58,6 +59,8 @@ from understudy.runs.config import (
     TrainConfig,
 )
 from understudy.tasks.point_mass import PointMass
+from understudy.tools.evaluate import evaluate_together
+from understudy.tools.play import evaluation_seed
 from understudy.training.loop import resume, train
 from understudy.training.offline import OfflineTraining
 
@@ -281,7 +284,7 @@ def settings(folder: Path, name: str, **changes: Any) -> TrainConfig:
         policy=PolicyConfig(hidden_sizes=(8,), memory="gru", memory_size=8),
         ppo=PPOConfig(num_steps=8, epochs=1, minibatches=2, warmup_steps=0, capture="eager", reward_normalization=True),
         parts={"gail": gail},
-        evaluation=EvaluationConfig(episodes=1),
+        evaluation=EvaluationConfig(episodes=3),
         checkpoint=CheckpointConfig(interval=2 * STEPS),
         logging=LoggingConfig(console=False, tensorboard=False),
     )
@@ -291,6 +294,20 @@ def settings(folder: Path, name: str, **changes: Any) -> TrainConfig:
 def steer(obs: Any, is_first: Any = None) -> Tensor:
     """PointMass: accelerate towards the goal and brake."""
     return (-3.0 * obs["policy"][:, :2] - 2.0 * obs["policy"][:, 2:]).clamp(-1.0, 1.0)
+
+
+def evaluated(own: PointMass) -> dict[str, Any]:
+    """Evaluations of one untrained policy by all ranks, as plain data: on rank 0 the result, elsewhere None."""
+    found: dict[str, Any] = {}
+    for name, env, episodes in (("copies", EnvConfig(id="CartPole-v1"), 5), ("few", EnvConfig(id="CartPole-v1"), 1)):
+        with contextlib.closing(env.make()) as made:
+            torch.manual_seed(0)
+            policy = ActorCritic(made.observation_space, made.action_space, PolicyConfig(hidden_sizes=(8,)))
+        found[name] = evaluate_together(policy, env, episodes=episodes, seed=3, deterministic=True)
+    torch.manual_seed(0)
+    policy = ActorCritic(own.observation_space, own.action_space, PolicyConfig(hidden_sizes=(8,)))
+    found["own"] = evaluate_together(policy, own, episodes=5, seed=3, deterministic=False)
+    return {name: None if result is None else list(result.returns) for name, result in found.items()}
 
 
 class Signalled(PointMass):
@@ -313,6 +330,7 @@ def trainings(rank: int, folder: Path) -> dict[str, Any]:
     ranks.shared(None)
     again = resume(folder / "again" / "checkpoints" / f"step_{2 * STEPS:012d}.pt")
     found["again"] = (again.env_steps, again.evaluation == straight.evaluation)
+    found["shared"] = evaluated(PointMass(2))
     grown = resume(folder / "alone", total_steps=4 * STEPS)  # one process began it
     found["grown"] = (grown.env_steps, grown.policy.head.std.log_std.tolist())
     env = Signalled(4) if rank == 1 else PointMass(4)
@@ -370,6 +388,23 @@ def be_killed(rank: int, folder: str) -> None:
             train(settings(place, "killed"))
         except ranks.RankError as error:
             (place / "killed.txt").write_text("\n".join([str(error), *error.__notes__]))
+
+
+def raise_in_share(rank: int, folder: str) -> None:
+    """A training whose rank 1 raises in its share of the evaluation; leaves what rank 0 is told."""
+    place = Path(folder)
+    meet(rank, place, "raised-store")
+
+    class Breaks(PointMass):
+        def reset(self, seed: int | None = None) -> TensorDict:
+            if seed == evaluation_seed(0) + 4:
+                raise OSError("the lights went out")
+            return super().reset(seed)
+
+    try:
+        train(settings(place, "raised", total_steps=STEPS, evaluation=EvaluationConfig(episodes=3)), env=Breaks(4))
+    except Exception as error:  # of another rank, or its own
+        (place / f"raised{rank}.txt").write_text(str(error))
 
 
 def start_again(rank: int, folder: str, name: str = "killed") -> None:

@@ -10,17 +10,21 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.fresh import Fresh
 from tests.parts import contract
-from tests.training.ranks import CASES, STEPS, outcome, settings
+from tests.training.ranks import CASES, STEPS, evaluated, outcome, settings, steer
 
 from understudy.core import ranks
+from understudy.core.randomness import mix
 from understudy.ppo.metrics import over_ranks
 from understudy.runs.checkpoint import load_checkpoint, step_checkpoints
 from understudy.runs.folder import CHECKPOINT_KIND
 from understudy.runs.metrics import read_metrics
+from understudy.tasks.point_mass import PointMass
+from understudy.tools.record import record_episodes
 from understudy.training.loggers import Logger
 from understudy.training.loop import resume, train
 
@@ -35,10 +39,10 @@ def folder(fresh: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Path:
 import torch.multiprocessing as m
 from tests.training import ranks
 codes = []
-for function in (ranks.prove, ranks.be_killed, ranks.start_again):
+for function in (ranks.prove, ranks.be_killed, ranks.start_again, ranks.raise_in_share):
     both = m.start_processes(function, args=({str(place)!r},), nprocs=2, start_method="fork", join=False)
     codes.append([process.join() or process.exitcode for process in both.processes])
-assert codes == [[0, 0], [0, {-signal.SIGKILL}], [0, 0]], codes
+assert codes == [[0, 0], [0, {-signal.SIGKILL}], [0, 0], [0, 0]], codes
 """
     fresh("-c", code, cwd=Path(__file__).parents[2])
     return place
@@ -138,9 +142,34 @@ def test_what_ends_one_rank_politely_ends_all(folder: Path, told: list[dict[str,
     assert [found["stops"] for found in told] == [[STEPS, "ppo/kl<=100"]] * 2
 
 
-def test_dagger_asks_on_rank_0(folder: Path, told: list[dict[str, Any]]) -> None:
+def test_an_evaluation_is_shared_out(told: list[dict[str, Any]]) -> None:
+    alone = evaluated(PointMass(2))
+    first, second = (found["shared"] for found in told)
+    assert second == {"copies": None, "few": None, "own": None}
+    assert len(set(alone["copies"])) > 1
+    assert first["copies"] == alone["copies"]  # the same copies, seeds and episodes
+    assert first["few"] == alone["few"]
+    assert len(first["own"]) == 5
+    assert first["own"][:2] == alone["own"][:2]  # rank 0 draws as a process alone; it plays three of the five
+    assert not set(first["own"][3:]) & set(alone["own"])
+
+
+def test_a_rank_that_raises_in_its_share_ends_all(folder: Path) -> None:
+    assert "the lights went out" in (folder / "raised1.txt").read_text()
+    assert (folder / "raised0.txt").read_text().startswith("another rank ended, or cannot be reached")
+    assert last(folder / "raised")["env_steps"] == STEPS  # written before the evaluation
+
+
+def test_a_round_of_dagger_is_shared_out(folder: Path, told: list[dict[str, Any]]) -> None:
     assert [found["asking"] for found in told] == [4 * STEPS] * 2
-    assert len([*(folder / "asking" / "demonstrations").iterdir()]) == 2
+    rounds = sorted((folder / "asking" / "demonstrations").iterdir())
+    assert [file.name for file in rounds] == ["round_000.npz", "round_001.npz"]
+    seed = mix(0, "dagger/0") % 2**31
+    shares = [record_episodes(PointMass(4), steer, 1, seed + 4 * rank, min_steps=32) for rank in range(2)]
+    with np.load(rounds[0]) as found:
+        assert found["lengths"].tolist() == [episode.length for share in shares for episode in share]
+        assert found["lengths"].sum() >= 64
+        np.testing.assert_array_equal(found["actions"], np.concatenate([e.actions for s in shares for e in s]))
 
 
 def test_scripts_of_rsl_rl_train_together(folder: Path, told: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from understudy.core.randomness import mix
 
 _PATIENCE = timedelta(days=1)
-"""How long a rank waits for another that lives: rank 0 evaluates alone. The end of a process is noticed at once."""
+"""How long a rank waits for another that lives: rank 0 films alone. The end of a process is noticed at once."""
 
 
 class RankError(RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -200,6 +201,13 @@ def _is_slow(id: str, options: Mapping[str, Any], make: Callable[[], gym.Env[Any
         if _SECONDS[key] >= STEP_PAYS_FROM:
             logger.info("%s: a step takes %.1f ms: a process for each copy", id, 1e3 * _SECONDS[key])
     return _SECONDS[key] >= STEP_PAYS_FROM
+
+
+def with_copies(config: EnvConfig, num_envs: int) -> EnvConfig:
+    """`config` with fewer copies, which the backend steps that "auto" chooses for all of them."""
+    by_auto = config.backend == "auto" and not is_simulator(config.id) and _find_maker(config.id) is None
+    pool = by_auto and _choose(config.id, config.num_envs, "auto", bool(config.kwargs)) == "envpool"
+    return dataclasses.replace(config, num_envs=num_envs, backend="envpool" if pool else config.backend)
 
 
 def backend_of(config: EnvConfig, env: VecEnv) -> str:

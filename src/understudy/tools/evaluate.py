@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
+from understudy.core import ranks
 from understudy.core.check import In, checked, fit
-from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator
+from understudy.envs.base import VecEnv
+from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator, with_copies
 from understudy.nn.acting import Function
 from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult
@@ -26,6 +28,7 @@ from understudy.tools.play import (
     evaluation_seed,
     opened,
     play,
+    quotas,
     required_env,
     undisturbed,
 )
@@ -80,25 +83,63 @@ def evaluate(
         check_video_packages()  # before the work, not after it
     policy, env, seed = _subject(run_or_policy, env, seed, allow)
     copies = dataclasses.replace(env, num_envs=_num_envs(episodes, env)) if isinstance(env, EnvConfig) else env
-    with undisturbed(policy, seed):
-        with opened(copies, device_of(policy), seed, OWN_ENV) as played_in:
-            finished: list[list[tuple[float, int]]] = [[] for _ in range(played_in.num_envs)]
-            broken = 0
-            for moment in play(played_in, acting(policy, played_in, deterministic), episodes, seed):
-                for n in np.flatnonzero(moment.kept):
-                    broken += int(moment.broken[n])
-                    if moment.broken[n] < moment.lengths[n]:
-                        finished[n].append((float(moment.returns[n]), int(moment.lengths[n])))
-        played = [episode for done in finished for episode in done]
-        if not played:
-            raise NonFiniteError(
-                f"all {broken} steps of {episodes} episodes held numbers that are not finite, or absurd: there is "
-                "nothing to score. Check the environment's observations and rewards with a random policy"
-            )
-        result = dataclasses.replace(EvaluationResult.of(played, deterministic, seed), broken_steps=broken)
-        if broken:
-            logger.warning("evaluation: %s", result.sentence())
+    result = _scored([_played(policy, copies, episodes, seed, deterministic)], episodes, seed, deterministic)
     return result if video is None else filmed(result, policy, env, Path(video))
+
+
+def evaluate_together(
+    policy: Policy, env: EnvConfig | VecEnv, *, episodes: int, seed: int, deterministic: bool
+) -> EvaluationResult | None:
+    """`evaluate` by all ranks, each of which plays a share of the episodes; None elsewhere than on rank 0.
+
+    Of an `EnvConfig`, each rank makes some of the copies that one process would make, with their seeds and episodes;
+    an environment that each rank has plays as many episodes as the others', one more on the first ranks.
+    """
+    number, size = ranks.rank(), ranks.count()
+    if isinstance(env, EnvConfig):
+        whole = dataclasses.replace(env, num_envs=_num_envs(episodes, env))
+        shares, owed = quotas(whole.num_envs, size), quotas(episodes, whole.num_envs)
+        first = sum(shares[:number])
+        own = sum(owed[first : first + shares[number]])
+        env = with_copies(whole, shares[number]) if own else whole
+    else:
+        first, own = number * env.num_envs, quotas(episodes, size)[number]
+    played = _played(policy, env, own, seed + first, deterministic) if own else _Played([], 0)
+    gathered = ranks.gather_first(played)
+    return _scored(gathered, episodes, seed, deterministic) if gathered else None
+
+
+class _Played(NamedTuple):
+    episodes: list[tuple[float, int]]
+    """Return and length of each, in the order of the copies; not of one that held nothing but broken numbers."""
+    broken: int
+    """Steps with broken numbers."""
+
+
+def _played(policy: Policy | Function, env: Any, episodes: int, seed: int, deterministic: bool) -> _Played:
+    with undisturbed(policy, seed), opened(env, device_of(policy), seed, OWN_ENV) as played_in:
+        finished: list[list[tuple[float, int]]] = [[] for _ in range(played_in.num_envs)]
+        broken = 0
+        for moment in play(played_in, acting(policy, played_in, deterministic), episodes, seed):
+            for n in np.flatnonzero(moment.kept):
+                broken += int(moment.broken[n])
+                if moment.broken[n] < moment.lengths[n]:
+                    finished[n].append((float(moment.returns[n]), int(moment.lengths[n])))
+    return _Played([episode for done in finished for episode in done], broken)
+
+
+def _scored(shares: Sequence[_Played], episodes: int, seed: int, deterministic: bool) -> EvaluationResult:
+    """The result of all ranks' shares. Raises NonFiniteError where none has a sound number."""
+    played, broken = [episode for share in shares for episode in share.episodes], sum(share.broken for share in shares)
+    if not played:
+        raise NonFiniteError(
+            f"all {broken} steps of {episodes} episodes held numbers that are not finite, or absurd: there is "
+            "nothing to score. Check the environment's observations and rewards with a random policy"
+        )
+    result = dataclasses.replace(EvaluationResult.of(played, deterministic, seed), broken_steps=broken)
+    if broken:
+        logger.warning("evaluation: %s", result.sentence())
+    return result
 
 
 def filmed(result: EvaluationResult, policy: Policy | Function, env: Any, path: Path) -> EvaluationResult:

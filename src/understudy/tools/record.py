@@ -70,6 +70,20 @@ def record_episodes(
     The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones. Episodes
     with numbers that are not finite, or absurd, are left out, with a warning; ValueError where all have some.
     """
+    return sound(play_episodes(env, act, episodes, seed, label=label, min_steps=min_steps, longest=longest))
+
+
+def play_episodes(
+    env: VecEnv,
+    act: Actor,
+    episodes: int,
+    seed: int,
+    *,
+    label: Actor | None = None,
+    min_steps: int = 0,
+    longest: int | None = None,
+) -> list[tuple[Episode, bool]]:
+    """The episodes of `record_episodes`, and of each whether `play` found broken numbers in it."""
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
     finished: list[list[tuple[Episode, bool]]] = [[] for _ in tracks]
     for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest):
@@ -78,16 +92,19 @@ def record_episodes(
         for n, episode in _follow(tracks, moment):
             if moment.kept[n]:
                 finished[n].append((episode, bool(moment.broken[n])))
-    played = [episode for done in finished for episode, _ in done]
-    broken = [_BROKEN * flag for done in finished for _, flag in done]
-    flaws = {k: flaw for k, episode in enumerate(played) if (flaw := episode.flaw() or broken[k])}
+    return [episode for done in finished for episode in done]
+
+
+def sound(played: Sequence[tuple[Episode, bool]]) -> list[Episode]:
+    """The episodes without broken numbers, with a warning about the others. Raises ValueError if all have some."""
+    flaws = {k: flaw for k, (episode, broken) in enumerate(played) if (flaw := episode.flaw() or _BROKEN * broken)}
     if flaws:
         k, flaw = next(iter(flaws.items()))
         said = f"left out {len(flaws)} of {len(played)} episodes with numbers that are not finite (episode {k}, {flaw})"
         if len(flaws) == len(played):
             raise ValueError(f"{said}: nothing is left to record; fix the environment, or the policy")
         logger.warning("%s: they come from the environment, or from the policy", said)
-    return [episode for k, episode in enumerate(played) if k not in flaws]
+    return [episode for k, (episode, _) in enumerate(played) if k not in flaws]
 
 
 class _Track:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core import randomness
+from understudy.core import randomness, ranks
 from understudy.core.schedules import Scalar
 from understudy.data.demonstrations.write import write_npz
 from understudy.envs.actions import admit_actions
@@ -22,8 +23,8 @@ from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.parts.shared.teacher_forcing import act_where_forced
 from understudy.runs.config import DaggerConfig, TrainConfig
 from understudy.runs.folder import RunFolder, load
-from understudy.tools.play import Actor, PolicyActor, opened
-from understudy.tools.record import record_episodes, scripted_expert
+from understudy.tools.play import Actor, PolicyActor, opened, quotas
+from understudy.tools.record import play_episodes, scripted_expert, sound
 
 logger = logging.getLogger(__name__)
 
@@ -48,28 +49,43 @@ class Dagger:
         self.beta = Scalar(self.config.beta)
 
     def collect(self, number: int, learner: Policy | None) -> dict[str, float]:
-        """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture."""
+        """Play round `number` into its file; how many steps, the expert's share, and the score of the mixture.
+
+        Each rank plays a share of the episodes and of the steps; rank 0 writes all.
+        """
         self.beta.advance(number, number, self.config.rounds, self.config.rounds)
         beta = 1.0 if learner is None else float(self.beta())
         device, seed = self.env.device, randomness.mix(self.seed, f"dagger/{number}") % 2**31
+        least, steps = self.config.episodes_per_round, self.config.steps_per_round
+        longest, own_seed = max(LONGEST, steps), seed + ranks.rank() * self.env.num_envs
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)  # coins are thrown
+            torch.manual_seed(own_seed)  # coins are thrown
             actor = Mixture(self._ask, None if learner is None else PolicyActor(learner), beta)
-            least, steps = self.config.episodes_per_round, self.config.steps_per_round
-            longest = max(LONGEST, steps)
-            episodes = record_episodes(
-                self.env, actor, least, seed, label=actor.label, min_steps=steps, longest=longest
+            played = play_episodes(
+                self.env,
+                actor,
+                quotas(least, ranks.count())[ranks.rank()],
+                own_seed,
+                label=actor.label,
+                min_steps=math.ceil(steps / ranks.count()),
+                longest=longest,
             )
-        if any(episode.length == longest for episode in episodes):
-            warn_once(f"{self.env_id}: episodes of {longest:,} steps were cut: do they end? (env.max_episode_steps)")
-        metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
-        write_npz(_round_file(self.folder, number), episodes, metadata)
-        return {
-            "dagger/round": float(number),
-            "dagger/beta": beta,
-            "dagger/steps": float(sum(episode.length for episode in episodes)),
-            "dagger/return": sum(episode.score for episode in episodes) / len(episodes),
-        }
+        metrics: dict[str, float] = {}
+        if shares := ranks.gather_first(played):
+            episodes = sound([episode for share in shares for episode in share])
+            if any(episode.length == longest for episode in episodes):
+                cut = f"{self.env_id}: episodes of {longest:,} steps were cut: do they end? (env.max_episode_steps)"
+                warn_once(cut)
+            metadata = {"env": self.env_id, "round": number, "beta": beta, "seed": seed}
+            write_npz(_round_file(self.folder, number), episodes, metadata)
+            metrics = {
+                "dagger/round": float(number),
+                "dagger/beta": beta,
+                "dagger/steps": float(sum(episode.length for episode in episodes)),
+                "dagger/return": sum(episode.score for episode in episodes) / len(episodes),
+            }
+        told: dict[str, float] = ranks.shared(metrics)  # so the file is there
+        return told
 
     def _ask(self, obs: TensorDict, is_first: Tensor) -> Tensor:
         """The expert's actions `[N, *A]`, which `admit_actions` checked."""
@@ -135,7 +151,7 @@ def first_round(config: TrainConfig, folder: RunFolder, expert: Actor | None = N
     for name, part in _cloning(config).items():
         if part.demonstrations:
             raise ValueError(f"DAgger collects its own demonstrations: leave parts.{name}.demonstrations out")
-    with opened(config.env if own is None else own, config.torch_device(), config.seed) as env:
+    with opened(config.env if own is None else own, config.torch_device(), config.seed + ranks.rank()) as env:
         Dagger(config, folder, env, expert).collect(0, None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from understudy.training.offline import OfflineTraining
 from understudy.training.signals import StopSignals
 
 T = TypeVar("T")
-Order = Literal["iterate", "epoch", "finish", "observe", "reset_envs", "state"]
+Order = Literal["iterate", "epoch", "finish", "evaluate", "observe", "reset_envs", "state"]
 
 OWN = ("reward_scaler", "episodes", "parts", "episode_window", "rng", "env", "collector", "env_counters")
 """Entries of PPO's state that differ from rank to rank."""
@@ -44,13 +44,15 @@ def check_same_config(config: TrainConfig, **given: Any) -> None:
 
 
 class Together:
-    """Calls of PPO and of the offline training that all ranks make at the same time.
+    """Calls of PPO, of the offline training and of `evaluate` that all ranks make at the same time.
 
     Rank 0 gives each `order`; the others `follow` until it says `end`. A process alone follows its own orders.
     """
 
-    def __init__(self, ppo: PPO, offline: OfflineTraining | None, stop: StopSignals) -> None:
-        self.ppo, self.offline, self.stop = ppo, offline, stop
+    def __init__(
+        self, ppo: PPO, offline: OfflineTraining | None, evaluate: Callable[[bool], Any], stop: StopSignals
+    ) -> None:
+        self.ppo, self.offline, self.evaluate, self.stop = ppo, offline, evaluate, stop
         self.idle = True
         """Whether the others wait for an order: in the middle of one, they could not carry out another."""
 
@@ -82,6 +84,8 @@ class Together:
             case "finish":
                 assert self.offline is not None
                 return self.offline.finish()
+            case "evaluate":
+                return self.evaluate(*given)
             case "observe":
                 return self.ppo.observe(*given)
             case "reset_envs":

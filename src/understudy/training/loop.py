@@ -37,7 +37,7 @@ from understudy.runs.evaluation import EvaluationResult
 from understudy.runs.folder import CHECKPOINT_KIND, Run, RunFolder, new_run
 from understudy.runs.metrics import drop_after
 from understudy.runs.policies import describe_policy, policy_config
-from understudy.tools.evaluate import evaluate, filmed
+from understudy.tools.evaluate import evaluate_together, filmed
 from understudy.tools.film import check_video_packages
 from understudy.tools.play import OWN_ENV, Actor, evaluation_seed
 from understudy.training.building import building, check_fits, located, with_own_env
@@ -200,11 +200,11 @@ def _start(
     built_from = located(config, Path(starts[0]["directory"])) if starts and "directory" in starts[0] else config
     asks = config.offline is not None and config.offline.dagger is not None
     if asks:
-        if leads() and checkpoint is None:
+        if checkpoint is None:
             first_round(built_from, folder, expert, own)
-        elif leads() and checkpoint is not None and checkpoint.offline is not None:
+        elif leads() and checkpoint.offline is not None:
             keep_rounds(folder, checkpoint.offline["round"])
-        ranks.shared(None)  # its files are there
+        ranks.shared(None)  # its files are those that the others will find
         built_from = with_rounds(built_from, folder)
     if checkpoint is not None and policy is None:
         policy_config(checkpoint, str(checkpoint.path))  # it was an object: only its owner can make another one
@@ -282,7 +282,7 @@ class Training:
         self.evaluation: EvaluationResult | None = None
         self.row: _Row | None = None
         self.start, self.stop = time.monotonic(), StopSignals(loggers.note)
-        self.all = Together(ppo, offline, self.stop)
+        self.all = Together(ppo, offline, self._score, self.stop)
 
     def run(self) -> Run:
         """The epochs on demonstrations, then the iterations of PPO; whatever ends them leaves a checkpoint."""
@@ -389,23 +389,28 @@ class Training:
 
     def _evaluate(self) -> dict[str, float]:
         """Score the policy, keep it if it is the best so far, and return the metrics of it."""
-        chosen = self.config.evaluation
-        if chosen.episodes == 0:
+        if self.config.evaluation.episodes == 0:
             return {}
-        with self._lent_env():
-            self.latest = evaluate(
+        found: EvaluationResult = self.all.order("evaluate", self.collecting)
+        self.latest = found
+        if found.mean_return > self.best_return:
+            self.best_return = found.mean_return
+            self._save(self.folder.checkpoints / BEST)
+        if self.collecting:
+            self.all.order("observe", found.metrics())
+        return found.metrics()
+
+    def _score(self, collecting: bool) -> EvaluationResult | None:
+        """The policy's score, to which every rank adds its share of the episodes; None elsewhere than on rank 0."""
+        chosen = self.config.evaluation
+        with self._lent_env(collecting):
+            return evaluate_together(
                 self.ppo.policy,
-                env=self.evaluated_in,
+                self.evaluated_in,
                 episodes=chosen.episodes,
                 seed=evaluation_seed(self.config.seed),
                 deterministic=chosen.deterministic,
             )
-        if self.latest.mean_return > self.best_return:
-            self.best_return = self.latest.mean_return
-            self._save(self.folder.checkpoints / BEST)
-        if self.collecting:
-            self.all.order("observe", self.latest.metrics())
-        return self.latest.metrics()
 
     def _conclude(self) -> None:
         """The last evaluation of a training that comes to its end, with its film and its file."""
@@ -419,7 +424,7 @@ class Training:
             return
         self.evaluation = self.latest
         if self.config.evaluation.video and not hurried:
-            with self._lent_env():
+            with self._lent_env(self.collecting):
                 self.evaluation = filmed(self.latest, self.ppo.policy, self.filmed_in, self.folder.video)
             if self.evaluation.video_error is not None:
                 self.loggers.note(f"no video: {self.evaluation.video_error}")
@@ -429,7 +434,7 @@ class Training:
         write_atomic(self.folder.evaluation, (json.dumps(evaluation.to_dict(), indent=2) + "\n").encode())
 
     @contextmanager
-    def _lent_env(self) -> Iterator[None]:
+    def _lent_env(self, collecting: bool) -> Iterator[None]:
         """Lend the training's environment, where there is no other: its episodes start anew, its counters go on."""
         simulator = self.ppo.simulator
         counters = {} if simulator is None else simulator.counters
@@ -438,7 +443,7 @@ class Training:
         finally:  # the checkpoint of a training that fails here has them, too
             if self.shared and simulator is not None:
                 simulator.counters = counters
-        if self.shared and self.collecting:
+        if self.shared and collecting:
             self.ppo.reset_envs()
 
     def _restore_folder(self) -> None:

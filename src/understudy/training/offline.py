@@ -178,10 +178,7 @@ class OfflineTraining:
         """Collect with the policy of the last round, and go on with everything that was collected."""
         assert self.dagger is not None
         self._put_best_back()
-        plays = ranks.rank() == 0  # the others wait for the file
-        metrics: dict[str, float] = ranks.shared(
-            self.dagger.collect(self.round + 1, self.ppo.policy) if plays else None
-        )
+        metrics = self.dagger.collect(self.round + 1, self.ppo.policy)
         self.renew(self.part.reload())
         self.round += 1  # now that it is kept
         self.round_epochs, self.best_loss, self.waited, self.stopped_early = 0, math.inf, 0, False
