@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal
 
 from understudy.interop import tianshou as ours
+from understudy.interop.tianshou.batches import PlainBatch
 
 NUMBERS = Path(__file__).with_name("tianshou_numbers.json")
 ROOT = Path(__file__).parents[2]
@@ -366,7 +367,7 @@ def test_the_discriminator_learns_to_tell_and_rewards_what_looks_like_the_expert
 
 @pytest.mark.parametrize("size", [-1, 1, 4, 5, 7, 24, 30])
 def test_plain_parts_hold_every_row_once(size: int) -> None:
-    batch = ours._PlainBatch({"act": np.arange(24), "info": None})
+    batch = PlainBatch({"act": np.arange(24), "info": None})
     parts = list(batch.split(size, merge_last=True))
     assert sorted(np.concatenate([part.act for part in parts])) == list(range(24))
     assert all(len(part.act) >= min(size, 24) for part in parts)

@@ -7,7 +7,7 @@ import inspect
 import json as json_text
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from understudy.cli import USER_ERROR, files
-from understudy.cli.register import COMMANDS, Flag, app, command
+from understudy.cli.register import COMMANDS, NO_ENV, EnvOptions, Flag, app, command
 from understudy.cli.usage import USAGE, Modules, WithoutRecipe
 from understudy.cli.words import parse as parse_words
 from understudy.core.check import nearest
@@ -102,37 +102,12 @@ def train() -> None:
     """Train: `train RECIPE [--options]`, `train --config FILE`, or continue: `train --resume RUN`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Another environment than the run's; another program's file needs one."""
-
-    id: str | None = None
-    """Its id, as in training; None: the run's own."""
-    backend: str = "auto"
-    """What steps it, as in training."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Observation groups by name, {"policy": "state+height"}; empty: the environment's own."""
-    kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Options of the environment."""
-    max_episode_steps: int | None = None
-    """Time limit in steps."""
-
-    def config(self) -> Any:
-        """An `EnvConfig`, or None. Raises ValueError for options of no environment."""
-        from understudy.envs.registry import EnvConfig
-
-        options = {name: value for name, value in vars(self).items() if value != vars(Place())[name]}
-        if self.id is None and options:
-            raise ValueError(f"--env.{next(iter(options))} goes with --env.id: without it, the run's own is played")
-        return EnvConfig(**options) if options else None
-
-
 @command("evaluate")
 def evaluate(
     run: RunPath,
     /,
     *,
-    env: Place = Place(),
+    env: EnvOptions = NO_ENV,
     episodes: int = 10,
     seed: int | None = None,
     deterministic: Flag = False,
@@ -219,7 +194,7 @@ def record(
     *,
     output: str,
     expert: str | None = None,
-    env: Place = Place(),
+    env: EnvOptions = NO_ENV,
     episodes: int = 25,
     format: Literal["minari", "npz"] | None = None,
     seed: int | None = None,

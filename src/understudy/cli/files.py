@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from understudy.cli.register import Flag, command
+from understudy.cli.register import NO_ENV, EnvOptions, Flag, command
 from understudy.core.quiet import quiet
 from understudy.data.motions.options import MotionFormat, ReadOptions
 
@@ -112,22 +112,12 @@ def film_motions(
         print(f"picture: {draw_clips([chosen], output or file.with_suffix('.png'))}; --robot makes a film")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnvToFit:
-    """An environment to try demonstrations on."""
-
-    id: str | None = None
-    """Environment to try the demonstrations on."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Its observation groups, as in a training."""
-
-
 @command("demos inspect", demo_app)
 def inspect_demonstrations(
     file: Annotated[Positional[str], arg(metavar="FILE")],
     /,
     *,
-    env: EnvToFit = EnvToFit(),
+    env: EnvOptions = NO_ENV,
     subset: str = "",
     file_observations: tuple[str, ...] = (),
     output: Path | None = None,
@@ -142,16 +132,15 @@ def inspect_demonstrations(
         output: PNG to write; None: no picture.
     """
     from understudy.data.demonstrations.report import describe, draw, fit_environment, read_report
-    from understudy.envs.registry import EnvConfig
 
+    tried = env.config()
     with quiet("understudy"):  # what would be warned of is in the text
         report = read_report(file, subset)
         print(describe(report))
         if output is not None:
             print(f"picture: {draw(report, output)}")
-        if env.id is not None:
-            tried = EnvConfig(id=env.id, num_envs=1, groups=env.groups)
-            said, problems = fit_environment(report, file, tried, subset, file_observations)
+        if tried is not None:
+            said, problems = fit_environment(report, file, replace(tried, num_envs=1), subset, file_observations)
             if problems:
-                raise ValueError("\n".join((f"these demonstrations do not fit {env.id} ({said}):", *problems)))
-            print(f"fits {env.id}: {said}")
+                raise ValueError("\n".join((f"these demonstrations do not fit {tried.id} ({said}):", *problems)))
+            print(f"fits {tried.id}: {said}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from understudy.core.spaces import classes_of, shape_of
-from understudy.nn.protocol import REPLACED, Policy, PolicyOutput, component_names
+from understudy.core.spaces import Key, classes_of, shape_of
+from understudy.nn.protocol import Policy, PolicyOutput, component_names
 
 
 def require_policy(policy: Any) -> None:
@@ -47,8 +48,8 @@ def check_policy(policy: Policy) -> Policy:
 def _check_rows(policy: Policy) -> None:
     """Training compares the policy with itself, row by row: all that differs must come from its weights."""
     who, generator = f"the policy {type(policy).__name__}", torch.Generator().manual_seed(0)
-    obs, state = _random_rows(policy, 3, generator), policy.initial_state(3)
-    other = _random_rows(policy, 3, generator)
+    obs, state = random_rows(policy, 3, generator, policy.input_keys), policy.initial_state(3)
+    other = random_rows(policy, 3, generator, policy.input_keys)
     for key in policy.input_keys:
         other[key][0] = obs[key][0]
     try:
@@ -78,19 +79,21 @@ def _check_rows(policy: Policy) -> None:
             )
 
 
-def _random_rows(policy: Policy, batch: int, generator: torch.Generator) -> TensorDict:
-    """Observations `[batch]` inside their spaces, drawn."""
-    rows = policy.blank_observation(batch, policy.input_keys)
-    for key in component_names(rows):
+def random_rows(
+    policy: Policy, batch: int, generator: torch.Generator, keys: Iterable[Key] | None = None
+) -> TensorDict:
+    """Observations `[batch]`, drawn as the normaliser has seen them; `keys` None: those for acting."""
+    rows = policy.blank_observation(batch, keys)
+    for key in policy.sensor_keys if keys is None else component_names(rows):
         x = rows[key]
         if x.is_floating_point():
-            drawn = torch.randn(x.shape, generator=generator)
+            rows[key] = policy.raw(key, torch.randn(x.shape, generator=generator).to(x.device))
         else:
-            classes = classes_of(space := policy.component(key)) if key != REPLACED else None
+            classes = classes_of(space := policy.component(key))
             count: Any = 256 if x.dtype == torch.uint8 else 2
             count = count if classes is None else torch.tensor(classes.counts).reshape(shape_of(space))
             drawn = (torch.rand(x.shape, generator=generator) * count).long()
-        rows[key] = (x + drawn.to(x.device)).to(x.dtype)
+            rows[key] = (x + drawn.to(x.device)).to(x.dtype)
     return rows
 
 
@@ -118,7 +121,7 @@ def _check_one_step(policy: Policy) -> None:
 def _check_sequence(policy: Policy) -> None:
     """Three steps of two environments, of which the second starts an episode at the second step."""
     generator, who = torch.Generator().manual_seed(0), f"the policy {type(policy).__name__}"
-    obs = _random_rows(policy, 6, generator).view(3, 2)
+    obs = random_rows(policy, 6, generator, policy.input_keys).view(3, 2)
     is_first = torch.tensor([[False, False], [False, True], [False, False]], device=policy.device)
 
     def run(obs: Any, state: Any, is_first: Tensor) -> tuple[Tensor, Any]:

@@ -23,8 +23,9 @@ from understudy.core.extras import require
 from understudy.core.files import replacing
 from understudy.core.quiet import quiet
 from understudy.core.sanity import without_faults
-from understudy.core.spaces import Key, classes_of, shape_of
+from understudy.core.spaces import Key
 from understudy.envs.observations import Segments
+from understudy.nn.check_policy import random_rows
 from understudy.nn.protocol import Policy
 from understudy.runs.checkpoint import PolicyDescription
 from understudy.runs.codec import decode
@@ -305,17 +306,8 @@ def _example(policy: Policy) -> list[Tensor]:
 
 def _random(policy: Policy, batch: int, generator: torch.Generator) -> list[Tensor]:
     """Observations as the normaliser has seen them, and a state."""
-    inputs = []
-    for key, blank in zip(policy.sensor_keys, _blank(policy, batch)):
-        if blank.is_floating_point():
-            inputs.append(policy.raw(key, torch.randn(blank.shape, generator=generator)))
-        else:
-            classes = classes_of(space := policy.component(key))
-            count: Any = 256 if blank.dtype == torch.uint8 else 2
-            if classes is not None:
-                count = torch.tensor(classes.counts).reshape(shape_of(space))
-            drawn = (torch.rand(blank.shape, generator=generator) * count).long()
-            inputs.append((blank + drawn).to(blank.dtype))
+    rows = random_rows(policy, batch, generator)
+    inputs = [rows[key] for key in policy.sensor_keys]
     if policy.actor_state_size:
         inputs.append(0.5 * torch.randn(batch, policy.actor_state_size, generator=generator))
     return inputs
