@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,12 +21,13 @@ from benchmarks.learning import learning
 from benchmarks.memory import __main__ as memory
 from benchmarks.motion import gait, go1_replay, motion, pictures
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import against, growth, harness, peer, tables, tensor_env
+from benchmarks.speed import against, frames, growth, harness, peer, start, tables, tensor_env
 from benchmarks.speed import workloads as w
 from benchmarks.teacher import teacher
 from tests.fresh import Fresh
 
 from benchmarks import table
+from understudy.recipes.basic import cartpole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,6 +123,20 @@ def test_our_configuration_is_the_workload(name: str) -> None:
     assert policy.critic_hidden_sizes is None
     assert not policy.shared_trunk
     assert not policy.normalize_observations
+
+
+@pytest.mark.parametrize("name", ["understudy", "plain"])
+def test_the_counted_work_of_images_is_the_asked_work(name: str) -> None:
+    tiny = replace(w.WORKLOADS["W6"], num_envs=2, num_steps=4, num_epochs=2, num_minibatches=2)
+    trainer = peer.peer_module(name, "ppo").build(harness.Job(workload=tiny, seed=0, device="cpu", variant="eager"))
+    assert peer.warm_up(trainer) == 4
+    before = trainer.steps
+    trainer.run(1)
+    assert trainer.steps - before == 8
+    assert trainer.act(np.zeros((3, *frames.SHAPE), dtype=np.uint8)).shape == (3,)
+    network = trainer.ppo.policy if name == "understudy" else trainer.agent
+    trunk = (4 * 64 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 9 + 1) * 64 + (3136 + 1) * 512
+    assert sum(x.numel() for x in network.parameters()) == trunk + 513 * (frames.ACTIONS + 1)
 
 
 @pytest.mark.parametrize("name", ["understudy", "plain"])
@@ -224,9 +240,58 @@ def test_tensor_environment_is_deterministic_in_its_seed() -> None:
 # ---------------------------------------------------------------------- growth, memory, learning
 
 
-def test_growth_compares_ten_times_the_environments() -> None:
-    assert growth.growth({1: 100.0, 3: 290.0, 10: 700.0, 30: 1450.0}) == [(1, 10, 7.0), (3, 30, 5.0)]
-    assert "Ten times the environments: 1 to 10: 7.0x" in growth.markdown({"a": {1: 1.0, 10: 7.0}}, "here")
+def test_growth_compares_neighbouring_sizes(tmp_path: Path) -> None:
+    points = {8: growth.Point(100.0, 2.0, 30.0), 32: growth.Point(350.0, 1.5, 40.0)}
+    assert growth.growth(points) == [(8, 32, 3.5)]
+    curves = {"a": points, "a width": points}
+    text = growth.markdown(curves, "here")
+    assert "| environments | 8 | 32 |" in text
+    assert "| width | 8 | 32 |" in text
+    assert "| peak memory, MiB | 30 | 40 |" in text
+    assert "8 to 32: 3.50x" in text
+    growth.plot(curves, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_growth_changes_one_size_of_a_curve() -> None:
+    of_count, of_width = growth.CURVES[0], growth.CURVES[-1]
+    assert (of_count.job(32).num_envs, of_count.job(32).hidden) == (32, (64, 64))
+    assert (of_width.job(32).num_envs, of_width.job(32).hidden) == (1024, (32, 32))
+    assert of_count.sizes(quick=False) == (8, 32, 128, 512, 2048, 8192)
+    assert of_count.sizes(quick=True) == of_width.sizes(quick=True) == (8, 64)
+
+
+def test_starts_are_set_beside_our_first_iteration() -> None:
+    ours, theirs = "**understudy** first iteration of train cartpole", "other, import and first iteration"
+    lines = start.table({ours: [(1.0, 2.0), (3.0, 4.0), (2.0, 2.0)], theirs: [(4.0, 5.0)]}, {"lost": "no wheel"})
+    assert f"| {ours} | 2.00 | 2.00 | 1.00 |" in lines
+    assert f"| {theirs} | 4.00 | 5.00 | 2.50 |" in lines
+    assert "| lost | not run: no wheel | | |" in lines
+
+
+def test_the_first_iteration_is_the_one_of_the_recipe() -> None:
+    _, *words = start.OURS["first iteration of train cartpole"]
+    assert words[2] == str(cartpole().ppo.num_steps * cartpole().env.num_envs) == str(start.FIRST)
+    assert start.timed([sys.executable, "-c", "print(sum(range(1000)))"])[0] > 0.0
+
+
+def test_the_picture_book_rewards_the_bar_and_keeps_the_final_page() -> None:
+    book = frames.Book(4, seed=3)
+    seen, lengths = book.reset(), []
+    for _ in range(60):
+        bars = seen[:, 0].mean(2).reshape(4, frames.ACTIONS, -1).min(2).argmax(1)
+        step = book.step(bars)
+        assert step.reward.tolist() == [1.0] * 4
+        assert not step.terminated.any()
+        lengths += step.truncated.tolist()
+        ended = step.truncated
+        assert (step.obs[~ended] == step.final_obs[~ended]).all()
+        seen = step.obs
+    assert book.step((bars + 1) % frames.ACTIONS).reward.sum() < 4.0
+    again = frames.Book(4, seed=3)
+    assert (again.reset() == frames.Book(4, seed=3).reset()).all()
+    assert seen.dtype == np.uint8
+    assert seen.shape == (4, *frames.SHAPE)
 
 
 def test_memory_growth_ignores_the_warmup_and_a_spike() -> None:
@@ -400,7 +465,7 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_left_alone(tmp_pa
 def test_every_benchmark_explains_itself(fresh: Fresh) -> None:
     modules = [
         "advisor", "imitation", "imitation.loading", "learning", "memory", "motion", "motion.library_speed", "speed",
-        "speed.against", "speed.collection", "speed.growth", "speed.peer", "speed.tasks", "teacher",
+        "speed.against", "speed.collection", "speed.growth", "speed.peer", "speed.start", "speed.tasks", "teacher",
     ]  # fmt: skip
     code = """
 import runpy, sys
@@ -643,9 +708,9 @@ def test_a_go1_s_gait_is_measured_from_its_observations() -> None:
     made.close()
     played = gait.play(gait.TASKS["go1"], policy, env, 2, 0)
     assert len(played.scores) == 2
-    for frames, contact in zip(played.frames, played.contact):
-        assert (frames.shape[1], contact.shape[1], contact.dtype) == (24, 4, bool)
-        assert len(frames) == len(contact)
+    for clip, contact in zip(played.frames, played.contact):
+        assert (clip.shape[1], contact.shape[1], contact.dtype) == (24, 4, bool)
+        assert len(clip) == len(contact)
         assert contact.any()  # it falls, but stands first
 
 

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from benchmarks.speed import frames
 from benchmarks.speed.workloads import EPISODE_LENGTH, Workload
 
 ACTIVATIONS = {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU, "relu": torch.nn.ReLU}
@@ -107,6 +108,14 @@ def mlp(sizes: tuple[int, ...], activation: str) -> torch.nn.Sequential:
     return torch.nn.Sequential(*layers)
 
 
+def nature_cnn() -> torch.nn.Sequential:
+    """Frames `[N, 4, 84, 84]` from 0 to 1 to 512 features (Mnih et al. 2015), for the peers that bring no network."""
+    layers: list[torch.nn.Module] = []
+    for n_in, n_out, size, stride in ((4, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
+        layers += [torch.nn.Conv2d(n_in, n_out, size, stride), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(3136, 512), torch.nn.ReLU())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
     """Made-up episodes of HalfCheetah's shapes, which never end before their time; E episodes of L steps."""
@@ -140,7 +149,7 @@ def check_score(trainer: Trainer, job: Job) -> float:
 
 
 def check_return(trainer: Trainer, job: Job) -> float:
-    """Mean return of 8 deterministic episodes (W3: mean reward per step of 200 steps)."""
+    """Mean return of 8 deterministic episodes (W3 and W6: mean reward per step of 200 and 100 steps)."""
     workload = job.workload
     if workload.env_id == "tensor":
         from benchmarks.speed.tensor_env import TensorEnv
@@ -152,6 +161,13 @@ def check_return(trainer: Trainer, job: Job) -> float:
             step = env.step(action)
             obs, total = step.obs, total + float(step.reward.mean())
         return total / 200
+    if workload.images:
+        pages = frames.make(workload.env_id, workload.num_envs, 1000 + job.seed)
+        seen, total = pages.reset(), 0.0
+        for _ in range(100):
+            turned = pages.step(trainer.act(seen))
+            seen, total = turned.obs, total + float(turned.reward.mean())
+        return total / 100
     returns = []
     for episode in range(8):
         single = make_env(workload.env_id)

@@ -1,8 +1,8 @@
-"""What every peer is asked to do: the numbers of W1 to W5. Standard library only: each peer's venv reads it."""
+"""What every peer is asked to do: the numbers of W1 to W6. Standard library only: each peer's venv reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +11,7 @@ class Workload:
 
     name: str
     method: str = "ppo"  # or "bc", "gail": peers/<peer>_<method>.py
-    env_id: str  # a Gymnasium id, or "tensor" for tensor_env.py
+    env_id: str  # a Gymnasium id, "tensor" for tensor_env.py, or one of frames.py
     num_envs: int
     num_steps: int  # T, per environment and rollout
     num_iterations: int  # timed ones; one more runs before the clock starts
@@ -19,6 +19,7 @@ class Workload:
     num_minibatches: int
     hidden: tuple[int, ...]
     activation: str  # "tanh" or "elu"
+    images: bool = False  # the Nature CNN (32, 64, 64 channels, 512 units), shared by actor and critic
     lstm: int = 0  # units of a memory before the hidden layers, one for the actor and one for the critic
     init_std: float = 1.0  # state-independent, learned; continuous actions only
     learning_rate: float = 3e-4
@@ -113,6 +114,20 @@ WORKLOADS: dict[str, Workload] = {
         activation="tanh",
         lstm=128,
     ),
+    "W6": Workload(
+        name="W6",
+        env_id="frames",
+        num_envs=16,
+        num_steps=128,
+        num_iterations=2,  # 4,096 steps
+        num_epochs=4,
+        num_minibatches=4,
+        hidden=(),
+        activation="relu",
+        images=True,
+        learning_rate=2.5e-4,
+        clip_epsilon=0.1,
+    ),
     "W4-BC": Workload(
         name="W4-BC",
         method="bc",
@@ -142,8 +157,9 @@ WORKLOADS: dict[str, Workload] = {
         disc_updates=16,
     ),
 }
+WORKLOADS["W6-Pong"] = replace(WORKLOADS["W6"], name="W6-Pong", env_id="Pong-v5")
 """W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job. W4: imitation learning.
-W5: a memory."""
+W5: a memory. W6: images, of an environment that costs nothing, and of EnvPool's Pong."""
 
 EPISODE_LENGTH = 1000
 """Steps of a demonstrated episode."""
@@ -167,13 +183,18 @@ class Peer:
 TORCH = "torch==2.13.0"  # always installed first, alone: nothing else may pull another build
 SIMULATORS = ("gymnasium[mujoco]==1.4.0", "mujoco==4.0.0")
 
+_NO_IMAGES = (("W6", "no image peer written"), ("W6-Pong", "no image peer written"))
+
 PEERS: dict[str, Peer] = {
     "understudy": Peer(module="understudy", package="understudy", methods=("ppo", "bc", "gail")),
     "understudy-eager": Peer(module="understudy", package="understudy", variant="eager"),
     "understudy-compile": Peer(module="understudy", package="understudy", variant="compile"),
     "understudy-cudagraph": Peer(module="understudy", package="understudy", variant="cudagraph"),  # on a GPU
     "understudy-envpool": Peer(
-        module="understudy", package="understudy", variant="envpool", unsupported=(("W3", "a tensor environment"),)
+        module="understudy",
+        package="understudy",
+        variant="envpool",
+        unsupported=(("W3", "a tensor environment"), ("W6", "no EnvPool environment")),
     ),
     "understudy-nll": Peer(module="understudy", package="understudy", variant="nll", methods=("bc",)),
     "stable-baselines3": Peer(
@@ -182,19 +203,22 @@ PEERS: dict[str, Peer] = {
         requirements=("stable-baselines3==2.9.2", "sb3-contrib==2.9.2"),
     ),
     "skrl": Peer(
-        module="skrl", package="skrl", requirements=("skrl==2.1.1",), unsupported=(("W5", "no recurrent peer written"),)
+        module="skrl",
+        package="skrl",
+        requirements=("skrl==2.1.1",),
+        unsupported=(("W5", "no recurrent peer written"), *_NO_IMAGES),
     ),
     "rsl-rl-lib": Peer(
         module="rsl_rl",
         package="rsl-rl-lib",
         requirements=("rsl-rl-lib==5.5.1",),
-        unsupported=(("W1", "no discrete actions"),),
+        unsupported=tuple((name, "no discrete actions") for name in ("W1", "W6", "W6-Pong")),
     ),
     "torchrl": Peer(
         module="torchrl",
         package="torchrl",
         requirements=("torchrl==0.14.1",),
-        unsupported=(("W5", "no recurrent peer written"),),
+        unsupported=(("W5", "no recurrent peer written"), *_NO_IMAGES),
     ),
     "tianshou": Peer(
         module="tianshou",

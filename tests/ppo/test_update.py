@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from torch import Tensor
 
 import understudy as us
 from understudy.nn.policy import PolicyOutput
+from understudy.ppo import minibatch
 from understudy.ppo.config import PPOConfig
+from understudy.ppo.minibatch import Minibatches
 from understudy.ppo.part import Losses, Part, PartContext, Weights
 from understudy.runs.codec import from_plain, to_plain
 from understudy.runs.config import EvaluationConfig, LoggingConfig
@@ -210,3 +213,30 @@ def test_passes_share_their_minibatches_unless_they_are_reshuffled(reshuffle: bo
     assert all(torch.equal(x.sort().values.flatten().sort().values, passes[0].flatten().sort().values) for x in passes)
     assert torch.equal(passes[0], passes[1]) is not reshuffle
     assert torch.equal(passes[0], passes[2]) is not reshuffle
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_images_are_not_copied_for_a_whole_epoch(recurrent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = SimpleNamespace(recurrent=recurrent, input_keys=[("policy",)])
+    rollout = TensorDict({"obs": {"policy": torch.randint(0, 256, (T, N, 4, 32, 32), dtype=torch.uint8)}}, [T, N])
+    for name in ("action", "log_prob", "advantage", "value_target", "is_first"):
+        rollout[name] = torch.randn(T, N)
+    rollout["state"] = torch.randn(1, N, 3).expand(T, N, 3)
+    config = PPOConfig(num_steps=T, minibatches=2, surrogate="a2c")
+    drawer = Minibatches(policy, {}, config, torch.nn.ModuleDict(), torch.Generator())  # type: ignore[arg-type]
+    order, gathered = drawer.order(rollout), []
+    shuffle = Minibatches._shuffle
+
+    def remember(self: Any, rollout: TensorDict, name: Any, order: Tensor) -> Tensor:
+        gathered.extend([order.numel()] * (name == ("obs", "policy")))
+        return shuffle(self, rollout, name, order)
+
+    monkeypatch.setattr(Minibatches, "_shuffle", remember)
+    lazily = [*drawer.epoch(rollout, masked=False, order=order)]
+    assert gathered == [order.shape[1]] * 2  # a minibatch each
+    monkeypatch.setattr(minibatch, "_LARGE", 10**9)
+    at_once = [*drawer.epoch(rollout, masked=False, order=order)]
+    assert gathered[2:] == [order.numel()]
+    for one, other in zip(lazily, at_once, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 
-from benchmarks.speed.harness import Clock, Job, Trainer, mlp, vector_env
+from benchmarks.speed import frames
+from benchmarks.speed.harness import Clock, Job, Trainer, mlp, nature_cnn, vector_env
 from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from benchmarks.speed.workloads import Workload
 
@@ -29,23 +30,28 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, continuous: bool, workload: Workload) -> None:
         super().__init__()
         self.continuous = continuous
+        self.trunk = nature_cnn() if workload.images else None  # shared
         self.critic = mlp((obs_dim, *workload.hidden, 1), workload.activation)
         self.actor = mlp((obs_dim, *workload.hidden, action_dim), workload.activation)
         if continuous:
             self.log_std = nn.Parameter(torch.zeros(1, action_dim))
 
-    def distribution(self, obs: Tensor) -> Any:
-        out = self.actor(obs)
+    def features(self, obs: Tensor) -> Tensor:
+        return obs if self.trunk is None else self.trunk(obs / 255.0)
+
+    def distribution(self, features: Tensor) -> Any:
+        out = self.actor(features)
         return Normal(out, self.log_std.expand_as(out).exp()) if self.continuous else Categorical(logits=out)
 
     def action_and_value(self, obs: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
-        dist = self.distribution(obs)
+        features = self.features(obs)
+        dist = self.distribution(features)
         if action is None:
             action = dist.sample()
         log_prob, entropy = dist.log_prob(action), dist.entropy()
         if self.continuous:
             log_prob, entropy = log_prob.sum(1), entropy.sum(1)
-        return action, log_prob, entropy, self.critic(obs).squeeze(-1), dist
+        return action, log_prob, entropy, self.critic(features).squeeze(-1), dist
 
 
 class GymStepper:
@@ -56,6 +62,7 @@ class GymStepper:
         space = self.envs.single_action_space
         self.continuous = isinstance(space, gym.spaces.Box)
         self.obs_dim = int(np.prod(self.envs.single_observation_space.shape or ()))
+        self.obs_shape = (self.obs_dim,)
         self.action_dim = int(space.shape[0]) if isinstance(space, gym.spaces.Box) else int(space.n)  # type: ignore[attr-defined]
         self.low = getattr(space, "low", None)
         self.high = getattr(space, "high", None)
@@ -82,6 +89,7 @@ class TensorStepper:
     def __init__(self, job: Job) -> None:
         self.env = TensorEnv(job.workload.num_envs, job.device, seed=job.seed)
         self.continuous, self.obs_dim, self.action_dim = True, OBS_DIM, ACTION_DIM
+        self.obs_shape = (OBS_DIM,)
 
     def reset(self) -> Tensor:
         return self.env.reset()
@@ -91,18 +99,35 @@ class TensorStepper:
         return step.obs, step.reward, (step.terminated | step.truncated).float()
 
 
+class FramesStepper:
+    """W6's frames; they are kept as floats, as in the single-file implementations."""
+
+    continuous, obs_dim, obs_shape, action_dim = False, 512, frames.SHAPE, frames.ACTIONS
+
+    def __init__(self, job: Job) -> None:
+        self.env = frames.make(job.workload.env_id, job.workload.num_envs, job.seed)
+
+    def reset(self) -> Tensor:
+        return torch.as_tensor(self.env.reset(), dtype=torch.float32)
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        step = self.env.step(action.numpy())
+        done = torch.as_tensor(step.terminated | step.truncated, dtype=torch.float32)
+        return torch.as_tensor(step.obs, dtype=torch.float32), torch.as_tensor(step.reward), done
+
+
 class PlainPPO(Trainer):
     """The training loop."""
 
     def __init__(self, job: Job) -> None:
         self.w, self.device = job.workload, job.device
         self.clock, self.steps = Clock(job.device), 0
-        self.env = TensorStepper(job) if self.w.env_id == "tensor" else GymStepper(job)
+        self.env = stepper(job)
         self.agent = Agent(self.env.obs_dim, self.env.action_dim, self.env.continuous, self.w).to(self.device)
         self.optimizer = torch.optim.Adam(self.agent.parameters(), lr=self.w.learning_rate, eps=1e-5)
         t, n = self.w.num_steps, self.w.num_envs
         action_shape = (self.env.action_dim,) if self.env.continuous else ()
-        self.obs = torch.zeros((t, n, self.env.obs_dim), device=self.device)
+        self.obs = torch.zeros((t, n, *self.env.obs_shape), device=self.device)
         self.actions = torch.zeros((t, n, *action_shape), device=self.device)
         self.log_probs = torch.zeros((t, n), device=self.device)
         self.rewards, self.dones, self.values = (torch.zeros_like(self.log_probs) for _ in range(3))
@@ -130,7 +155,7 @@ class PlainPPO(Trainer):
 
     @torch.no_grad()
     def advantages(self) -> tuple[Tensor, Tensor]:
-        next_value = self.agent.critic(self.next_obs).squeeze(-1)
+        next_value = self.agent.critic(self.agent.features(self.next_obs)).squeeze(-1)
         advantages, last = torch.zeros_like(self.rewards), torch.zeros_like(next_value)
         for t in reversed(range(self.w.num_steps)):
             alive = 1.0 - (self.next_done if t == self.w.num_steps - 1 else self.dones[t + 1])
@@ -196,8 +221,15 @@ class PlainPPO(Trainer):
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
-        out = self.agent.actor(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+        out = self.agent.actor(self.agent.features(torch.as_tensor(obs, dtype=torch.float32, device=self.device)))
         return np.asarray((out if self.env.continuous else out.argmax(-1)).cpu())
+
+
+def stepper(job: Job) -> Any:
+    """The environment of the workload."""
+    if job.workload.images:
+        return FramesStepper(job)
+    return TensorStepper(job) if job.workload.env_id == "tensor" else GymStepper(job)
 
 
 def build(job: Job) -> PlainPPO:

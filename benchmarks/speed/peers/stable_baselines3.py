@@ -1,7 +1,7 @@
 """stable-baselines3 2.9.2: `PPO.learn` itself, its own rollout buffer, policy and update; only timed from outside.
 
 Environments: `DummyVecEnv` of `gymnasium.make(id)`, in this process, without `Monitor` (its fastest configuration);
-log_interval=None, no callback. W3: the tensor environment behind SB3's numpy `VecEnv`.
+log_interval=None, no callback. W3 and W6: their environments behind SB3's numpy `VecEnv`.
 
 Differences from the workload, all in SB3's favour:
 - no adaptive KL: W3 runs at a constant learning rate (no KL against the stored distribution is computed);
@@ -20,7 +20,8 @@ from gymnasium import spaces
 from stable_baselines3 import PPO  # type: ignore[import-not-found, unused-ignore]
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv  # type: ignore[import-not-found, unused-ignore]
 
-from benchmarks.speed.harness import Clock, Job, Trainer, make_env
+from benchmarks.speed import frames
+from benchmarks.speed.harness import ACTIVATIONS, Clock, Job, Trainer, make_env
 from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 
 
@@ -65,6 +66,28 @@ class TensorVecEnv(VecEnv):  # type: ignore[misc, unused-ignore]
         return [False] * self.num_envs
 
 
+class FramesVecEnv(TensorVecEnv):
+    """W6's frames."""
+
+    def __init__(self, env: frames.Frames) -> None:
+        self.frames = env
+        box = spaces.Box(0, 255, frames.SHAPE, np.uint8)
+        VecEnv.__init__(self, env.num_envs, box, spaces.Discrete(frames.ACTIONS))
+
+    def reset(self) -> np.ndarray:
+        return self.frames.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        step = self.frames.step(self._actions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(step.truncated):
+            infos[i] = {"terminal_observation": step.final_obs[i], "TimeLimit.truncated": True}
+        return step.obs, step.reward, step.terminated | step.truncated, infos
+
+
 class SB3(Trainer):
     """`PPO.learn` in slices of whole iterations."""
 
@@ -73,9 +96,11 @@ class SB3(Trainer):
         self.clock = Clock(job.device)
         if w.env_id == "tensor":
             env: VecEnv = TensorVecEnv(TensorEnv(w.num_envs, job.device, seed=job.seed))
+        elif w.images:
+            env = FramesVecEnv(frames.make(w.env_id, w.num_envs, job.seed))
         else:
             env = DummyVecEnv([lambda: make_env(w.env_id) for _ in range(w.num_envs)])
-        kind, policy, memory = PPO, "MlpPolicy", {}
+        kind, policy, memory = PPO, "CnnPolicy" if w.images else "MlpPolicy", {}
         if w.lstm:
             from sb3_contrib import RecurrentPPO  # type: ignore[import-not-found, unused-ignore]
 
@@ -98,7 +123,7 @@ class SB3(Trainer):
             max_grad_norm=w.max_grad_norm,
             policy_kwargs={
                 "net_arch": {"pi": list(w.hidden), "vf": list(w.hidden)},
-                "activation_fn": {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU}[w.activation],
+                "activation_fn": ACTIVATIONS[w.activation],
                 "log_std_init": float(np.log(w.init_std)),
                 **memory,
             },

@@ -28,6 +28,10 @@ from tianshou.data import (  # type: ignore[import-not-found, unused-ignore]
     VectorReplayBuffer,
 )
 from tianshou.env import BaseVectorEnv, DummyVectorEnv  # type: ignore[import-not-found, unused-ignore]
+from tianshou.env.atari.atari_network import (  # type: ignore[import-not-found, unused-ignore]
+    DQNet,
+    ScaledObsInputActionReprNet,
+)
 from tianshou.utils.net.common import Net  # type: ignore[import-not-found, unused-ignore]
 from tianshou.utils.net.continuous import (  # type: ignore[import-not-found, unused-ignore]
     ContinuousActorProbabilistic,
@@ -39,6 +43,7 @@ from tianshou.utils.torch_utils import (  # type: ignore[import-not-found, unuse
     torch_train_mode,
 )
 
+from benchmarks.speed import frames
 from benchmarks.speed.harness import ACTIVATIONS, Clock, Demonstrations, Job, Trainer, make_env
 from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 
@@ -68,6 +73,27 @@ class TensorVectorEnv(BaseVectorEnv):  # type: ignore[misc, unused-ignore]
     def close(self) -> None: ...
 
 
+class FramesVectorEnv(TensorVectorEnv):
+    """W6's frames in the same shape."""
+
+    def __init__(self, env: frames.Frames) -> None:
+        self.frames, self.env_num, self.is_async, self.is_closed = env, env.num_envs, False, False
+        self.restarted = env.reset()
+
+    def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
+        space = {
+            "observation_space": spaces.Box(0, 255, frames.SHAPE, np.uint8),
+            "action_space": spaces.Discrete(frames.ACTIONS),
+        }[key]
+        return [space] * self.env_num
+
+    def step(self, action: np.ndarray, id: Any = None) -> tuple[np.ndarray, ...]:
+        step = self.frames.step(np.asarray(action))
+        self.restarted = step.obs
+        infos = np.array([{} for _ in range(self.env_num)], dtype=object)
+        return step.final_obs, step.reward, step.terminated, step.truncated, infos
+
+
 def gaussian(loc_scale: tuple[torch.Tensor, torch.Tensor]) -> torch.distributions.Distribution:
     """The distribution of tianshou's MuJoCo examples."""
     loc, scale = loc_scale
@@ -82,6 +108,8 @@ class Tianshou(Trainer):
         self.device, self.clock = job.device, Clock(job.device)
         if w.env_id == "tensor":
             env: BaseVectorEnv = TensorVectorEnv(TensorEnv(w.num_envs, job.device, seed=job.seed))
+        elif w.images:
+            env = FramesVectorEnv(frames.make(w.env_id, w.num_envs, job.seed))
         else:
             env = DummyVectorEnv([lambda: make_env(w.env_id) for _ in range(w.num_envs)])
             env.seed(job.seed)
@@ -99,6 +127,9 @@ class Tianshou(Trainer):
         act = ACTIVATIONS[w.activation]
 
         def net() -> Any:
+            if w.images:  # as its Atari examples build it; `DiscreteCritic` shares it with the actor
+                size = {"features_only": True, "output_dim_added_layer": 512}
+                return ScaledObsInputActionReprNet(DQNet(*obs_space.shape, action_shape=action_space.n, **size))
             return Net(state_shape=obs_space.shape, hidden_sizes=list(w.hidden), activation=act)
 
         if self.continuous:
@@ -114,9 +145,10 @@ class Tianshou(Trainer):
             )
             critic = ContinuousCritic(preprocess_net=net())
         else:
-            self.actor = DiscreteActor(preprocess_net=net(), action_shape=action_space.n, softmax_output=False)
+            trunk = net()
+            self.actor = DiscreteActor(preprocess_net=trunk, action_shape=action_space.n, softmax_output=False)
             policy = DiscreteActorPolicy(actor=self.actor, action_space=action_space)
-            critic = DiscreteCritic(preprocess_net=net())
+            critic = DiscreteCritic(preprocess_net=trunk if w.images else net())
         return {
             "policy": policy,
             "critic": critic,

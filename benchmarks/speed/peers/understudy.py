@@ -1,7 +1,8 @@
 """understudy: `PPO.iterate`, with the library's defaults where the workload says nothing; only its own clock is read.
 
 Environments: `make_env(id, 8, backend="gymnasium")`: `gymnasium.make(id)` copies in this process, as for the peers
-(variant "envpool": EnvPool's instead). W3: the tensor environment as a `VecEnv`. Observations are not normalised, as
+(variant "envpool": EnvPool's instead). W3: the tensor environment as a `VecEnv`;
+W6: the picture book as one, and EnvPool's Pong. Observations are not normalised, as
 for the peers. Nothing is logged to disk, as for the peers; episode statistics, the finiteness check and all training
 statistics are computed, because `iterate` always computes them.
 
@@ -22,6 +23,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 import understudy as us
+from benchmarks.speed import frames
 from benchmarks.speed.harness import Clock, Job, Trainer
 from benchmarks.speed.tensor_env import ACTION_DIM, OBS_DIM, TensorEnv
 from benchmarks.speed.workloads import Workload
@@ -49,6 +51,30 @@ class TensorTask:
     def close(self) -> None: ...
 
 
+class FramesTask:
+    """W6's picture book as a `VecEnv`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, env: frames.Frames) -> None:
+        self.env, self.num_envs = env, env.num_envs
+        self.observation_space = spaces.Dict({"policy": spaces.Box(0, 255, frames.SHAPE, np.uint8)})
+        self.action_space: spaces.Space[Any] = spaces.Discrete(frames.ACTIONS)
+
+    def pack(self, obs: np.ndarray) -> TensorDict:
+        return TensorDict({"policy": torch.from_numpy(obs)}, batch_size=[self.num_envs])
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        return self.pack(self.env.reset())
+
+    def step(self, action: Tensor) -> Step:
+        s = self.env.step(action.numpy())
+        signals = (torch.from_numpy(x) for x in (s.reward, s.terminated, s.truncated))
+        return Step(self.pack(s.obs), *signals, self.pack(s.final_obs), {})
+
+    def close(self) -> None: ...
+
+
 class Understudy(Trainer):
     """`PPO.iterate` in a loop."""
 
@@ -60,8 +86,10 @@ class Understudy(Trainer):
         env: VecEnv
         if w.env_id == "tensor":
             env = TensorTask(TensorEnv(w.num_envs, job.device, seed=job.seed))
+        elif w.env_id == "frames":
+            env = FramesTask(frames.make(w.env_id, w.num_envs, job.seed))
         else:
-            backend = "envpool" if job.variant == "envpool" else "gymnasium"
+            backend = "envpool" if job.variant == "envpool" or w.images else "gymnasium"
             env = us.make_env(w.env_id, w.num_envs, backend=backend, device=job.device, seed=job.seed)
         torch.manual_seed(job.seed)
         policy = us.ActorCritic(env.observation_space, env.action_space, policy_config(w))
@@ -93,6 +121,7 @@ def policy_config(w: Workload) -> us.PolicyConfig:
         activation=w.activation,
         distribution=replace(us.PolicyConfig().distribution, init_std=w.init_std),
         normalize_observations=False,
+        shared_trunk=w.images,
         memory="lstm" if w.lstm else "none",
         memory_size=w.lstm or us.PolicyConfig().memory_size,
     )
