@@ -139,6 +139,17 @@ def test_the_counted_work_of_images_is_the_asked_work(name: str) -> None:
     assert sum(x.numel() for x in network.parameters()) == trunk + 513 * (frames.ACTIONS + 1)
 
 
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    tiny = replace(w.WORKLOADS["W7"], num_envs=16, num_steps=4, num_epochs=3, num_minibatches=2, hidden=(16,))
+    job = harness.Job(workload=tiny, seed=0, device="cpu", variant="eager")
+    trainer = peer.peer_module("understudy", "distill").build(job)
+    before = harness.check_score(trainer, job)
+    assert peer.warm_up(trainer) == tiny.gradient_steps_per_iteration == 6
+    trainer.run(10)
+    assert trainer.steps == 11 * 64
+    assert harness.check_score(trainer, job) < 0.7 * before
+
+
 @pytest.mark.parametrize("name", ["understudy", "plain"])
 def test_the_counted_work_is_the_asked_work(name: str) -> None:
     tiny = replace(w.WORKLOADS["W3"], num_envs=8, num_steps=4, num_epochs=3, num_minibatches=2, hidden=(8,))

@@ -159,11 +159,12 @@ def command_line(args: argparse.Namespace) -> str:
 def describe(workload: Workload, first: dict[str, Any]) -> str:
     """What was timed, and how."""
     what = describe_bc(workload, first) if workload.method == "bc" else describe_rollouts(workload, first)
-    score = {"bc": "squared error on other pairs", "ppo": "mean return", "gail": "mean return"}[workload.method]
+    reward = "mean reward per step" if workload.env_id == "tensor" or workload.images else "mean return"
+    score = {"bc": "squared error on other pairs", "distill": "squared error"}.get(workload.method, reward)
     return (
         f"{what}. Timed after one whole iteration of warm-up ('first iteration'); both counts of steps are checked. "
         "Medians of interleaved runs. Score: the deterministic policy's "
-        f"{'mean reward per step' if workload.env_id == 'tensor' else score} in the first round, to show that the work "
+        f"{score} in the first round, to show that the work "
         "was done."
     )
 
@@ -183,8 +184,10 @@ def describe_rollouts(workload: Workload, first: dict[str, Any]) -> str:
     text = (
         f"{workload.env_id}: {first['steps']:,} environment steps and {first['gradient_steps']:,} gradient steps per "
         f"run ({workload.num_steps} steps x {num_envs} environments per rollout, {workload.num_epochs} epochs x "
-        f"{workload.num_minibatches} minibatches, hidden layers {widths(workload)}, actor and critic separate"
+        f"{workload.num_minibatches} minibatches, {networks(workload)}"
     )
+    if workload.method == "distill":
+        text += "; an untrained teacher of the same size labels each step"
     if workload.lstm:
         text += f", behind an LSTM of {workload.lstm} each"
     if workload.method == "gail":
@@ -195,6 +198,13 @@ def describe_rollouts(workload: Workload, first: dict[str, Any]) -> str:
             f"{'-'.join(map(str, workload.disc_hidden))} tanh"
         )
     return text + ")"
+
+
+def networks(workload: Workload) -> str:
+    """Actor and critic in words."""
+    if workload.images:
+        return "the Nature CNN, shared by actor and critic"
+    return f"hidden layers {widths(workload)}, actor and critic separate"
 
 
 def widths(workload: Workload) -> str:

@@ -77,6 +77,10 @@ class Trainer(ABC):
     def restart(self) -> None:  # noqa: B027
         """An episode begins for `act`: forget the one before, for a policy with a memory."""
 
+    def target(self, obs: np.ndarray) -> np.ndarray:
+        """The teacher's actions, `[N, obs] -> [N, *action]`, of a trainer that distils one."""
+        raise NotImplementedError
+
     def gradient_steps(self) -> int | None:
         """Optimizer steps so far, for a library that does not use `torch.optim.Optimizer`; None: torch counts them."""
         return None
@@ -145,6 +149,11 @@ def check_score(trainer: Trainer, job: Job) -> float:
     if job.workload.method == "bc":
         obs, actions = make_demonstrations(2, seed=1000 + job.seed).pairs()
         return float(np.mean((trainer.act(obs) - actions) ** 2))
+    if job.workload.method == "distill":
+        from benchmarks.speed.tensor_env import TensorEnv
+
+        seen = TensorEnv(1000, seed=1000 + job.seed).reset().numpy()
+        return float(np.mean((trainer.act(seen) - trainer.target(seen)) ** 2))
     return check_return(trainer, job)
 
 

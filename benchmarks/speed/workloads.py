@@ -1,4 +1,4 @@
-"""What every peer is asked to do: the numbers of W1 to W6. Standard library only: each peer's venv reads it."""
+"""What every peer is asked to do: the numbers of W1 to W7. Standard library only: each peer's venv reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Workload:
     """One training job: environment, rollout, update, network and losses. Every peer reads these and nothing else."""
 
     name: str
-    method: str = "ppo"  # or "bc", "gail": peers/<peer>_<method>.py
+    method: str = "ppo"  # or "bc", "gail", "distill": peers/<peer>_<method>.py
     env_id: str  # a Gymnasium id, "tensor" for tensor_env.py, or one of frames.py
     num_envs: int
     num_steps: int  # T, per environment and rollout
@@ -157,9 +157,10 @@ WORKLOADS: dict[str, Workload] = {
         disc_updates=16,
     ),
 }
+WORKLOADS["W7"] = replace(WORKLOADS["W3"], name="W7", method="distill", desired_kl=None, clip_value=False)
 WORKLOADS["W6-Pong"] = replace(WORKLOADS["W6"], name="W6-Pong", env_id="Pong-v5")
 """W1 and W2 are overhead (many small steps), W3 is matrix products: rsl_rl's typical job. W4: imitation learning.
-W5: a memory. W6: images, of an environment that costs nothing, and of EnvPool's Pong."""
+W5: a memory. W6: images, of an environment that costs nothing, and of EnvPool's Pong. W7: distillation, W3's sizes."""
 
 EPISODE_LENGTH = 1000
 """Steps of a demonstrated episode."""
@@ -186,7 +187,7 @@ SIMULATORS = ("gymnasium[mujoco]==1.4.0", "mujoco==4.0.0")
 _NO_IMAGES = (("W6", "no image peer written"), ("W6-Pong", "no image peer written"))
 
 PEERS: dict[str, Peer] = {
-    "understudy": Peer(module="understudy", package="understudy", methods=("ppo", "bc", "gail")),
+    "understudy": Peer(module="understudy", package="understudy", methods=("ppo", "bc", "gail", "distill")),
     "understudy-eager": Peer(module="understudy", package="understudy", variant="eager"),
     "understudy-compile": Peer(module="understudy", package="understudy", variant="compile"),
     "understudy-cudagraph": Peer(module="understudy", package="understudy", variant="cudagraph"),  # on a GPU
@@ -212,6 +213,7 @@ PEERS: dict[str, Peer] = {
         module="rsl_rl",
         package="rsl-rl-lib",
         requirements=("rsl-rl-lib==5.5.1",),
+        methods=("ppo", "distill"),
         unsupported=tuple((name, "no discrete actions") for name in ("W1", "W6", "W6-Pong")),
     ),
     "torchrl": Peer(
