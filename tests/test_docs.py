@@ -342,7 +342,7 @@ def test_fits() -> None:
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working folder that is not empty, and the registries as they were afterwards."""
-    from understudy.envs.registry import ENVS
+    from understudy.envs.makers import ENVS
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").touch()

@@ -47,7 +47,8 @@ from understudy.data.motions.fields import MirrorRule
 from understudy.data.motions.files import MotionClip, write_motions
 from understudy.data.motions.library import MotionsConfig
 from understudy.envs.base import Step
-from understudy.envs.registry import EnvConfig, register_env
+from understudy.envs.makers import register_env
+from understudy.envs.registry import EnvConfig
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.networks import CNNConfig, EncoderConfig

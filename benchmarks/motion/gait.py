@@ -144,7 +144,7 @@ def _play_simulation(
 ) -> tuple[list[Episode], list[np.ndarray]]:
     """One episode after another, in a simulation that can be asked for contacts; none are known of a final frame."""
     from understudy.envs.gymnasium import InProcessVectorEnv
-    from understudy.envs.registry import gymnasium_maker
+    from understudy.envs.gymnasium_ids import gymnasium_maker
     from understudy.tools.play import PolicyActor
     from understudy.tools.record import record_episodes
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from understudy.core.schedules import Schedule
     from understudy.data.motions.library import MotionsConfig
     from understudy.envs.check_env import check_env
-    from understudy.envs.registry import EnvConfig, make_env, register_env
+    from understudy.envs.makers import register_env
+    from understudy.envs.registry import EnvConfig, make_env
     from understudy.interop.torchrl.clip_ppo_loss import ClipPPOLoss
     from understudy.nn.estimator import EstimatorHeadConfig
     from understudy.nn.heads import DistributionConfig
@@ -95,7 +96,7 @@ _HOMES = {
     "gradient_step": "ppo.optim",
     "load": "runs.folder",
     "make_env": "envs.registry",
-    "register_env": "envs.registry",
+    "register_env": "envs.makers",
     "resume": "training.loop",
     "train": "training.loop",
 }

@@ -19,7 +19,7 @@ import understudy as us
 from understudy.core import registry as core_registry
 from understudy.envs import EnvConfig, StatefulEnv, as_vec_env, list_envs, make_env, make_render_env, register_env
 from understudy.envs.gate import Gate
-from understudy.envs.registry import ENVS
+from understudy.envs.makers import ENVS
 from understudy.tasks.point_mass import PointMass
 from understudy.types import EnvError
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from understudy.envs import make_env
-from understudy.envs.registry import OWN_TASKS
+from understudy.envs.makers import OWN_TASKS
 from understudy.tasks.poisoned_doors import PoisonedDoors
 from understudy.tasks.registration import SingleEnv
 

@@ -23,7 +23,8 @@ import understudy as us
 from understudy import cli
 from understudy.envs.actions import admit_actions
 from understudy.envs.gate import warn_once
-from understudy.envs.registry import ENVS, EnvConfig
+from understudy.envs.makers import ENVS
+from understudy.envs.registry import EnvConfig
 from understudy.parts.behavior_cloning import BehaviorCloningConfig
 from understudy.runs.checkpoint import step_checkpoints
 from understudy.runs.config import DaggerConfig, EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig

@@ -18,7 +18,8 @@ import torch
 import understudy.training.building as building
 import understudy.training.loop as loop
 from understudy.core.schedules import Schedule
-from understudy.envs.registry import ENVS, EnvConfig
+from understudy.envs.makers import ENVS
+from understudy.envs.registry import EnvConfig
 from understudy.nn.policy import PolicyConfig
 from understudy.parts import RandomNetworkDistillationConfig
 from understudy.ppo.config import PPOConfig

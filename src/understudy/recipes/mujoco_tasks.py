@@ -6,7 +6,8 @@ import dataclasses
 
 from understudy.core.check import checked
 from understudy.core.schedules import Schedule
-from understudy.envs.registry import EnvConfig, is_simulator
+from understudy.envs.makers import is_simulator
+from understudy.envs.registry import EnvConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.protocol import PolicyConfig
 from understudy.ppo.config import PPOConfig

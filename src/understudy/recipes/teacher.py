@@ -9,7 +9,8 @@ import dataclasses
 
 from understudy.core.check import checked
 from understudy.core.schedules import Number, Schedule
-from understudy.envs.registry import EnvConfig, is_simulator
+from understudy.envs.makers import is_simulator
+from understudy.envs.registry import EnvConfig
 from understudy.nn.estimator import EstimatorHeadConfig
 from understudy.nn.heads import DistributionConfig
 from understudy.nn.protocol import PolicyConfig

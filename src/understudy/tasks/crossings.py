@@ -13,7 +13,7 @@ from torch import Tensor
 
 from understudy.core.check import In, fit
 from understudy.envs.base import Step
-from understudy.envs.registry import OWN_TASKS
+from understudy.envs.makers import OWN_TASKS
 from understudy.tasks import minigrid_rules as rules
 from understudy.tasks.batched import BatchedTask, expert_groups
 

@@ -14,7 +14,8 @@ from torch import nn
 from understudy.core import ranks
 from understudy.core.check import In, checked, fit
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import ENVPOOL_FROM, ENVS, EnvConfig, is_simulator, with_copies
+from understudy.envs.makers import ENVS, is_simulator
+from understudy.envs.registry import ENVPOOL_FROM, EnvConfig, with_copies
 from understudy.nn.acting import Function
 from understudy.nn.protocol import Policy
 from understudy.runs.evaluation import EvaluationResult

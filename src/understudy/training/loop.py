@@ -17,7 +17,8 @@ from understudy.core.borders import parsing
 from understudy.core.check import checked, fit
 from understudy.core.files import write_atomic
 from understudy.envs.base import VecEnv
-from understudy.envs.registry import EnvConfig, backend_of, is_simulator, runs_alone
+from understudy.envs.makers import is_simulator, runs_alone
+from understudy.envs.registry import EnvConfig, backend_of
 from understudy.nn.protocol import Policy
 from understudy.ppo.ppo import PPO
 from understudy.runs.checkpoint import (
