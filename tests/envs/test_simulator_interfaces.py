@@ -604,7 +604,7 @@ def test_an_evaluation_that_fails_leaves_the_counters(
             env.step(torch.zeros(env.num_envs, 2))
         raise RuntimeError("no display")
 
-    monkeypatch.setattr("understudy.training.loop.evaluate", failing)
+    monkeypatch.setattr("understudy.training.training.evaluate", failing)
     config = us.TrainConfig(
         env=EnvConfig(id="mjlab:Stub-Task", num_envs=8),
         ppo=us.PPOConfig(num_steps=8, minibatches=2, epochs=1, warmup_steps=0),

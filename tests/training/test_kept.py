@@ -30,7 +30,7 @@ from understudy.runs.checkpoint import step_checkpoints
 from understudy.runs.config import DaggerConfig, EvaluationConfig, LoggingConfig, OfflineConfig, TrainConfig
 from understudy.runs.folder import RunFolder, new_run
 from understudy.tasks.point_mass import PointMass
-from understudy.training import loop
+from understudy.training import training
 from understudy.training.dagger import Dagger
 from understudy.training.loop import resume, train
 from understudy.types import CheckpointError, WorkerError
@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_in_an_evaluation_makes_up_for_it(
     chosen = point(tmp_path, evaluation=EvaluationConfig(episodes=2, interval=interval))
     whole = train(dataclasses.replace(chosen, run_dir=str(tmp_path / "whole")))
     calls: list[Path] = []
-    original = loop.evaluate
+    original = training.evaluate
 
     def killed(*arguments: Any, **options: Any) -> Any:
         if newest_step(tmp_path / "run") == 6 * STEPS:
@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_in_an_evaluation_makes_up_for_it(
             calls.append(tmp_path)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loop, "evaluate", killed)
+    monkeypatch.setattr(training, "evaluate", killed)
     train(chosen)
     assert len(calls) == 1
     monkeypatch.undo()
@@ -95,7 +95,7 @@ def test_an_environment_that_fails_in_the_last_evaluation_costs_no_training(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise IndexError("index out of range in self")
 
-    monkeypatch.setattr(loop, "evaluate", fail)
+    monkeypatch.setattr(training, "evaluate", fail)
     with pytest.raises(IndexError) as caught:
         train(point(tmp_path))
     assert f"{6 * STEPS} steps in PointMass" in caught.value.__notes__[0]
@@ -130,13 +130,13 @@ def test_a_signal_in_the_last_iteration_leaves_the_evaluation_for_later(
 def test_a_signal_during_the_last_evaluation_does_not_cost_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = loop.evaluate
+    original = training.evaluate
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loop, "evaluate", stopped)
+    monkeypatch.setattr(training, "evaluate", stopped)
     run = train(point(tmp_path))
     assert run.evaluation is not None
     assert json.loads((run.path / "evaluation.json").read_text())["mean_return"] == run.evaluation.mean_return
@@ -268,15 +268,15 @@ def test_a_folder_that_is_deleted_comes_back_with_a_checkpoint(tmp_path: Path, m
 def test_a_folder_that_is_deleted_at_the_very_end_comes_back_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, write = tmp_path / "run", loop.write_atomic
+    run, write = tmp_path / "run", training.write_atomic
 
     def write_and_lose(path: Path, data: bytes) -> None:
         write(path, data)
         if run.joinpath("evaluation.json").exists():
-            monkeypatch.setattr(loop, "write_atomic", write)
+            monkeypatch.setattr(training, "write_atomic", write)
             shutil.rmtree(run)
 
-    monkeypatch.setattr(loop, "write_atomic", write_and_lose)
+    monkeypatch.setattr(training, "write_atomic", write_and_lose)
     train(point(tmp_path, logging=QUIET))
     assert "run was deleted: it comes back without its metrics" in caplog.text
     assert json.loads((run / "evaluation.json").read_text())["episodes"] > 0

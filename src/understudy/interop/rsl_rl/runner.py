@@ -32,7 +32,8 @@ from understudy.tools.export import export_policy
 from understudy.training.building import building, check_fits, threads_pay, with_own_env
 from understudy.training.distributed import leads
 from understudy.training.loggers import Logger, Row
-from understudy.training.loop import Training, listening, training_state
+from understudy.training.loop import listening
+from understudy.training.training import Training, training_state
 
 logger = logging.getLogger(__name__)
 
