@@ -598,13 +598,13 @@ def test_an_evaluation_that_fails_leaves_the_counters(
 ) -> None:
     """The checkpoint that is rescued has the training's counter, not that of the evaluation that failed."""
 
-    def failing(policy: Any, *, env: Any, **options: Any) -> None:
+    def failing(policy: Any, env: Any, **options: Any) -> None:
         env.reset(0)
         for _ in range(5):
             env.step(torch.zeros(env.num_envs, 2))
         raise RuntimeError("no display")
 
-    monkeypatch.setattr("understudy.training.training.evaluate", failing)
+    monkeypatch.setattr("understudy.training.training.evaluate_together", failing)
     config = us.TrainConfig(
         env=EnvConfig(id="mjlab:Stub-Task", num_envs=8),
         ppo=us.PPOConfig(num_steps=8, minibatches=2, epochs=1, warmup_steps=0),

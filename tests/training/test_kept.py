@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_in_an_evaluation_makes_up_for_it(
     chosen = point(tmp_path, evaluation=EvaluationConfig(episodes=2, interval=interval))
     whole = train(dataclasses.replace(chosen, run_dir=str(tmp_path / "whole")))
     calls: list[Path] = []
-    original = training.evaluate
+    original = training.evaluate_together
 
     def killed(*arguments: Any, **options: Any) -> Any:
         if newest_step(tmp_path / "run") == 6 * STEPS:
@@ -72,7 +72,7 @@ def test_a_run_that_is_killed_in_an_evaluation_makes_up_for_it(
             calls.append(tmp_path)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(training, "evaluate", killed)
+    monkeypatch.setattr(training, "evaluate_together", killed)
     train(chosen)
     assert len(calls) == 1
     monkeypatch.undo()
@@ -95,7 +95,7 @@ def test_an_environment_that_fails_in_the_last_evaluation_costs_no_training(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise IndexError("index out of range in self")
 
-    monkeypatch.setattr(training, "evaluate", fail)
+    monkeypatch.setattr(training, "evaluate_together", fail)
     with pytest.raises(IndexError) as caught:
         train(point(tmp_path))
     assert f"{6 * STEPS} steps in PointMass" in caught.value.__notes__[0]
@@ -130,13 +130,13 @@ def test_a_signal_in_the_last_iteration_leaves_the_evaluation_for_later(
 def test_a_signal_during_the_last_evaluation_does_not_cost_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.evaluate
+    original = training.evaluate_together
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(training, "evaluate", stopped)
+    monkeypatch.setattr(training, "evaluate_together", stopped)
     run = train(point(tmp_path))
     assert run.evaluation is not None
     assert json.loads((run.path / "evaluation.json").read_text())["mean_return"] == run.evaluation.mean_return

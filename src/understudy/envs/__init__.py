@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from understudy.envs.actions import ActionMap
-    from understudy.envs.as_vec_env import as_vec_env
     from understudy.envs.base import StatefulEnv, Step, VecEnv
     from understudy.envs.envpool import EnvPoolAdapter
     from understudy.envs.gymnasium import GymnasiumVectorAdapter, InProcessVectorEnv
     from understudy.envs.makers import register_env
+    from understudy.envs.objects import as_vec_env
     from understudy.envs.processes import process_vector_env
     from understudy.envs.registry import EnvConfig, list_envs, make_env, make_render_env
     from understudy.envs.regrouped import with_groups
@@ -23,11 +23,11 @@ __all__ += ["EnvConfig", "as_vec_env", "list_envs", "make_env", "make_render_env
 
 _FILES = {
     "actions": ("ActionMap",),
-    "as_vec_env": ("as_vec_env",),
     "base": ("StatefulEnv", "Step", "VecEnv"),
     "envpool": ("EnvPoolAdapter",),
     "gymnasium": ("GymnasiumVectorAdapter", "InProcessVectorEnv"),
     "makers": ("register_env",),
+    "objects": ("as_vec_env",),
     "processes": ("process_vector_env",),
     "registry": ("EnvConfig", "list_envs", "make_env", "make_render_env"),
     "regrouped": ("with_groups",),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from understudy.core.check import In, fit
-from understudy.envs.as_vec_env import as_vec_env
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly, observation_name
+from understudy.envs.objects import as_vec_env
 from understudy.envs.registry import make_env
 from understudy.types import UnderstudyError
 

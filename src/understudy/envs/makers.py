@@ -12,9 +12,9 @@ import torch
 
 from understudy.core.check import checked, fit, nearest
 from understudy.core.registry import Registry, load_object
-from understudy.envs.as_vec_env import as_vec_env
 from understudy.envs.base import VecEnv
 from understudy.envs.gymnasium_ids import gymnasium_spec, import_named
+from understudy.envs.objects import as_vec_env
 from understudy.envs.observations import Groups, Segments
 from understudy.envs.regrouped import with_groups
 from understudy.envs.simulator import SimulatorAdapter

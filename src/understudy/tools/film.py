@@ -19,9 +19,9 @@ from torch import Tensor
 
 from understudy.core.extras import require
 from understudy.core.files import replacing
-from understudy.envs.as_vec_env import as_vec_env
 from understudy.envs.base import VecEnv
 from understudy.envs.makers import is_simulator
+from understudy.envs.objects import as_vec_env
 from understudy.envs.registry import EnvConfig, make_render_env
 from understudy.envs.regrouped import ungrouped
 from understudy.envs.simulator import SimulatorAdapter

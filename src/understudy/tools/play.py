@@ -19,9 +19,9 @@ from understudy.core.check import In, fit
 from understudy.core.sanity import ABSURD, BEYOND_USE, without_faults
 from understudy.core.spaces import is_real, same_values, shape_of, size_of
 from understudy.envs.actions import admit_actions
-from understudy.envs.as_vec_env import as_vec_env
 from understudy.envs.base import Step, VecEnv
 from understudy.envs.gate import Gate, close_quietly
+from understudy.envs.objects import as_vec_env
 from understudy.envs.registry import EnvConfig
 from understudy.nn.acting import function_policy
 from understudy.nn.protocol import Policy

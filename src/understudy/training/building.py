@@ -15,9 +15,9 @@ from gymnasium.spaces import flatdim
 from understudy.core import randomness, ranks
 from understudy.core.borders import parsing
 from understudy.core.devices import allocating
-from understudy.envs.as_vec_env import as_vec_env
 from understudy.envs.base import VecEnv
 from understudy.envs.makers import runs_alone
+from understudy.envs.objects import as_vec_env
 from understudy.nn.check_policy import check_policy, require_policy
 from understudy.nn.policy import build_policy
 from understudy.nn.protocol import Policy

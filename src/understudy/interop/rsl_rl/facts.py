@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from understudy.core.check import nearest
 from understudy.core.spaces import children, size_of
-from understudy.envs.as_vec_env import as_vec_env
+from understudy.envs.objects import as_vec_env
 from understudy.envs.simulator import Simulator, SimulatorAdapter
 from understudy.envs.simulator_forms import ACTOR_NAMES, CRITIC_NAMES, as_groups, conventional_groups
 from understudy.interop.rsl_rl.reading import Block
