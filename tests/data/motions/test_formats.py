@@ -315,3 +315,26 @@ def test_lists_of_arrays_come_as_the_pickle_says(tmp_path: Path, protocol: int) 
         for ours, theirs in zip(found[key], told):
             np.testing.assert_array_equal(ours, theirs)
             assert isinstance(theirs, str) or ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_lists_of_lists_come_as_the_pickle_says(tmp_path: Path, protocol: int) -> None:
+    """Lists of as many numbers are taken many at once; longer, referred and other ones must not be taken for them."""
+    from understudy.data.motions.pickled import _Plain, _Unpickler
+
+    rng = np.random.default_rng(0)
+    rows: list[Any] = rng.normal(size=(2500, 3)).tolist()
+    rows[700], rows[1200], rows[1300] = [0.0, 1.0], [1, 2, 3], [0.5, 7, 0.5]
+    rows[801] = rows[799] = rows[3]  # the same object
+    long = rng.normal(size=(5, 1000)).tolist()
+    long[4] += [1.0, 2.0]  # begins like the others: pickle writes a thousand at a time
+    pair = (rows[10][:], rows[11][:])
+    told = {"rows": rows, "more": [rows[2400], rows[17], rows[1201], "text"], "long": long, "pair": [*rows[:9], pair]}
+    raw = pickle.dumps(told | {"alike": rows[20:600]}, protocol)
+    found = _Plain(9 * len(raw))(_Unpickler(raw).load())
+    assert [len(found[key]) for key in told] == [len(told[key]) for key in told]
+    for key in ("rows", "more", "long"):
+        for ours, theirs in zip(found[key], told[key]):
+            assert list(ours) == list(theirs) if isinstance(theirs, list) else ours == theirs
+    assert [list(x) for x in found["pair"][9]] == [*pair]
+    assert found["alike"].tolist() == rows[20:600]

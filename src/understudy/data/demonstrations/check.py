@@ -170,8 +170,10 @@ class _Reader:
             raise ValueError(f"{where} has shape {values.shape}, expected {tuple(map(int, shape))}: {_AGAIN}")
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{where} is of type {values.dtype}: store numbers")
-        if target.dtype.kind == "b" or values.dtype == target.dtype:
-            if target.dtype.kind == "b" and not np.isin(values, (0, 1)).all():
+        if values.dtype == target.dtype:
+            pass
+        elif target.dtype.kind == "b":
+            if not ((values == 0) | (values == 1)).all():
                 raise ValueError(f"{where} holds other numbers than 0 and 1: {_AGAIN}")
         elif values.dtype.kind == "f" and target.dtype.kind != "f":
             raise ValueError(

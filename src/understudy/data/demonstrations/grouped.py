@@ -13,7 +13,7 @@ import numpy as np
 
 from understudy.core.borders import parse_json, parsing
 from understudy.core.check import fit
-from understudy.data.demonstrations.claims import Claims, datasets
+from understudy.data.demonstrations.claims import Claims, Stored, datasets
 from understudy.data.demonstrations.images import decode, image_size
 from understudy.data.demonstrations.recording import SIGNALS, Place, Recording, read_metadata
 from understudy.data.npz import AGAIN
@@ -39,7 +39,7 @@ class _Groups:
         found = ((re.fullmatch(rf"{prefix}_(\d{{1,18}})", name), name) for name in parent)
         numbered = sorted((int(match[1]), name) for match, name in found if match)
         self.numbers, self.names = [number for number, _ in numbered], [name for _, name in numbered]
-        self.path, self.claims = claims.path, claims
+        self.path, self.claims, self.folders = claims.path, claims, dict[tuple[int, str], Any]()
         self.ids = [h5py.h5o.open(parent.id, name.encode()) for name in self.names]
         for name, group in zip(self.names, self.ids):
             if not isinstance(group, h5py.h5g.GroupID):
@@ -51,30 +51,36 @@ class _Groups:
     def has(self, trajectory: int, name: str) -> bool:
         return bool(self.ids[trajectory].links.exists(name.encode()))
 
-    def open(self, trajectory: int, name: str) -> Any:
+    def open(self, trajectory: int, name: str) -> Stored:
         """A dataset whose shape is to be seen; before it is read, `check` looks at it."""
         import h5py
 
+        folder, _, last = name.rpartition("/")
         try:
-            return h5py.Dataset(h5py.h5d.open(self.ids[trajectory], name.encode()))
+            return self.claims.look(h5py.h5d.open(self._folder(trajectory, folder), last.encode()))
         except (KeyError, ValueError):  # there is none, or it is not a dataset
             raise ValueError(f"{self.path}: trajectory {trajectory} has no {name}; {AGAIN}") from None
+
+    def _folder(self, trajectory: int, name: str) -> Any:
+        """A group in that of a trajectory, opened once, as several datasets of it are read."""
+        import h5py
+
+        if not name:
+            return self.ids[trajectory]
+        if (trajectory, name) not in self.folders:
+            self.folders[trajectory, name] = h5py.h5g.open(self.ids[trajectory], name.encode())
+        return self.folders[trajectory, name]
 
     def check(
         self, trajectory: int, dataset: Any, name: str, values: int | None = None, rows: int | None = None
     ) -> Any:
         return self.claims.check(f"{self.names[trajectory].replace('_', ' ')}, {name}", dataset, values, rows)
 
-    def read(self, trajectory: int, name: str, opened: Any = None) -> np.ndarray:
+    def read(self, trajectory: int, name: str, opened: Stored | None = None) -> np.ndarray:
         import h5py
 
         dataset = self.check(trajectory, opened or self.open(trajectory, name), name)
-        dtype = dataset.id.dtype  # each look at it takes as long as the reading
-        if dtype.kind not in "biuf":
-            return np.asarray(dataset[()])
-        values = np.empty(dataset.id.shape, dtype)
-        dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)  # `dataset[()]` takes three times as long
-        return values
+        return self.claims.read(dataset) if dataset.dtype.kind in "biuf" else np.asarray(h5py.Dataset(dataset.id)[()])
 
     def places(self, name: str) -> dict[Place, Any]:
         """The datasets of the first trajectory that are called so, or lie below a group that is."""
@@ -180,10 +186,11 @@ def _attribute(groups: _Groups, name: bytes) -> np.ndarray | None:
 
     def told(group: Any) -> int:
         attribute = h5py.h5a.open(group, name)
-        if attribute.shape != () or attribute.dtype.kind not in "biu":
+        dtype = groups.claims.dtype(attribute)
+        if attribute.shape != () or dtype.kind not in "biu":
             raise ValueError(f"{groups.path}: {name.decode()} of a demonstration should be one number; {AGAIN}")
-        value = np.zeros((), attribute.dtype)
-        attribute.read(value)
+        value = np.zeros((), dtype)
+        attribute.read(value, groups.claims.in_memory(dtype))
         return int(value)
 
     return np.array([told(g) for g in groups.ids]) if all(h5py.h5a.exists(g, name) for g in groups.ids) else None
@@ -239,6 +246,8 @@ def _grouped(
     Observations have a final row, or it comes from next observations, or the last one stands in. Where groups tell of
     success, ends before a trajectory's last step are not taken: a simulator that is not reset goes on telling them.
     """
+    import h5py
+
     present = {ours: name for ours, name in names.items() if any(groups.has(k, name) for k in range(len(groups)))}
     signals = {ours: name for ours, name in present.items() if "observations" not in ours}
     for k in range(len(groups)):
@@ -267,8 +276,8 @@ def _grouped(
                 f"{groups.path}: trajectory {trajectory} has {T} actions and {_rows(rows)} {name}: {AGAIN}"
             )
         if shape := packed.get(place):
-            frames = groups.check(trajectory, rows, name, _rows(rows) * math.prod(shape))
-            values = np.stack([decode(np.asarray(row).tobytes(), shape) for row in frames])
+            groups.check(trajectory, rows, name, _rows(rows) * math.prod(shape))
+            values = np.stack([decode(np.asarray(row).tobytes(), shape) for row in h5py.Dataset(rows.id)])
         else:
             values = groups.read(trajectory, name, rows)
         if len(values) == T + 1:
@@ -276,13 +285,14 @@ def _grouped(
         if following is None:
             return np.concatenate((values, values[-1:]))
         last = groups.open(trajectory, name := "/".join((following, *place)))
-        if last.id.shape != rows.id.shape:
+        if last.shape != rows.shape:
             raise ValueError(
                 f"{groups.path}: trajectory {trajectory}: {name} has shape {last.shape}, expected {rows.shape}: {AGAIN}"
             )
         if values.nbytes < _SMALL:
             return np.concatenate((values, groups.read(trajectory, name, last)[T - 1 :]))
-        return np.concatenate((values, groups.check(trajectory, last, name, rows=1)[T - 1 :]))
+        groups.check(trajectory, last, name, rows=1)
+        return np.concatenate((values, h5py.Dataset(last.id)[T - 1 :]))
 
     if len(groups) and not following and all(_rows(dataset) != lengths[0] + 1 for dataset in found.values()):
         remarks.append("has no final observations (next_observations): the last one of each trajectory stands in")
@@ -301,8 +311,7 @@ def _grouped(
 
 
 def _rows(dataset: Any) -> int:
-    shape = dataset.id.shape
-    return int(shape[0]) if shape else -1
+    return int(dataset.shape[0]) if dataset.shape else -1
 
 
 def _drop_inner(flags: np.ndarray) -> bool:

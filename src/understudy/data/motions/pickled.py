@@ -7,13 +7,15 @@ It reads the output of pickle, of joblib (plain, zlib or gzip) and of `numpy.sav
 
 from __future__ import annotations
 
+import bisect
 import functools
 import io
 import math
+import operator
 import pickle
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +32,7 @@ _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|[US]\d{1,6}|O8?)")
 _PIECE = 1 << 24
 _FLOATS = re.compile(rb"(?:G.{8})+", re.DOTALL)  # of any length: opcode and eight bytes each
 _FLOAT = np.dtype([("opcode", "u1"), ("value", ">f8")])
+_ROW = re.compile(rb"\](?:\x94|r(.{4}))?\(((?:G.{8})+)e", re.DOTALL)  # a whole list of them, and its name
 _OTHER_PACKERS = {b"BZh": "bz2", b"\xfd7zXZ": "xz", b"]\x00\x00": "lzma", b"\x04\x22M\x18": "lz4"}
 
 
@@ -131,6 +134,30 @@ class _Skipped:
     """Stands for a value that only helped to make an array: nothing refers to it in a file of data."""
 
 
+class _Memo(dict[int, Any]):
+    """Values that have names, which are numbers. Of rows that were taken at once, only the first name is kept."""
+
+    def __init__(self) -> None:
+        self.starts, self.runs, self.count = list[int](), list[tuple[int, int, np.ndarray]](), 0
+
+    def add(self, start: int, each: int, own: int, rows: np.ndarray) -> None:
+        """Rows that have `each` names from `start` on, of which number `own` is that of the row itself."""
+        self.starts.append(start)
+        self.runs.append((each, own, rows))
+        self.count += each * len(rows)
+
+    def __len__(self) -> int:
+        return super().__len__() + self.count
+
+    def __missing__(self, name: int) -> Any:
+        k = bisect.bisect_right(self.starts, name) - 1
+        each, own, rows = self.runs[k] if k >= 0 else (1, 0, np.empty(0))
+        i, which = divmod(name - self.starts[k], each) if k >= 0 else (0, 0)
+        if i >= len(rows):
+            raise KeyError(name)
+        return rows[i] if which == own else _Skipped()
+
+
 class _Place(NamedTuple):
     """Where a pickle is when it has made a value."""
 
@@ -143,11 +170,12 @@ class _Place(NamedTuple):
 class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be replaced
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
-    memo: dict[int, Any]
+    memo: _Memo
 
     def __init__(self, raw: bytes) -> None:
         self.raw, self.source = raw, io.BytesIO(raw)
         super().__init__(self.source)
+        self.memo = _Memo()
         self.puts: list[tuple[int, int]] = []  # places and names since the last array
         self.before = _Place(None, 0, 0, [])
 
@@ -191,27 +219,24 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         if array is None or array.ndim != 1 or not 8 <= array.nbytes < 256 or size > 1000:
             return
         data = self.raw.find(b"C" + bytes([array.nbytes]) + array.tobytes(), start, last.end) + 2 - start
-        free = np.zeros(size, dtype=bool)
-        free[data : data + array.nbytes] = data > 1
         count = min((len(self.raw) - last.end) // size, 1000)
         rows = np.frombuffer(self.raw, np.uint8, size * (count + 1), start).reshape(-1, size)  # the template first
-        alike = np.full(count + 1, data > 1)
+        alike, rest = np.full(count + 1, data > 1), rows.copy()
+        rest[:, data : data + array.nbytes] = 0
         for place, name in last.puts:
             at = slice(place - start, place - start + 4)
-            free[at], told = True, rows[:, at].copy().view("<u4")[:, 0]
+            told, rest[:, at] = rows[:, at].copy().view("<u4")[:, 0], 0
             alike &= told == name + named * np.arange(count + 1)
-        alike &= (rows[:, ~free] == rows[0, ~free]).all(1)
+        alike &= (rest == rest[0]).all(1)
         many = len(alike) if alike.all() else int(alike.argmin())
         own = next((name for name in range(before.named, last.named) if self.memo.get(name) is last.value), None)
         if many < 2 or own is None:
             return
         values = rows[1:many, data : data + array.nbytes].copy().view(array.dtype)
-        taken = [_Array(value) for value in values]
-        self.memo.update(dict.fromkeys(range(last.named, last.named + named * len(taken)), _Skipped()))
-        self.memo.update({own + named * (i + 1): one for i, one in enumerate(taken)})
-        self.stack.extend(taken)
-        self.source.seek(last.end + size * len(taken))
-        self.before = _Place(taken[-1], self.source.tell(), len(self.memo), [])
+        self.memo.add(last.named, named, own - before.named, values)
+        self.stack.extend(values)
+        self.source.seek(last.end + size * len(values))
+        self.before = _Place(self.stack[-1], self.source.tell(), len(self.memo), [])
 
     def load_long_binput(self) -> None:
         """Name a value, and remember where."""
@@ -227,6 +252,34 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
         """Skip the claim of how many bytes belong together."""
         self.read(8)
 
+    def load_empty_list(self) -> None:
+        """Begin a list; take all lists of as many numbers that follow each other at once, but for the last of them.
+
+        Some files have one for each frame. The last may go on. In place of each there is an array.
+        """
+        start = self.source.tell() - 1
+        row = _ROW.match(self.raw, start)
+        if row is None:
+            self.stack.append([])
+            return
+        size, first = len(row.group()), row.start(2) - start
+        rows = np.frombuffer(self.raw, np.uint8, (len(self.raw) - start) // size * size, start).reshape(-1, size)
+        name = None if row.group(1) is None else int.from_bytes(row.group(1), "little")
+        fixed = (slice(2), slice(6, first) if name is not None else slice(2, first), slice(first, size, 9))
+        many, alike = 1, np.ones(1, dtype=bool)
+        while alike.all() and many < len(rows):  # looks no further than twice as far as they are alike
+            part = rows[many : 2 * many]
+            alike = np.all([(part[:, at] == rows[0, at]).all(1) for at in fixed], axis=0)
+            if name is not None:  # which counts on
+                alike &= part[:, 2:6].copy().view("<u4")[:, 0] == name + np.arange(many, many + len(part))
+            many += len(part) if alike.all() else int(alike.argmin())
+        values = rows[: many - 1, first : size - 1].copy().view(_FLOAT)["value"].astype(float)
+        if first > 2:
+            self.memo.add(len(self.memo) if name is None else name, 1, 0, values)
+        self.stack.extend(values)
+        self.stack.append([])
+        self.source.seek(start + size * (many - 1) + 1)
+
     def load_binfloat(self) -> None:
         """All numbers that follow each other, at once: a list of them is most of some files."""
         start = self.source.tell() - 1
@@ -238,6 +291,7 @@ class _Unpickler(pickle._Unpickler):  # the Python one, whose steps can be repla
 
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.LONG_BINPUT[0]] = load_long_binput
+    dispatch[pickle.EMPTY_LIST[0]] = load_empty_list
     dispatch[pickle.FRAME[0]] = load_frame
     dispatch[pickle.BINFLOAT[0]] = load_binfloat
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -313,12 +367,17 @@ class _Plain:
         self._take(1)
         if isinstance(value, _Array):
             return self._array(value)
+        if isinstance(value, np.ndarray):
+            return self._numbers(value)
         if isinstance(value, dict):
             return {self(key): self(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
-            if set(map(type, value)) <= {float, int}:
+            kinds = set(map(type, value))
+            if kinds <= {float, int}:
                 self._take(len(value))
                 return list(value)
+            if kinds <= {_Array, np.ndarray, list} and (rows := self._rows(value)) is not None:
+                return rows
             return [self(inner) for inner in value]
         if isinstance(value, bytes):
             return value.decode()
@@ -326,17 +385,41 @@ class _Plain:
             return value
         raise pickle.UnpicklingError(f"a {type(value).__name__}")
 
+    def _rows(self, held: Sequence[Any]) -> np.ndarray | None:
+        """Vectors of numbers of one length and type as a table; None for others."""
+        rows = [*map(_row, held)]
+        if any(row is None for row in rows):
+            return None
+        if any(len(set(map(operator.attrgetter(what), rows))) > 1 for what in ("dtype", "shape")):
+            return None
+        if rows[0].ndim != 1 or rows[0].dtype.kind not in "iuf":
+            return None
+        self._take(len(rows) * (1 + rows[0].nbytes))
+        return np.concatenate(rows).reshape(len(rows), -1)
+
     def _array(self, value: _Array) -> Any:
         if value.objects is not None:
             held = [self(inner) for inner in value.objects]
             return held[0] if value.single else held
         if value.value is None:
             raise pickle.UnpicklingError("an array without contents")
-        self._take(value.value.nbytes)
-        text = value.value.dtype.kind in "US" and value.value.ndim < 2
-        return value.value.tolist() if text or not value.value.ndim else value.value
+        return self._numbers(value.value)
+
+    def _numbers(self, value: np.ndarray) -> Any:
+        self._take(value.nbytes)
+        text = value.dtype.kind in "US" and value.ndim < 2
+        return value.tolist() if text or not value.ndim else value
 
     def _take(self, size: int) -> None:
         self.allowance -= size
         if self.allowance < 0:
             raise pickle.UnpicklingError("values that hold each other")
+
+
+def _row(value: Any) -> Any:
+    """An array, or a list of floats as one; None for anything else."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, list):
+        return np.array(value) if set(map(type, value)) == {float} else None
+    return value

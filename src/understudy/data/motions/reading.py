@@ -98,7 +98,7 @@ class Columns:
         lengths = {len(values): field for values, field in zip(self.columns, self.fields)}
         if len(lengths) > 1:
             raise ValueError(f"its arrays have different numbers of frames: {', '.join(map(str, lengths))}")
-        frames = np.concatenate(self.columns, axis=1, dtype=np.float64)
+        frames = np.concatenate(self.columns, axis=1)  # the clip makes them float64, once
         return MotionClip(name=name, fields=tuple(self.fields), frames=frames, frame_time=frame_time, **options)
 
 
