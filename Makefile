@@ -53,7 +53,7 @@ test: $(STAMP)
 	$(RUNTIME) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-simulators: $(SIMULATORS)/.setup-done
-	$(RUNTIME) $(SIMULATORS)/bin/python -m pytest tests/simulators
+	$(RUNTIME) $(SIMULATORS)/bin/python -m pytest tests/simulators tests/interop/test_rsl_rl_parity.py
 
 # mjlab needs MuJoCo 3.11, so its environment shares only torch's version with constraints.txt
 $(SIMULATORS)/.setup-done: pyproject.toml constraints.txt
