@@ -192,3 +192,10 @@ def test_a_part_needs_consent_whatever_its_name(name: str) -> None:
     text = f"total_steps: 1\nenv: {{id: CartPole-v1}}\nparts: {{{name}: {{part: 'no_such_module_of_mine:Config'}}}}\n"
     with pytest.raises(ValueError, match="--allow-import no_such_module_of_mine"):
         from_yaml(text)
+
+
+def test_a_run_folder_in_the_home_folder_is_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a shell nobody else replaces the ~; a folder called so would be made."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = TrainConfig(env=EnvConfig(id="CartPole-v1"), total_steps=1, run_dir="~/runs/x")
+    assert config.run_dir == "/home/somebody/runs/x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -181,6 +182,8 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.run_dir is not None:  # a shell does not see the ~ of a file or of Python
+            object.__setattr__(self, "run_dir", os.path.expanduser(self.run_dir))
         if self.offline is None and self.total_steps == 0:
             raise ValueError("total_steps must be at least 1 (0 only goes with offline training), got 0")
         if self.start_from is None and self.start != StartConfig():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import pickle
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +268,24 @@ DAMAGES: dict[str, tuple[str, bytes, str]] = {
     "another version": (
         "m.pkl", robots.gmr(walk()).replace(b"(K\x01K", b"(K\x81K"), "an array of version 129. None of it was run",
     ),
-    "bz2": ("m.pkl", b"BZh91AY&SY", "is packed with bz2: write it with joblib.dump"),
+    "lz4": ("m.pkl", b"\x04\x22M\x18@@", "is packed with lz4, which is not read: write it with joblib.dump"),
+    "bz2": ("m.pkl", bz2.compress(robots.gmr(walk()))[:-9], "the compressed data end too early"),
     "bomb": ("m.pkl", zlib.compress(bytes(300 << 20), 9), "claims 0.3 GiB in .* bytes"),
+    "bz2 bomb": ("m.pkl", bz2.compress(bytes(300 << 20)), "claims 0.3 GiB in .* bytes"),
+    "lzma's memory": (
+        "m.pkl", b"]" + (1 << 30).to_bytes(4, "little") + lzma.compress(b"text", lzma.FORMAT_ALONE)[5:],
+        "Memory usage limit exceeded",
+    ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, partial(lzma.compress, format=lzma.FORMAT_ALONE)])
+def test_pickles_are_read_however_joblib_packs_them(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    plain, packed = robots.gmr(walk()), write(tmp_path / "packed.pkl", compress(robots.gmr(walk())))
+    (told,), (found,) = (
+        read_any_motions(path, options(tmp_path)) for path in (write(tmp_path / "plain.pkl", plain), packed)
+    )
+    np.testing.assert_array_equal(found.frames, told.frames)
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -2,14 +2,17 @@
 
 A pickle is a program. This reader knows the few constructors that such data needs, refuses all others, and stands in
 for each of them itself: nothing of the file reaches numpy's own, which trust the numbers that they are given.
-It reads the output of pickle, of joblib (plain, zlib or gzip) and of `numpy.save`, which pickles a dictionary.
+It reads the output of pickle, of joblib (plain, or packed by zlib, gzip, bz2, xz or lzma) and of `numpy.save`, which
+pickles a dictionary.
 """
 
 from __future__ import annotations
 
 import bisect
+import bz2
 import functools
 import io
+import lzma
 import math
 import operator
 import pickle
@@ -33,7 +36,16 @@ _PIECE = 1 << 24
 _FLOATS = re.compile(rb"(?:G.{8})+", re.DOTALL)  # of any length: opcode and eight bytes each
 _FLOAT = np.dtype([("opcode", "u1"), ("value", ">f8")])
 _ROW = re.compile(rb"\](?:\x94|r(.{4}))?\(((?:G.{8})+)e", re.DOTALL)  # a whole list of them, and its name
-_OTHER_PACKERS = {b"BZh": "bz2", b"\xfd7zXZ": "xz", b"]\x00\x00": "lzma", b"\x04\x22M\x18": "lz4"}
+_Inflate = type(zlib.decompressobj())
+_LZ4 = b"\x04\x22M\x18"
+_LZMA_MEMORY = 1 << 28  # bytes that a file may ask for beside its contents; the highest preset asks for a quarter
+_UNPACKERS: dict[bytes, Callable[[], Any]] = {
+    b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
+    b"]\x00\x00": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
+    b"x": zlib.decompressobj,
+    b"\x1f\x8b": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
+}
 
 
 class _Dtype:
@@ -325,13 +337,10 @@ def read_any_motions(path: str | Path, options: ReadOptions | None = None) -> li
 
 def _pickle_in(path: Path, raw: bytes) -> bytes:
     """The pickle in what a file holds: unpacked, and without the header of a `.npy`."""
-    for mark, packer in _OTHER_PACKERS.items():
-        if raw.startswith(mark):
-            raise ValueError(
-                f"{path} is packed with {packer}: write it with joblib.dump(data, path), or unpack it first"
-            )
-    if raw.startswith((b"x", b"\x1f\x8b")):
-        raw = _inflated(path, raw)
+    if raw.startswith(_LZ4):
+        raise ValueError(f"{path} is packed with lz4, which is not read: write it with joblib.dump(data, path)")
+    if unpacker := next((make for mark, make in _UNPACKERS.items() if raw.startswith(mark)), None):
+        raw = _unpacked(path, raw, unpacker())
     if not raw.startswith(b"\x93NUMPY"):
         return raw
     file = io.BytesIO(raw)
@@ -342,15 +351,15 @@ def _pickle_in(path: Path, raw: bytes) -> bytes:
     return raw[file.tell() :]
 
 
-def _inflated(path: Path, raw: bytes) -> bytes:
-    """The contents of zlib-compressed bytes, checked on the way. Raises ValueError where too much comes out."""
-    inflate, pieces, total = zlib.decompressobj(zlib.MAX_WBITS | 32), [], 0  # 32: zlib or gzip, as the header says
-    left = raw
-    while not inflate.eof:
-        piece = inflate.decompress(left, _PIECE)
-        left, total = inflate.unconsumed_tail, total + len(piece)
+def _unpacked(path: Path, raw: bytes, unpacker: Any) -> bytes:
+    """What a decompressor of the standard library makes of bytes. Raises ValueError where too much comes out."""
+    pieces, total, left = list[bytes](), 0, raw
+    while not unpacker.eof:
+        piece = unpacker.decompress(left, _PIECE)
+        left = unpacker.unconsumed_tail if isinstance(unpacker, _Inflate) else b""  # the others keep what is left
+        total += len(piece)
         check_unpacked(path, len(raw), total)
-        if not piece and not left and not inflate.eof:
+        if not piece and not left and not unpacker.eof:
             raise ValueError("the compressed data end too early")
         pieces.append(piece)
     return b"".join(pieces)
