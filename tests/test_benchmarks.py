@@ -21,7 +21,7 @@ from benchmarks.learning import learning
 from benchmarks.memory import __main__ as memory
 from benchmarks.motion import gait, go1_replay, motion, pictures
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import against, frames, growth, harness, peer, start, tables, tensor_env
+from benchmarks.speed import against, frames, growth, harness, parts, peer, start, tables, tensor_env
 from benchmarks.speed import workloads as w
 from benchmarks.teacher import teacher
 from tests.fresh import Fresh
@@ -280,6 +280,14 @@ def test_starts_are_set_beside_our_first_iteration() -> None:
     assert "| lost | not run: no wheel | | |" in lines
 
 
+def test_parts_are_set_beside_plain_ppo() -> None:
+    tiny = replace(w.WORKLOADS["W3"], num_envs=4, num_steps=4, num_epochs=1, num_minibatches=2, hidden=(8,))
+    found = parts.measure({"all": parts.build(tiny, ("teacher", "gail"), "cpu")}, 1)
+    assert found["all"][0][0] > 0.0
+    lines = parts.table({"PPO": [(1.0, 2.0), (2.0, 2.0)], "all": [(3.0, 4.0), (4.0, 3.0)]})
+    assert "| all | 3.50 | 3.50 | 2.50 | 1.75 |" in lines
+
+
 def test_the_first_iteration_is_the_one_of_the_recipe() -> None:
     _, *words = start.OURS["first iteration of train cartpole"]
     assert words[2] == str(cartpole().ppo.num_steps * cartpole().env.num_envs) == str(start.FIRST)
@@ -476,7 +484,8 @@ def test_an_interrupted_training_goes_on_and_a_finished_one_is_left_alone(tmp_pa
 def test_every_benchmark_explains_itself(fresh: Fresh) -> None:
     modules = [
         "advisor", "imitation", "imitation.loading", "learning", "memory", "motion", "motion.library_speed", "speed",
-        "speed.against", "speed.collection", "speed.growth", "speed.peer", "speed.start", "speed.tasks", "teacher",
+        "speed.against", "speed.collection", "speed.growth", "speed.parts", "speed.peer", "speed.start",
+        "speed.tasks", "teacher",
     ]  # fmt: skip
     code = """
 import runpy, sys
