@@ -68,12 +68,15 @@ def test_nearest() -> None:
 
 
 PPO = "PPOConfig has no option"
+NOT_HERE = "another library's option, which does not exist here"
+EXPLORES = "a memory or `init_std` explores instead"
 
 
 @pytest.mark.parametrize(
     ("kind", "option", "message"),
     [
         (us.PPOConfig, "eps_clip", f"{PPO} 'eps_clip'; it is called clip_epsilon here"),
+        (us.PPOConfig, "use_sde", f"{PPO} 'use_sde'; {NOT_HERE}: noise is independent in every step; {EXPLORES}"),
         (us.PPOConfig, "lam", f"{PPO} 'lam'; it is called gae_lambda here"),
         (us.PPOConfig, "learning_rate", f"{PPO} 'learning_rate'; it is called ppo.optimizer.learning_rate here"),
         (us.TrainConfig, "lam", "TrainConfig has no option 'lam'; it is called ppo.gae_lambda here"),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from understudy.core.origin_names import ORIGIN_NAMES
+from understudy.core.origin_names import NO_COUNTERPART, ORIGIN_NAMES
 
 T = TypeVar("T")
 
@@ -66,12 +66,14 @@ def meant(word: str, known: Iterable[str]) -> str:
     names = sorted(set(known), key=lambda name: (name.count("."), name))
     bare = word.strip("-").replace("_", "-").lower()
     ends = {name: name.strip("-").split(".")[-1] for name in names}
-    theirs = ORIGIN_NAMES.get(bare.rpartition(".")[2].replace("-", "_"), ())
+    last = bare.rpartition(".")[2]
+    if last not in ends.values() and (reason := NO_COUNTERPART.get(last.replace("-", "_"))):
+        return f"another library's option, which does not exist here: {reason}"
+    theirs = ORIGIN_NAMES.get(last.replace("-", "_"), ())
     close = [name for name in names if name in {f"--{path.replace('_', '-')}" for path in theirs}]
     close += [name for name in names if ends[name] == bare or name.strip("-") == bare]
     close += [name for name in names if name.startswith(f"--{bare}.") and ends[name] == "id"]
-    short = bare.rpartition(".")[2]
-    close += [name for name in names if "-" in ends[name] and "".join(x[0] for x in ends[name].split("-")) == short]
+    close += [name for name in names if "-" in ends[name] and "".join(x[0] for x in ends[name].split("-")) == last]
     close = close or get_close_matches(word, names, n=3, cutoff=0.75)
     close += [name for end in get_close_matches(bare, set(ends.values()), n=2) for name in names if ends[name] == end]
     shown = [*dict.fromkeys(close)][:3]

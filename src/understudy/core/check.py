@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, cast, runtime_checkable
 
-from understudy.core.origin_names import ORIGIN_NAMES
+from understudy.core.origin_names import NO_COUNTERPART, ORIGIN_NAMES
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -34,8 +34,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def nearest_option(name: str, kind: type, known: Iterable[str]) -> str:
     """A clause that helps with an option that the config `kind` lacks.
 
-    Another library's name is answered with ours: the field of this config, or the path to another one.
+    Another library's name is answered with ours: the field of this config, or the path to another one; or with why it
+    does not exist here.
     """
+    if name in NO_COUNTERPART and name not in known:
+        return f"another library's option, which does not exist here: {NO_COUNTERPART[name]}"
     meant = ORIGIN_NAMES.get(name, ())
     place = (kind.PREFIX if issubclass(kind, Config) else "") or f"{kind.__name__}."
     here = [path.rpartition(".")[2] for path in meant if f".{path}".rpartition(".")[0].endswith(f".{place[:-1]}")]

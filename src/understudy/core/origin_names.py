@@ -108,3 +108,32 @@ ORIGIN_NAMES = {
     for name, _, paths in (" ".join(entry.split()).partition(": ") for entry in _TEXT.split(";"))
 }
 """Their name -> paths in a training's config, and `Class.option` of parts' configs."""
+
+_NOWHERE = """\
+action_space: read from the environment | amp_batch_size: windows of the whole library are drawn for every step |
+amp_obs_dim: `frames` times the style features, from the spaces | best_model_save_path: always `checkpoints/best.pt` |
+critic_encoder_class_name: by the component's shape | demo_minibatch_size: no accumulation of gradients |
+discriminator_loss_coef: the discriminator has its own optimizer, clip and number of steps:
+`us.parts.MotionPriorConfig(discriminator=)`. A common factor would change nothing; 0 is refused |
+discriminator_loss_scale: an optimizer of its own: a common factor would change nothing | entropy_method_name: every
+distribution has `entropy`; without a closed form it is sampled | forward: a part stores what it needs (`us.Labels`);
+in the layer a subclass returns it as there | functional: modules are used as they are, so DDP and FSDP work on them |
+input_dim: `frames` times the style features, from the spaces | log_explained_variance: always logged, a scalar, 0 for
+constant targets | max_batchsize: values are computed in chunks of one minibatch | normalize_images: uint8 images are
+always divided by 255, floats never | num_actions: read from the action space | num_actor_obs: read from the
+observation space | num_critic_obs: read from the observation space | observation_space: read from the environment
+(unused there) | rollout_buffer_class: one rollout of named tensors | rollout_buffer_kwargs: one rollout of named
+tensors | save_best_after: `checkpoints/best.pt` of every evaluation | sde_sample_freq: noise is independent in every
+step; a memory or `init_std` explores instead | smoothed_loss: unsmoothed numbers in `metrics.jsonl`; `understudy
+plot` smooths | stats_window_size: `episode/return` is of the episodes that ended in the iteration |
+teacher_policy_class_name: a checkpoint knows its own networks | time_limit_bootstrap: always, from the episode's true
+final observation | training: a policy has no modes; the layer has both, and `is_within_training_step` | updating: a
+policy has no modes; the layer has both, and `is_within_training_step` | use_sde: noise is independent in every step;
+a memory or `init_std` explores instead | value_bootstrap: always, from the true final observation; theirs adds gamma
+V(s_t) of the step before
+"""
+
+NO_COUNTERPART = {
+    name: why for name, _, why in (entry.partition(": ") for entry in " ".join(_NOWHERE.split()).split(" | "))
+}
+"""Their name -> why there is no such option here, or what there is instead."""
