@@ -16,7 +16,7 @@ from torch import Tensor
 
 import understudy as us
 from understudy.nn.policy import PolicyOutput
-from understudy.ppo import minibatch
+from understudy.ppo import minibatch, rollout
 from understudy.ppo.config import PPOConfig
 from understudy.ppo.minibatch import Minibatches
 from understudy.ppo.part import Losses, Part, PartContext, Weights
@@ -215,27 +215,38 @@ def test_passes_share_their_minibatches_unless_they_are_reshuffled(reshuffle: bo
     assert torch.equal(passes[0], passes[2]) is not reshuffle
 
 
+def test_the_memory_of_a_rollout_counts_one_minibatch_of_what_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(rollout, "check_memory", lambda size, *_: asked.append(size))
+    for bound in (4096, 16):  # bytes of CartPole's observation: 16
+        monkeypatch.setattr(rollout, "LARGE", bound)
+        env = us.make_env("CartPole-v1", 2, seed=0)
+        policy = us.ActorCritic(env.observation_space, env.action_space, us.PolicyConfig(hidden_sizes=(8,)))
+        us.PPO(env, policy, us.PPOConfig(num_steps=32, minibatches=4), seed=0)
+    assert asked[0] - asked[1] == 32 * 2 * 16 * 0.75
+
+
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_images_are_not_copied_for_a_whole_epoch(recurrent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = SimpleNamespace(recurrent=recurrent, input_keys=[("policy",)])
-    rollout = TensorDict({"obs": {"policy": torch.randint(0, 256, (T, N, 4, 32, 32), dtype=torch.uint8)}}, [T, N])
+    data = TensorDict({"obs": {"policy": torch.randint(0, 256, (T, N, 4, 32, 32), dtype=torch.uint8)}}, [T, N])
     for name in ("action", "log_prob", "advantage", "value_target", "is_first"):
-        rollout[name] = torch.randn(T, N)
-    rollout["state"] = torch.randn(1, N, 3).expand(T, N, 3)
+        data[name] = torch.randn(T, N)
+    data["state"] = torch.randn(1, N, 3).expand(T, N, 3)
     config = PPOConfig(num_steps=T, minibatches=2, surrogate="a2c")
     drawer = Minibatches(policy, {}, config, torch.nn.ModuleDict(), torch.Generator())  # type: ignore[arg-type]
-    order, gathered = drawer.order(rollout), []
+    order, gathered = drawer.order(data), []
     shuffle = Minibatches._shuffle
 
-    def remember(self: Any, rollout: TensorDict, name: Any, order: Tensor) -> Tensor:
+    def remember(self: Any, data: TensorDict, name: Any, order: Tensor) -> Tensor:
         gathered.extend([order.numel()] * (name == ("obs", "policy")))
-        return shuffle(self, rollout, name, order)
+        return shuffle(self, data, name, order)
 
     monkeypatch.setattr(Minibatches, "_shuffle", remember)
-    lazily = [*drawer.epoch(rollout, masked=False, order=order)]
+    lazily = [*drawer.epoch(data, masked=False, order=order)]
     assert gathered == [order.shape[1]] * 2  # a minibatch each
-    monkeypatch.setattr(minibatch, "_LARGE", 10**9)
-    at_once = [*drawer.epoch(rollout, masked=False, order=order)]
+    monkeypatch.setattr(minibatch, "LARGE", 10**9)
+    at_once = [*drawer.epoch(data, masked=False, order=order)]
     assert gathered[2:] == [order.numel()]
     for one, other in zip(lazily, at_once, strict=True):
         assert one.keys() == other.keys()

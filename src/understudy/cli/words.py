@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from understudy.core.origin_names import NO_COUNTERPART, ORIGIN_NAMES
+from understudy.core.check import without_counterpart
+from understudy.core.origin_names import ORIGIN_NAMES
 
 T = TypeVar("T")
 
@@ -67,8 +68,8 @@ def meant(word: str, known: Iterable[str]) -> str:
     bare = word.strip("-").replace("_", "-").lower()
     ends = {name: name.strip("-").split(".")[-1] for name in names}
     last = bare.rpartition(".")[2]
-    if last not in ends.values() and (reason := NO_COUNTERPART.get(last.replace("-", "_"))):
-        return f"another library's option, which does not exist here: {reason}"
+    if last not in ends.values() and (reason := without_counterpart(last.replace("-", "_"))):
+        return reason
     theirs = ORIGIN_NAMES.get(last.replace("-", "_"), ())
     close = [name for name in names if name in {f"--{path.replace('_', '-')}" for path in theirs}]
     close += [name for name in names if ends[name] == bare or name.strip("-") == bare]

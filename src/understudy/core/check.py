@@ -31,14 +31,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(shown)}" if names else "none is known"
 
 
+def without_counterpart(name: str) -> str:
+    """A clause about an option of another library that does not exist here; "" for any other name."""
+    why = NO_COUNTERPART.get(name)
+    return f"another library's option, which does not exist here: {why}" if why else ""
+
+
 def nearest_option(name: str, kind: type, known: Iterable[str]) -> str:
     """A clause that helps with an option that the config `kind` lacks.
 
     Another library's name is answered with ours: the field of this config, or the path to another one; or with why it
     does not exist here.
     """
-    if name in NO_COUNTERPART and name not in known:
-        return f"another library's option, which does not exist here: {NO_COUNTERPART[name]}"
+    if name not in known and (reason := without_counterpart(name)):
+        return reason
     meant = ORIGIN_NAMES.get(name, ())
     place = (kind.PREFIX if issubclass(kind, Config) else "") or f"{kind.__name__}."
     here = [path.rpartition(".")[2] for path in meant if f".{path}".rpartition(".")[0].endswith(f".{place[:-1]}")]

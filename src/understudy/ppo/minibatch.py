@@ -24,9 +24,9 @@ _UNREAD = {"executed_action", "reward", "task_reward", "next_value", "next_obs"}
 """Names of the rollout that a minibatch leaves out (`next_obs` only where no part asked for it)."""
 
 
-_LARGE = 4096
-"""Bytes of an observation from which on its component is gathered minibatch by minibatch: a second copy of all images
-would double the rollout, and saves no time."""
+LARGE = 4096
+"""Bytes of an entry from which on it is gathered minibatch by minibatch: a second copy of all images would double the
+rollout, and saves no time."""
 
 
 class Minibatches:
@@ -61,14 +61,14 @@ class Minibatches:
         """Every row of the rollout `[T, N]` once, in this `order` or in one of this epoch's own."""
         order = self.order(rollout) if order is None else order
         names = self._names(rollout)
-        images = [name for name in names if rollout[name][0, 0].nbytes >= _LARGE]
-        epoch = {name: self._shuffle(rollout, name, order) for name in names if name not in images}
+        large = [name for name in names if rollout[name][0, 0].nbytes >= LARGE]
+        epoch = {name: self._shuffle(rollout, name, order) for name in names if name not in large}
         if masked:
             epoch["mask"] = self._shuffle(rollout, "valid", order)
         self._normalize(epoch)
         self._add_bounds(epoch)
         for rows, batch in zip(order, unbind(epoch)):
-            batch |= {name: self._shuffle(rollout, name, rows[None])[0] for name in images}
+            batch |= {name: self._shuffle(rollout, name, rows[None])[0] for name in large}
             yield batch | self._samples(batch)
 
     def _names(self, rollout: TensorDict) -> list[Any]:

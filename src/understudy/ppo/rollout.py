@@ -19,6 +19,7 @@ from understudy.envs.base import SimulatedEnv, Step, VecEnv
 from understudy.envs.gate import Gate
 from understudy.envs.regrouped import ungrouped
 from understudy.nn.protocol import REPLACED, Policy
+from understudy.ppo.minibatch import LARGE
 from understudy.ppo.part import Labels, Overrides, Part
 
 Name = tuple[str, ...]
@@ -95,10 +96,16 @@ class Collector:
     def _allocate(self) -> TensorDict:
         T, N, device = self.num_steps, self.env.num_envs, self.env.device
         head = self.policy.head
-        seen = sum(blank(component(self.env.observation_space, key), (1,)).nbytes for key in self.keys)
+        sizes = [blank(component(self.env.observation_space, key), (1,)).nbytes for key in self.keys]
+        seen, large = sum(sizes), sum(size for size in sizes if size >= LARGE)
         row = seen * (1 + self.keeps_next_obs) + 8 * head.action_shape.numel() + 4 * head.num_params + 35
-        # twice: each epoch shuffles into a copy
-        check_memory(2.0 * T * N * row, f"a rollout of {T} steps x {N} copies", "ppo.num_steps or env.num_envs", device)
+        # twice: each epoch shuffles into a copy, of what is large one minibatch after the other
+        check_memory(
+            T * N * (2.0 * row - (1.0 - 1.0 / self.chunks) * large),
+            f"a rollout of {T} steps x {N} copies",
+            "ppo.num_steps or env.num_envs",
+            device,
+        )
         data = TensorDict({}, batch_size=[T, N], device=device)
         for key in self.keys:
             data["obs", *key] = self._zeros(key)

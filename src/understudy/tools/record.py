@@ -55,22 +55,12 @@ def scripted_expert(env: VecEnv) -> Actor:
 _BROKEN = "observations or rewards are NaN, infinite or absurd"
 
 
-def record_episodes(
-    env: VecEnv,
-    act: Actor,
-    episodes: int,
-    seed: int,
-    *,
-    label: Actor | None = None,
-    min_steps: int = 0,
-    longest: int | None = None,
-) -> list[Episode]:
+def record_episodes(env: VecEnv, act: Actor, episodes: int, seed: int, *, min_steps: int = 0) -> list[Episode]:
     """Play until `episodes` whole episodes of at least `min_steps` steps together are over, as `play`.
 
-    The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones. Episodes
-    with numbers that are not finite, or absurd, are left out, with a warning; ValueError where all have some.
+    Episodes with numbers that are not finite, or absurd, are left out, with a warning; ValueError where all have some.
     """
-    return sound(play_episodes(env, act, episodes, seed, label=label, min_steps=min_steps, longest=longest))
+    return sound(play_episodes(env, act, episodes, seed, min_steps=min_steps))
 
 
 def play_episodes(
@@ -83,7 +73,10 @@ def play_episodes(
     min_steps: int = 0,
     longest: int | None = None,
 ) -> list[tuple[Episode, bool]]:
-    """The episodes of `record_episodes`, and of each whether `play` found broken numbers in it."""
+    """Whole episodes, played as by `play`, and of each whether it found broken numbers in it.
+
+    The actions kept are those of `label` (an expert that is only asked), if given, else the executed ones.
+    """
     tracks = [_Track(component_keys(env.observation_space)) for _ in range(env.num_envs)]
     finished: list[list[tuple[Episode, bool]]] = [[] for _ in tracks]
     for moment in play(env, act, episodes, seed, min_steps=min_steps, longest=longest):

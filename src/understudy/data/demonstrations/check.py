@@ -171,8 +171,8 @@ class _Reader:
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{where} is of type {values.dtype}: store numbers")
         if values.dtype == target.dtype:
-            pass
-        elif target.dtype.kind == "b":
+            return values
+        if target.dtype.kind == "b":
             if not ((values == 0) | (values == 1)).all():
                 raise ValueError(f"{where} holds other numbers than 0 and 1: {_AGAIN}")
         elif values.dtype.kind == "f" and target.dtype.kind != "f":
